@@ -1,0 +1,147 @@
+"""Checkpoints of a run: sharded tensors through torch.distributed.checkpoint, complete or not there at all.
+
+A checkpoint is a folder `checkpoints/step=000100` with the trained weights, the optimizer's state and each rank's
+random state under global parameter names (so another layout can read it), and `checkpoint.json`, written last, with the
+size of every file. It is written beside and renamed when complete; `latest` and `best` are links to complete ones.
+"""
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
+
+from finetuning.i18n import t
+from finetuning.parallel.apply import trained_parameters
+from finetuning.training.optimizer import optimizer_state
+
+INFO_FILE = "checkpoint.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int  # optimizer steps done
+    val_loss: float | None  # when the step was validated
+    info: dict[str, Any]
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step={step:06d}"
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, info: dict[str, Any]) -> None:
+    """Writes a checkpoint to `path`; every rank must call it. `info` (JSON, with "step") is written by rank 0."""
+    temporary = path.with_name(f".incomplete-{path.name}")
+    if dist.get_rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    dcp.save(_training_state(model, optimizer), checkpoint_id=temporary)
+    if dist.get_rank() == 0:
+        files = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        info = {**info, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
+        _write_synced(temporary / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        point_to(path.parent / "latest", path.name)
+    dist.barrier()
+
+
+def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Fills model, optimizer and random state from a complete checkpoint of any layout; returns its info.
+
+    Every rank must call it. A rank that did not exist when it was written keeps its own random state.
+    """
+    state = _training_state(model, optimizer)
+    known = FileSystemReader(path).read_metadata().state_dict_metadata
+    random_state = state.pop(_random_key(), None)
+    if _random_key() in known:
+        state[_random_key()] = random_state
+    dcp.load(state, checkpoint_id=path)
+    if _random_key() in known:
+        torch.set_rng_state(state[_random_key()])
+    return json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
+
+
+def load_weights(path: Path, model: torch.nn.Module) -> None:
+    """Fills the trained weights from a checkpoint, without optimizer and position; every rank must call it."""
+    dcp.load({f"model.{name}": p.data for name, p in trained_parameters(model).items()}, checkpoint_id=path)
+
+
+def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
+    """Complete checkpoints, oldest first, and a message for each folder that is not complete."""
+    complete, broken = [], []
+    for path in sorted(folder.glob("step=*")):
+        found = open_checkpoint(path)
+        if isinstance(found, Checkpoint):
+            complete.append(found)
+        else:
+            broken.append(found)
+    return sorted(complete, key=lambda checkpoint: checkpoint.step), broken
+
+
+def open_checkpoint(path: Path) -> Checkpoint | str:
+    """The checkpoint in this folder, or why it is not complete."""
+    try:
+        info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return t("{path}: not a complete checkpoint (no readable {file})", path=path, file=INFO_FILE)
+    for name, size in info["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            return t("{path}: not a complete checkpoint ({file} is missing or has the wrong size)", path=path, file=name)
+    return Checkpoint(path, int(info["step"]), info.get("val_loss"), info)
+
+
+def prune(folder: Path, keep_last: int) -> None:
+    """Deletes all but the newest `keep_last` checkpoints and the one with the lowest validation loss; rank 0 calls it."""
+    complete, _ = find_checkpoints(folder)
+    validated = [checkpoint for checkpoint in complete if checkpoint.val_loss is not None]
+    best = min(validated, key=lambda checkpoint: checkpoint.val_loss or 0.0, default=None)
+    if best is not None:
+        point_to(folder / "best", best.path.name)
+    for checkpoint in complete[: len(complete) - keep_last]:
+        if checkpoint != best:
+            (checkpoint.path / INFO_FILE).unlink()  # first: half-deleted must not look complete
+            shutil.rmtree(checkpoint.path)
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Clears what interrupted saves left behind; only while no job of the experiment runs."""
+    for path in folder.glob(".incomplete-*"):
+        shutil.rmtree(path)
+
+
+def point_to(link: Path, name: str) -> None:
+    """Makes `link` a symbolic link to `name`, replacing it in one step."""
+    temporary = link.with_name(f".{link.name}-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    temporary.replace(link)
+
+
+def _training_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    weights = {f"model.{name}": parameter.data for name, parameter in trained_parameters(model).items()}
+    moments = {f"optimizer.{name}": value for name, value in optimizer_state(model, optimizer).items()}
+    return weights | moments | {_random_key(): torch.get_rng_state()}
+
+
+def _random_key() -> str:
+    return f"random.rank{dist.get_rank()}"
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,205 @@
+"""The command line: flags of the specification and ours, turned into a `RunConfig`.
+
+`python finetune.py …` and `finetune train …` are the same command. Nothing heavy is imported before the flags are
+understood, so that `--help` answers at once. Checking and launching belong to `finetuning.launch`.
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetuning import __version__
+from finetuning.config import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
+from finetuning.errors import EXIT_BAD_INPUT, InputError
+from finetuning.i18n import language_of_environment, set_language, t
+
+# Group title -> (flag, short form, help). The first six groups are the specification's.
+FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
+    "Basic execution": [
+        ("executor", None, "where it runs: torchrun on this machine, or a Slurm job"),
+        ("experiment", "-E", "name of the experiment; its folder is experiments/NAME"),
+    ],
+    "Slurm": [
+        ("account", "-a", "Slurm account"),
+        ("partition", "-p", "Slurm partition"),
+        ("container_image", "-i", "container image of the job"),
+    ],
+    "Hardware": [
+        ("num_nodes", "-N", "number of machines"),
+        ("num_gpus", "-G", "GPUs per machine; without CUDA, CPU processes"),
+    ],
+    "Model and data": [
+        ("hf_model_id", None, "Hugging Face model id, or a local folder in Hugging Face format (required)"),
+        ("nemo_model", "-n", "NeMo checkpoint to start from"),
+        ("dataset_path", "-D", "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)"),
+    ],
+    "Training": [
+        ("max_steps", None, "optimizer steps; left out: one epoch"),
+        ("global_batch_size", "-g", "samples per optimizer step; a multiple of micro_batch_size x data parallel size"),
+        ("micro_batch_size", "-m", "a packed row holds at most micro_batch_size x seq_length tokens"),
+    ],
+    "Model parallelism": [
+        ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
+        ("pipeline_model_parallel_size", "-P", "pipeline parallel degree"),
+        ("context_parallel_size", "-C", "context parallel degree"),
+    ],
+    "Samples": [
+        ("seq_length", None, "longest sample in tokens; a longer one is refused, never cut silently"),
+        ("prompt_template", None, r"text with {input} and {output} instead of the chat template; \n is a new line"),
+        ("system_prompt", None, "system message put before every sample"),
+    ],
+    "What is trained": [
+        ("peft", None, "none: all weights; lora: low-rank adapters"),
+        ("lora_rank", None, "rank of the adapters"),
+        ("lora_alpha", None, "adapters are scaled by alpha / rank"),
+        ("lora_targets", None, "comma-separated linear layers that get adapters"),
+    ],
+    "Optimizer": [
+        ("lr", None, "peak learning rate; left out: 5e-6, with LoRA 1e-4"),
+        ("min_lr", None, "learning rate at the end of the cosine"),
+        ("warmup_steps", None, "steps of linear warm-up; left out: a tenth of the steps, at most 50"),
+        ("weight_decay", None, "decay of weight matrices"),
+        ("adam_beta1", None, "AdamW beta 1"),
+        ("adam_beta2", None, "AdamW beta 2"),
+        ("adam_eps", None, "AdamW epsilon"),
+        ("clip_grad", None, "largest global gradient norm; 0: no clipping"),
+        ("seed", None, "decides sample order and adapter initialisation"),
+    ],
+    "Memory and speed": [
+        ("activation_checkpointing", None, "full: recompute each block in the backward pass, less memory, slower"),
+        ("compile", None, "torch.compile of each block; auto: with CUDA only"),
+    ],
+    "Evaluation, checkpoints and logs": [
+        ("val_check_interval", None, "steps between validations; left out: ten in the run"),
+        ("save_every_n_steps", None, "steps between checkpoints; left out: after each validation; 0: none"),
+        ("keep_last", None, "newest checkpoints to keep, besides the best one"),
+        ("num_sample_answers", None, "answers generated before and after training"),
+        ("max_new_tokens", None, "longest generated answer, in tokens"),
+        ("restore_config", None, "checkpoint whose weights to start from, e.g. experiments/NAME/checkpoints/step=000100"),
+        ("accept_changes", None, "resume although data, template, batch size or sequence length changed"),
+        ("wandb_project", None, "also log to this Weights & Biases project (needs the wandb package)"),
+        ("mlflow_tracking_uri", None, "also log to this MLflow server (needs the mlflow package)"),
+        ("experiments_dir", None, "folder that holds the experiments"),
+        ("lang", None, "language of the messages; left out: the locale's"),
+    ],
+}  # fmt: skip
+
+
+def build_parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
+        description="Fine-tunes Llama 3.1 on a folder of {\"input\": …, \"output\": …} JSONL.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved.",
+    )  # fmt: skip
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    for title, flags in FLAGS.items():
+        group = parser.add_argument_group(title)
+        for name, short, text in flags:
+            _add_flag(group, name, short, text, defaults[name])
+        if title == "Model and data":
+            group.add_argument(
+                "--hf_token", metavar="TOKEN", default=None,
+                help="Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder",
+            )  # fmt: skip
+    group = parser.add_argument_group("This command")
+    group.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings; flags override it")
+    group.add_argument("--dryrun", action="store_true", help="check everything, print the resolved run and stop")
+    group.add_argument("--version", action="version", version=f"finetune {__version__}")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> int:
+    """Runs the command and returns its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _hide_token(arguments)
+    set_language(language_of_environment())
+    given = vars(build_parser(program).parse_args(arguments))
+    token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
+    try:
+        config = _resolve_config(given, config_file)
+        from finetuning.launch.command import launch
+
+        return launch(config, token or os.environ.get("HF_TOKEN") or None, dryrun=dryrun)
+    except InputError as error:
+        _print_problems(error.problems)
+        return EXIT_BAD_INPUT
+
+
+def console() -> None:
+    """Entry point of the `finetune` command: `finetune VERB …`."""
+    verbs = {"train": "fine-tune a model; `finetune train --help` lists the flags"}
+    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+        if len(sys.argv) > 1 and sys.argv[1] == "--version":
+            print(f"finetune {__version__}")
+            sys.exit(0)
+        asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
+        lines = ["usage: finetune VERB …", ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
+        print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else EXIT_BAD_INPUT)
+    del sys.argv[1]
+    sys.exit(main())
+
+
+def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfig:
+    settings = read_config_file(config_file) if config_file else {}
+    if "hf_token" in settings:
+        raise InputError(
+            t("--config {path}: hf_token does not belong in a file; set HF_TOKEN or run `hf auth login`", path=config_file)
+        )
+    settings.update(given)
+    settings.setdefault("lang", language_of_environment())
+    if settings["lang"] in CHOICES["lang"]:
+        set_language(settings["lang"])
+    return config_from_dict(settings, str(config_file) if config_file else "command line")
+
+
+def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any) -> None:
+    """Adds one flag; only flags that were given appear in the result, so that they override `--config`."""
+    names = [short, f"--{name}"] if short else [f"--{name}"]
+    hint = field_types()[name]
+    if hint is bool:
+        group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
+        return
+    if default not in (None, dataclasses.MISSING):
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        text += f" (default: {shown})"
+    kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
+    group.add_argument(
+        *names, type=kind, default=argparse.SUPPRESS, help=text.replace("%", "%%"), choices=CHOICES.get(name),
+        metavar=None if name in CHOICES else {int: "N", float: "X", str: "TEXT"}[kind],
+    )  # fmt: skip
+
+
+def _hide_token(arguments: list[str]) -> None:
+    """Starts this program again with the token in the environment, so that no process list shows it.
+
+    Returns without effect when no `--hf_token` was given.
+    """
+    kept, token, values = [], None, iter(arguments)
+    for argument in values:
+        if argument == "--hf_token":
+            token = next(values, None)
+            if token is None:
+                return  # argparse reports the missing value
+        elif argument.startswith("--hf_token="):
+            token = argument.partition("=")[2]
+        else:
+            kept.append(argument)
+    if token is not None:
+        os.environ["HF_TOKEN"] = token
+        own_arguments = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
+        os.execv(sys.executable, [sys.executable, *own_arguments[1:], *kept])
+
+
+def _print_problems(problems: list[str]) -> None:
+    print(t("Nothing was started. {count} to mend:", count=len(problems)), file=sys.stderr)
+    for problem in problems:
+        print(f"  - {problem}", file=sys.stderr)

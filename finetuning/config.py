@@ -1,0 +1,228 @@
+"""Every setting of a run, and the file `run.yaml` that the workers read.
+
+`RunConfig` is what the user asked for: its fields carry the names of the command's flags. `Run` adds what follows
+from it on the launching machine (folders, step counts, where weights come from). Imports no torch.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+CHOICES = {
+    "executor": ("local", "slurm"),
+    "peft": ("none", "lora"),
+    "activation_checkpointing": ("none", "full"),
+    "compile": ("auto", "on", "off"),
+    "lang": ("en", "zh-TW"),
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the user asked for. Secrets are not part of it: the token never reaches a file."""
+
+    # Model and data. A Hugging Face model id or a local folder in its format; a folder of JSONL.
+    hf_model_id: str
+    dataset_path: str
+    nemo_model: str | None = None
+
+    # Where and how it runs.
+    executor: str = "local"
+    experiment: str = "llama31_pretraining"
+    account: str = "root"
+    partition: str = "defq"
+    container_image: str = "nvcr.io/nvidia/nemo:dev"
+    num_nodes: int = 1
+    num_gpus: int = 8  # processes per node; CPU processes on a machine without CUDA
+    experiments_dir: str = "experiments"
+
+    # Batch and schedule. Batch sizes count samples; the global batch is per optimizer step, over all ranks.
+    max_steps: int | None = None  # optimizer steps; None: one epoch
+    global_batch_size: int = 2048
+    micro_batch_size: int = 1  # a packed row holds at most micro_batch_size * seq_length tokens
+    seq_length: int = 8192  # tokens of the longest sample
+
+    # Layout.
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+
+    # What is trained.
+    peft: str = "none"
+    lora_rank: int = 16
+    lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] = LORA_TARGETS
+
+    # Prompt. None: the tokenizer's own chat template.
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+
+    # Optimizer: AdamW, linear warm-up, cosine to `min_lr`.
+    lr: float | None = None  # None: 5e-6 full, 1e-4 LoRA
+    min_lr: float = 0.0
+    warmup_steps: int | None = None  # None: a tenth of the steps, at most 50
+    weight_decay: float = 0.1  # matrices only; norms are never decayed
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    adam_eps: float = 1e-8
+    clip_grad: float = 1.0  # largest global gradient norm; 0 switches clipping off
+    seed: int = 1234  # sample order and LoRA initialisation
+
+    # Memory and speed.
+    activation_checkpointing: str = "none"
+    compile: str = "auto"  # auto: on with CUDA, off on CPU
+
+    # Evaluation, checkpoints, logs.
+    val_check_interval: int | None = None  # optimizer steps; None: ten times in the run
+    save_every_n_steps: int | None = None  # optimizer steps; None: with each validation; 0: never
+    keep_last: int = 2  # complete checkpoints kept besides the best one
+    num_sample_answers: int = 3  # answers generated before and after training; 0: none
+    max_new_tokens: int = 64  # per generated answer
+    restore_config: str | None = None  # start from the weights of this checkpoint
+    accept_changes: bool = False  # resume although data, template, batch or model changed
+    wandb_project: str | None = None
+    mlflow_tracking_uri: str | None = None
+    lang: str = "en"
+
+    @property
+    def learning_rate(self) -> float:
+        return self.lr if self.lr is not None else (1e-4 if self.peft == "lora" else 5e-6)
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self.num_gpus
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size * self.context_parallel_size
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.world_size // self.model_parallel_size
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved run: the configuration and what the launching machine found out. Written to `run.yaml`."""
+
+    config: RunConfig
+    experiment_dir: str
+    device: str  # cuda | cpu
+    model_path: str  # local folder in Hugging Face format: config, weights, tokenizer
+    tokens_dir: str  # tokenised samples, memory-mapped by every worker
+    sources: dict[str, str]  # split -> JSONL file it was read from
+    max_steps: int
+    warmup_steps: int
+    val_check_interval: int
+    save_every_n_steps: int
+    end_token_ids: tuple[int, ...]  # any of them ends a generated answer
+    resume_from: str | None  # a complete checkpoint of this experiment
+    initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
+    identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
+
+
+def field_types() -> dict[str, Any]:
+    """Field name -> annotated type of `RunConfig`."""
+    return typing.get_type_hints(RunConfig)
+
+
+def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
+    """Builds a `RunConfig`; unknown names, missing required ones and wrong types are all reported at once."""
+    hints = field_types()
+    problems = [
+        t("{source}: unknown setting '{name}'; known settings: {known}", source=source, name=name, known=", ".join(hints))
+        for name in values
+        if name not in hints
+    ]
+    required = [f.name for f in dataclasses.fields(RunConfig) if f.default is dataclasses.MISSING]
+    problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
+    converted: dict[str, Any] = {}
+    for name, value in values.items():
+        if name in hints:
+            try:
+                converted[name] = _convert(value, hints[name])
+            except (TypeError, ValueError):
+                problems.append(
+                    t("{source}: {name} is {value!r}, but must be {type}", source=source, name=name, value=value,
+                      type=_type_name(hints[name]))
+                )  # fmt: skip
+            else:
+                if name in CHOICES and converted[name] not in CHOICES[name]:
+                    problems.append(
+                        t("{source}: {name} is {value!r}, but must be one of {choices}", source=source, name=name,
+                          value=value, choices=", ".join(CHOICES[name]))
+                    )  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    return RunConfig(**converted)
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The settings of a `--config` YAML file, flat, with the flags' names as keys."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(t("--config {path}: there is no such file", path=path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(t("--config {path}: not valid YAML: {error}", path=path, error=error)) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(t("--config {path}: must hold 'name: value' lines named like the flags", path=path))
+    return values
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Writes `run.yaml`; `read_run` gives back an equal `Run`."""
+    text = yaml.safe_dump(_plain(dataclasses.asdict(run)), allow_unicode=True, sort_keys=False, width=120)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_run(path: Path) -> Run:
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    config = config_from_dict(values.pop("config"), str(path))
+    values["end_token_ids"] = tuple(values["end_token_ids"])
+    return Run(config=config, **values)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+    if typing.get_origin(hint) is tuple:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(str(item).strip() for item in items)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise TypeError
+        return value
+    if hint is int and isinstance(value, float | bool):
+        raise TypeError
+    if hint is str and not isinstance(value, str):
+        raise TypeError
+    return hint(value)
+
+
+def _type_name(hint: Any) -> str:
+    if isinstance(hint, types.UnionType):
+        hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of names")

@@ -1,0 +1,1 @@
+"""From source files to packed global batches; needs no process group."""

@@ -1,0 +1,28 @@
+"""Errors a user can act on, and the exit codes of the command.
+
+`InputError` carries every problem found at once; it is raised on the launching machine before anything is
+started. `RunError` is a failure while the job runs, with what to change. Programming errors stay ordinary exceptions.
+"""
+
+from collections.abc import Sequence
+
+EXIT_FINISHED = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, state saved, the same command goes on
+
+
+class InputError(Exception):
+    """What the user gave cannot work; `problems` holds one message for each thing to change."""
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class RunError(Exception):
+    """The job cannot go on; the message says what happened and what would help."""
+
+
+class StopRequested(Exception):
+    """SIGTERM or Ctrl-C arrived while there was nothing to save."""

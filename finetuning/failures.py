@@ -1,0 +1,61 @@
+"""Turns an exception of a worker into the paragraph a user reads, and keeps it where the launcher finds it."""
+
+import json
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from finetuning.config import RunConfig
+from finetuning.errors import InputError, RunError
+from finetuning.i18n import t
+
+
+def explain(error: BaseException, config: RunConfig | None) -> str:
+    """What happened and what to change."""
+    if isinstance(error, RunError | InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return _out_of_memory(config)
+    return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU allocator raises a RuntimeError with this text."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error).replace(
+        "not enough memory", "can't allocate memory"
+    )
+
+
+def _out_of_memory(config: RunConfig | None) -> str:
+    advice = [t("lower --seq_length or --micro_batch_size (a row holds seq_length x micro_batch_size tokens)")]
+    if config is None or config.activation_checkpointing == "none":
+        advice.append("--activation_checkpointing full")
+    if config is None or config.peft == "none":
+        advice.append("--peft lora")
+    advice.append(t("more GPUs (weights and optimizer are spread over them)"))
+    return t("Out of memory. What helps, in this order: {advice}", advice="; ".join(advice))
+
+
+def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig | None) -> None:
+    """Writes `rank_N.error.json`; the launcher shows the earliest one."""
+    record = {
+        "rank": rank, "time": time.time(), "message": explain(error, config),
+        "traceback": "".join(traceback.format_exception(error)),
+    }  # fmt: skip
+    logs.mkdir(parents=True, exist_ok=True)
+    (logs / f"rank_{rank}.error.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def first_failure(logs: Path) -> dict | None:
+    """The earliest failure of any rank: later ones are mostly ranks that lost a partner."""
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("rank_*.error.json")]
+    return min(records, key=lambda record: record["time"], default=None)
+
+
+def clear_failures(logs: Path) -> None:
+    for file in logs.glob("rank_*.error.json"):
+        file.unlink()

@@ -1,0 +1,29 @@
+"""Messages in English and in Traditional Chinese (Taiwan).
+
+`t("… {name} …", name=value)` looks its English template up in `messages_zh_tw.py` when Chinese is asked for by
+`--lang` or the locale; a template without a translation is shown in English.
+"""
+
+import os
+
+_language = "en"
+
+
+def language_of_environment() -> str:
+    """'zh-TW' when LC_ALL, LC_MESSAGES or LANG (the first that is set) names Traditional Chinese, else 'en'."""
+    locale = next((os.environ[name] for name in ("LC_ALL", "LC_MESSAGES", "LANG") if os.environ.get(name)), "")
+    return "zh-TW" if locale.replace("-", "_").startswith(("zh_TW", "zh_HK", "zh_Hant")) else "en"
+
+
+def set_language(language: str) -> None:
+    global _language
+    _language = language
+
+
+def t(template: str, **values: object) -> str:
+    """The message in the chosen language, with `values` put in by `str.format`."""
+    if _language == "zh-TW":
+        from finetuning.messages_zh_tw import MESSAGES
+
+        template = MESSAGES.get(template, template)
+    return template.format(**values)

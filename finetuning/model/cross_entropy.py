@@ -1,0 +1,62 @@
+"""Next-token cross-entropy straight from hidden states, without ever holding all logits.
+
+With a vocabulary of 128 256, the logits of one 8192-token row are 4 GB in float32. Here rows of hidden states pass
+through the head in chunks; each chunk's gradient is computed at once, in the forward pass, and its logits are dropped.
+Positions that are not trained never reach the head.
+
+Shape letters: T tokens, D hidden size, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -100
+CHUNK_TOKENS = 2048
+
+
+def linear_cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
+    """Sum of the cross-entropies of the trained positions, float32 scalar; differentiable in hidden and weight.
+
+    Args:
+        hidden_TD: last hidden states.
+        weight_VD: output head.
+        labels_T: the token that follows each position, or IGNORED_LABEL where it is not trained.
+    """
+    trained = (labels_T != IGNORED_LABEL).nonzero()[:, 0]
+    return _LinearCrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained])
+
+
+class _LinearCrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, labels):  # type: ignore[no-untyped-def]
+        needs_hidden, needs_weight, _ = ctx.needs_input_grad
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # float32: chunks add up in it, and the sum must not lose small contributions
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
+            part = slice(start, start + CHUNK_TOKENS)
+            logits = F.linear(hidden[part], weight).float()
+            logsumexp = torch.logsumexp(logits, -1, keepdim=True)
+            total += (logsumexp - logits.gather(1, labels[part, None])).sum()
+            if needs_hidden or needs_weight:
+                grad_logits = torch.exp(logits.sub_(logsumexp))
+                grad_logits.scatter_add_(1, labels[part, None], torch.full_like(logsumexp, -1.0))
+                grad_logits = grad_logits.to(hidden.dtype)
+                if grad_hidden is not None:
+                    torch.mm(grad_logits, weight, out=grad_hidden[part])
+                if grad_weight is not None:
+                    grad_weight += grad_logits.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        if grad_hidden is not None:
+            grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None

@@ -1,0 +1,173 @@
+"""The Llama decoder in one file, as plain PyTorch.
+
+In: one packed row of tokens with positions and document boundaries. Out: logits, or the summed cross-entropy of the
+trained positions. Parameter names and the RoPE layout are those of Hugging Face's LlamaForCausalLM, so weights move
+without renaming. How the model is spread over processes is `finetuning.parallel`'s business.
+
+Shape letters: B rows (1 for packed training), T tokens of a row, D hidden size, N query heads, K key/value heads,
+H head dimension, V vocabulary.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from finetuning.model.attention import Documents, document_attention
+from finetuning.model.config import LlamaConfig
+from finetuning.model.cross_entropy import linear_cross_entropy_sum
+
+
+class Llama(nn.Module):
+    """The whole decoder with its head."""
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = Head(config)
+
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
+        labels_BT: Tensor | None = None, at_S: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Logits [B, T, V]; with labels, the float32 sum of the trained positions' cross-entropies instead.
+
+        Args:
+            tokens_BT: token ids; B is 1 (documents of a row are separated by `documents`, not by the batch dimension).
+            positions_BT: position of each token in its own document.
+            documents: where the documents of the row begin and end.
+            labels_BT: token that follows each position, -100 where it is not trained.
+            at_S: compute logits [B, S, V] of these S positions only.
+        """
+        hidden_BTD = self.model(tokens_BT, positions_BT, documents)
+        if at_S is not None:
+            hidden_BTD = hidden_BTD[:, at_S]
+        tied = self.model.embed_tokens.weight if self.config.tie_word_embeddings else None
+        return self.lm_head(hidden_BTD, labels_BT, tied)
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # A dictionary keyed by index: a pipeline stage can hold layers 8-15 under their global names.
+        self.layers = nn.ModuleDict({str(index): Block(config) for index in range(config.num_hidden_layers)})
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents) -> Tensor:
+        hidden_BTD = self.embed_tokens(tokens_BT)
+        cos_BTH, sin_BTH = rope_tables(self.config, positions_BT)
+        for layer in self.layers.values():
+            hidden_BTD = layer(hidden_BTD, cos_BTH, sin_BTH, documents)
+        return self.norm(hidden_BTD)
+
+
+class Block(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTH, sin_BTH, documents)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.head_dim = config.head_dim
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
+        batch, length, _ = x_BTD.shape
+        q, k, v = (
+            projection(x_BTD).view(batch, length, -1, self.head_dim) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, cos_BTH, sin_BTH), rotate(k, cos_BTH, sin_BTH)
+        out_TNH = document_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
+        return self.o_proj(out_TNH.reshape(batch, length, -1))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Head(nn.Module):
+    """Output head: logits, or with labels the summed cross-entropy without materialising them.
+
+    A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files.
+    """
+
+    def __init__(self, config: LlamaConfig):
+        super().__init__()
+        if not config.tie_word_embeddings:
+            self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
+        weight_VD = self.weight if tied_VD is None else tied_VD
+        if labels_BT is None:
+            return F.linear(hidden_BTD, weight_VD)
+        return linear_cross_entropy_sum(hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten())
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+def rope_tables(config: LlamaConfig, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, T, H] in float32; both halves of H are equal (Hugging Face's layout)."""
+    angles = positions_BT[..., None].float() * inverse_frequencies(config, positions_BT.device)
+    angles = torch.cat((angles, angles), -1)
+    return angles.cos(), angles.sin()
+
+
+def inverse_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
+    """RoPE frequencies [H/2] in float32, with Llama 3.1's scaling of long wavelengths.
+
+    Wavelengths above original_max / low_freq_factor are stretched by `factor`, those below original_max /
+    high_freq_factor stay, and the band between is interpolated (Llama 3.1 reference implementation).
+    """
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    frequencies = 1.0 / (config.rope_theta**exponents)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    wavelengths = 2 * math.pi / frequencies
+    turns = scaling.original_max_position_embeddings / wavelengths
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = smooth.clamp(0, 1)
+    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+
+
+def rotate(x_BTNH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
+    """Rotates each pair (i, i + H/2) by its position's angle; computed in float32, returned in x's dtype."""
+    x = x_BTNH.float()
+    first, second = x.chunk(2, -1)
+    turned = torch.cat((-second, first), -1)
+    return (x * cos_BTH.unsqueeze(2) + turned * sin_BTH.unsqueeze(2)).to(x_BTNH.dtype)

@@ -1,0 +1,306 @@
+"""The worker: one process of a run, started by torchrun.
+
+`torchrun --nproc_per_node N -m finetuning.train experiments/NAME/run.yaml` trains, evaluates and exports what
+run.yaml says, or goes on where its newest checkpoint stands. Exit code 0 when it finished or was stopped cleanly
+(`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from rich.console import Console
+
+from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
+from finetuning.checkpoint.huggingface import export_model, load_base_weights
+from finetuning.checkpoint.store import load_weights
+from finetuning.config import Run, read_run
+from finetuning.data.batches import GlobalBatches, RowPlan
+from finetuning.data.jsonl import Sample, parse_line
+from finetuning.data.template import load_prompt_format
+from finetuning.data.tokenized import TokenizedSplit, open_split
+from finetuning.errors import EXIT_FINISHED, StopRequested
+from finetuning.evaluate import Evaluation, evaluate
+from finetuning.failures import write_failure
+from finetuning.generate import generate
+from finetuning.i18n import set_language, t
+from finetuning.model.config import read_llama_config
+from finetuning.model.llama import Llama
+from finetuning.parallel.apply import Technique, build_model
+from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
+from finetuning.training.display import TrainingDisplay
+from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def main(run_file: Path) -> int:
+    """Runs this process's part of the run and returns its exit code."""
+    rank = int(os.environ["RANK"])
+    run = read_run(run_file)
+    logs = Path(run.experiment_dir) / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    terminal = redirect_output(logs / f"rank_{rank}.log")
+    _end_with_parent()
+    set_language(run.config.lang)
+    stop = StopSwitch()
+    try:
+        Worker(run, rank, terminal, stop).work()
+        return EXIT_FINISHED
+    except StopRequested:
+        if rank == 0:
+            write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
+        return EXIT_FINISHED
+    except BaseException as error:
+        write_failure(logs, rank, error, run.config)
+        raise
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+class StopSwitch:
+    """Remembers SIGTERM and SIGINT; while nothing can be saved, they end the process at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.training = False
+        self.listen()
+
+    def listen(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def set_training(self, training: bool) -> None:
+        self.training = training
+        if self.requested and not training:
+            raise StopRequested
+
+    def _receive(self, number: int, frame: object) -> None:
+        already, self.requested = self.requested, True
+        if not self.training and not already:
+            raise StopRequested
+
+
+class Worker:
+    """One process of a run: its split views, its model, and the phases train, evaluate, export."""
+
+    def __init__(self, run: Run, rank: int, terminal: Console, stop: StopSwitch):
+        self.run, self.config, self.rank, self.stop = run, run.config, rank, stop
+        self.folder = Path(run.experiment_dir)
+        self.results = self.folder / "results"
+        self.model_path = Path(run.model_path)
+        self.llama_config = read_llama_config(self.model_path)
+        self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
+        self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
+        self.plan = row_plan(run, self.llama_config.attention_cost)
+        self.resume_step = int(Path(run.resume_from).name.partition("=")[2]) if run.resume_from else 0
+        log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
+        self.display = TrainingDisplay(terminal, log, run.max_steps, self.config.world_size) if log else None
+        self.module = FineTuning(run, self._build, lambda: stop.requested)
+
+    def work(self) -> None:
+        self._status(RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid())
+        self._train()
+        self._evaluate_and_export()
+
+    def _train(self) -> None:
+        config, run = self.config, self.run
+        batches = GlobalBatches(
+            self.splits["training"], start_step=self.resume_step, max_steps=run.max_steps, seed=config.seed,
+            global_batch_size=config.global_batch_size, data_rank=self._data_rank(),
+            data_parallel_size=config.data_parallel_size, plan=self.plan,
+        )  # fmt: skip
+        record = StepRecord(
+            run, self.display, self.resume_step,
+            validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
+            before_first_step=self._look_before,
+        )  # fmt: skip
+        strategy = MeshStrategy(
+            pp=config.pipeline_model_parallel_size, dp=config.data_parallel_size, cp=config.context_parallel_size,
+            tp=config.tensor_model_parallel_size, identity=run.identity,
+        )  # fmt: skip
+        trainer = pl.Trainer(
+            accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+            num_nodes=config.num_nodes, strategy=strategy, max_steps=run.max_steps, max_epochs=-1,
+            callbacks=[record, OwnCheckpoints()], logger=self._loggers(), log_every_n_steps=1, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            default_root_dir=run.experiment_dir,
+        )  # fmt: skip
+        # Lightning 2.6 would turn SIGTERM into an exception without a checkpoint; ours finishes the step and saves.
+        trainer._signal_connector.register_signal_handlers = self.stop.listen
+        self.stop.set_training(True)
+        trainer.fit(self.module, batches, ckpt_path=run.resume_from)
+        if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
+            self._say(_stopped_message(trainer.global_step, run))
+            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"))
+            raise StopRequested
+        self.stop.set_training(False)
+
+    def _build(self, module: FineTuning) -> Llama:
+        """Builds the model of this process and fills it: from the base model, then from where the run starts."""
+        config, run = self.config, self.run
+        mesh, device = module.device_mesh, module.trainer.strategy.root_device
+        assert mesh is not None
+        on_gpu = run.device == "cuda"
+        lora = config.peft == "lora"
+        technique = Technique(
+            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
+            compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
+            activation_checkpointing=config.activation_checkpointing == "full",
+            compile=config.compile == "on" or (config.compile == "auto" and on_gpu),
+        )  # fmt: skip
+        model = build_model(self.llama_config, mesh, device, technique)
+        start = Path(run.initial_weights) if run.initial_weights and not run.resume_from else None
+        if lora or (run.resume_from is None and start is None):  # otherwise every weight comes from a checkpoint
+            load_base_weights(self.model_path, model)
+        if lora and run.resume_from is None and start is None:
+            initialise_adapters(model, config.seed)
+        if start is not None and (start / ADAPTER_CONFIG_FILE).is_file():
+            load_adapters(start, model)
+        elif start is not None:
+            load_weights(start, model)
+        return model
+
+    def _look_before(self) -> None:
+        """Validation loss and answers of the untrained model, to compare with later."""
+        found = {"val_loss": self._loss("validation").loss} if "validation" in self.splits else {}
+        self._write_result("before.json", found)
+        self._answer("answers_before.jsonl")
+
+    def _evaluate_and_export(self) -> None:
+        if "test" in self.splits:
+            found = self._loss("test")
+            self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": self.run.max_steps})
+            self._say(
+                t("test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples", loss=found.loss,
+                  perplexity=found.perplexity, samples=found.samples)
+            )  # fmt: skip
+        self._answer("predictions.jsonl")
+        target = self.folder / "export"
+        assert self.module.net is not None
+        if self.config.peft == "lora":
+            export_adapters(self.module.net, target, self.config, self.model_path, self.prompt_format.chat_template())
+        else:
+            export_model(self.module.net, target, self.model_path, self.prompt_format.chat_template())
+        self._status(FINISHED, step=self.run.max_steps, reason=t("all steps done"), exit_code=EXIT_FINISHED, export=str(target))
+
+    def _loss(self, split: str) -> Evaluation:
+        assert self.module.net is not None
+        return evaluate(
+            self.module.net, self.splits[split], self.plan, self.module.device, self._data_rank(), self.config.data_parallel_size
+        )
+
+    def _answer(self, file_name: str) -> None:
+        """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""
+        split = next((name for name in ("test", "validation") if name in self.splits), None)
+        if split is None or self.config.num_sample_answers == 0:
+            return
+        samples = first_samples(self.splits[split], Path(self.run.sources[split]), self.config.num_sample_answers)
+        assert self.module.net is not None
+        answers = generate(
+            self.module.net, [self.prompt_format.encode_prompt(sample.input) for sample in samples],
+            end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens, device=self.module.device,
+        )  # fmt: skip
+        rows = [
+            {"input": sample.input, "label": sample.output, "prediction": self.prompt_format.decode(answer)}
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+        if self.rank == 0:
+            self.results.mkdir(exist_ok=True)
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            (self.results / file_name).write_text(text, encoding="utf-8")
+
+    def _loggers(self) -> list[Logger]:
+        config = self.config
+        loggers: list[Logger] = [
+            TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=self.resume_step + 1)
+        ]
+        if config.wandb_project:
+            loggers.append(WandbLogger(project=config.wandb_project, name=config.experiment, save_dir=self.folder))
+        if config.mlflow_tracking_uri:
+            loggers.append(MLFlowLogger(experiment_name=config.experiment, tracking_uri=config.mlflow_tracking_uri))
+        return loggers
+
+    def _data_rank(self) -> int:
+        return self.rank // self.config.model_parallel_size % self.config.data_parallel_size
+
+    def _say(self, text: str) -> None:
+        if self.display:
+            self.display.message(text)
+
+    def _status(self, state: str, **facts: Any) -> None:
+        if self.rank == 0:
+            write_status(self.folder, state, **facts)
+
+    def _write_result(self, name: str, values: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.results.mkdir(exist_ok=True)
+            (self.results / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def row_plan(run: Run, attention_cost: float) -> RowPlan:
+    """Row lengths: with compiled blocks few different ones (sixteenths of a full row), on CPU close to the real length."""
+    capacity = run.config.micro_batch_size * run.config.seq_length
+    granularity = max(128, capacity // 16) if run.device == "cuda" else 8
+    return RowPlan(capacity, granularity, attention_cost)
+
+
+def first_samples(split: TokenizedSplit, source: Path, count: int) -> list[Sample]:
+    """The texts of the first samples of a split."""
+    wanted = set(split.lines[:count].tolist())
+    samples = []
+    with source.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number in wanted:
+                sample = parse_line(raw.removeprefix(b"\xef\xbb\xbf"), number)
+                assert isinstance(sample, Sample)  # checked before the launch
+                samples.append(sample)
+            if len(samples) == len(wanted):
+                break
+    return samples
+
+
+def redirect_output(log_file: Path) -> Console:
+    """Sends everything this process prints to its log and returns a console on the real standard output.
+
+    Libraries warn about things a user can do nothing about; those belong in the log. Works on file descriptors, so it
+    also catches what C libraries print.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return Console(file=terminal)
+
+
+def _stopped_message(step: int, run: Run) -> str:
+    if run.save_every_n_steps == 0:
+        return t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
+    return t("saved at step {step} of {max_steps}; run the same command to go on", step=step, max_steps=run.max_steps)
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to kill this process when torchrun dies, so that no worker is left behind."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

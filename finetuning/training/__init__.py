@@ -1,0 +1,1 @@
+"""One optimizer step, and the Lightning shell that repeats it."""

@@ -1,0 +1,47 @@
+"""`metrics.csv`: one row per optimizer step, also after crashes and resumes."""
+
+import csv
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+COLUMNS = (
+    "step", "train_loss", "val_loss", "learning_rate", "grad_norm", "samples", "tokens", "answer_tokens",
+    "tokens_per_second", "fill", "memory_gib", "seconds",
+)  # fmt: skip
+
+
+class MetricsFile:
+    """Appends rows; rows after `resume_step` that a broken run left behind are dropped first, so no step is twice."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        kept = [row for row in read_metrics(path) if int(row["step"]) <= resume_step]
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+        temporary.replace(path)
+
+    def append(self, row: dict[str, float | int | None]) -> None:
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The complete rows of the file; none if it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["step"] and row["seconds"]]
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory this process has used so far: of the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,50 @@
+"""AdamW and the learning rate of each step."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
+) -> torch.optim.AdamW:
+    """AdamW over the trained parameters; matrices decay, vectors (norms) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+
+
+def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: int, max_steps: int) -> float:
+    """Learning rate of step `step` (from 0): linear warm-up over `warmup_steps`, then half a cosine to `minimum`.
+
+    A pure function of the step: there is no scheduler state to restore. Example: peak 1, 2 warm-up steps of 6 ->
+    0.5, 1.0, 1.0, 0.854, 0.5, 0.146.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
+    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """`NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` of every trained parameter, sharded like the parameter.
+
+    Entries are created where the optimizer has not stepped yet, so that a checkpoint can be loaded into them.
+    """
+    fused = bool(optimizer.param_groups[0]["fused"])
+    named = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        named |= {f"{name}.{key}": value for key, value in state.items()}
+    return named
