@@ -4,6 +4,7 @@ import json
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,12 +23,10 @@ def explain(error: BaseException, config: RunConfig | None) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has an exception of its own; the CPU allocator raises a RuntimeError with this text."""
+    """CUDA has an exception of its own; the CPU allocator raises a RuntimeError that names it."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error).replace(
-        "not enough memory", "can't allocate memory"
-    )
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _out_of_memory(config: RunConfig | None) -> str:
@@ -50,7 +49,7 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
     (logs / f"rank_{rank}.error.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def first_failure(logs: Path) -> dict | None:
+def first_failure(logs: Path) -> dict[str, Any] | None:
     """The earliest failure of any rank: later ones are mostly ranks that lost a partner."""
     records = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("rank_*.error.json")]
     return min(records, key=lambda record: record["time"], default=None)

@@ -20,7 +20,7 @@ def set_language(language: str) -> None:
     _language = language
 
 
-def t(template: str, **values: object) -> str:
+def t(template: str, /, **values: object) -> str:
     """The message in the chosen language, with `values` put in by `str.format`."""
     if _language == "zh-TW":
         from finetuning.messages_zh_tw import MESSAGES

@@ -128,7 +128,7 @@ class Worker:
         )  # fmt: skip
         strategy = MeshStrategy(
             pp=config.pipeline_model_parallel_size, dp=config.data_parallel_size, cp=config.context_parallel_size,
-            tp=config.tensor_model_parallel_size, identity=run.identity,
+            tp=config.tensor_model_parallel_size, max_steps=run.max_steps, identity=run.identity,
         )  # fmt: skip
         trainer = pl.Trainer(
             accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
@@ -198,7 +198,12 @@ class Worker:
     def _loss(self, split: str) -> Evaluation:
         assert self.module.net is not None
         return evaluate(
-            self.module.net, self.splits[split], self.plan, self.module.device, self._data_rank(), self.config.data_parallel_size
+            self.module.net,
+            self.splits[split],
+            self.plan,
+            self.module.device,
+            self._data_rank(),
+            self.config.data_parallel_size,
         )
 
     def _answer(self, file_name: str) -> None:

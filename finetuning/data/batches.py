@@ -130,8 +130,8 @@ def make_row(split: TokenizedSplit, samples: list[int], plan: RowPlan) -> MicroB
     if start < length:
         positions[start:] = np.arange(length - start)
         documents.append(length - start)
-    rows = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
-    return MicroBatch(*rows, make_documents(documents))
+    tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
+    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents))
 
 
 def make_step_batch(

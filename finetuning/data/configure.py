@@ -61,22 +61,8 @@ def configure_dataset(
     Raises:
         InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
     """
-    sources, was_split = find_sources(Path(dataset_path))
+    sources, samples, was_split = read_dataset(Path(dataset_path))
     prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt)
-    samples: dict[str, list[Sample]] = {}
-    problems: list[str] = []
-    for path in dict.fromkeys(source.path for source in sources.values()):
-        found, wrong = read_samples(path)
-        problems += _shorten(wrong, path)
-        if was_split:
-            sources = _split_lines(path, [sample.line for sample in found])
-        for name, source in sources.items():
-            if source.path == path:
-                samples[name] = [s for s in found if source.lines is None or s.line in source.lines]
-        if not found and not wrong:
-            problems.append(t("{path}: holds no samples", path=path))
-    if problems:
-        raise InputError(problems)
     if prompt_template is None:
         check_against_chat_template(prompt_format, Path(model_path), system_prompt, samples["training"])
     fingerprint = _fingerprint(sources)
@@ -86,6 +72,30 @@ def configure_dataset(
         _tokenize(folder, sources, samples, prompt_format, seq_length)
     splits = {name: open_split(folder / name) for name in sources}
     return Dataset(folder, sources, prompt_format, splits, was_split, fingerprint, samples["training"][0])
+
+
+def read_dataset(path: Path) -> tuple[dict[str, Source], dict[str, list[Sample]], bool]:
+    """Source and samples of each split, and whether a raw file was split.
+
+    Raises:
+        InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
+    """
+    sources, was_split = find_sources(path)
+    samples: dict[str, list[Sample]] = {}
+    problems: list[str] = []
+    for file in dict.fromkeys(source.path for source in sources.values()):
+        found, wrong = read_samples(file)
+        problems += _shorten(wrong, file)
+        if not found and not wrong:
+            problems.append(t("{path}: holds no samples", path=file))
+        if was_split and not problems:
+            sources = _split_lines(file, [sample.line for sample in found])
+        for name, source in sources.items():
+            if source.path == file:
+                samples[name] = [sample for sample in found if source.lines is None or sample.line in source.lines]
+    if problems:
+        raise InputError(problems)
+    return sources, samples, was_split
 
 
 def find_sources(path: Path) -> tuple[dict[str, Source], bool]:

@@ -8,8 +8,10 @@ the prompt that is used when an answer is generated.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -21,6 +23,7 @@ from finetuning.i18n import t
 # template contains them. The spaces tell whether the template trims.
 INPUT_MARK, OUTPUT_MARK = "\ue000input\ue001", "\ue000output\ue001"
 CHECKED_SAMPLES = 16
+DATE_STRING = "26 Jul 2024"  # the date of Llama 3.1's own template
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def check_against_chat_template(
             )  # fmt: skip
 
 
-def _chat_renderer(model_path: Path, system_prompt: str | None):  # type: ignore[no-untyped-def]
+def _chat_renderer(model_path: Path, system_prompt: str | None) -> Callable[[str, str], tuple[str, str]]:
+    """A function from question and answer to (prompt, whole text), as transformers renders them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(str(model_path))
@@ -137,15 +141,19 @@ def _chat_renderer(model_path: Path, system_prompt: str | None):  # type: ignore
         )  # fmt: skip
     system = [{"role": "system", "content": system_prompt}] if system_prompt else []
 
-    def render(question: str, answer: str) -> tuple[str, str]:
-        messages = [*system, {"role": "user", "content": question}]
+    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         # Llama 3.2's template would otherwise write today's date into every sample: another prompt each day.
-        options = {"tokenize": False, "date_string": "26 Jul 2024"}
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
-        whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": answer}], **options)
-        return prompt, whole
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
+        )
+        return str(text)
 
-    return render
+    def render_both(question: str, answer: str) -> tuple[str, str]:
+        messages = [*system, {"role": "user", "content": question}]
+        whole = [*messages, {"role": "assistant", "content": answer}]
+        return render(messages, add_generation_prompt=True), render(whole, add_generation_prompt=False)
+
+    return render_both
 
 
 def _chat_parts(model_path: Path, system_prompt: str | None) -> tuple[str, str, str, bool]:
@@ -154,7 +162,10 @@ def _chat_parts(model_path: Path, system_prompt: str | None) -> tuple[str, str, 
     question, answer = (INPUT_MARK, OUTPUT_MARK) if trims else (f" {INPUT_MARK} ", f" {OUTPUT_MARK} ")
     if prompt.count(question) != 1 or not whole.startswith(prompt) or not whole[len(prompt) :].startswith(answer):
         raise InputError(
-            t("{path}: the chat template does not put the answer right after the prompt; give --prompt_template", path=model_path)
+            t(
+                "{path}: the chat template does not put the answer right after the prompt; give --prompt_template",
+                path=model_path,
+            )
         )
     before, between = prompt.split(question)
     return before, between, whole[len(prompt) + len(answer) :], trims
@@ -165,7 +176,11 @@ def _template_parts(template: str, system_prompt: str | None, begin: str, end: s
         raise InputError(t("--system_prompt has no effect with --prompt_template; write it into the template"))
     # A shell passes \n as two characters. Only these two escapes: unicode_escape would garble Chinese.
     template = template.replace(r"\n", "\n").replace(r"\t", "\t")
-    if template.count("{input}") != 1 or template.count("{output}") != 1 or template.index("{input}") > template.index("{output}"):
+    if (
+        template.count("{input}") != 1
+        or template.count("{output}") != 1
+        or template.index("{input}") > template.index("{output}")
+    ):
         raise InputError(
             t("--prompt_template {template!r}: must contain {{input}} once and, after it, {{output}} once", template=template)
         )
@@ -174,7 +189,7 @@ def _template_parts(template: str, system_prompt: str | None, begin: str, end: s
     return begin + before.removeprefix(begin), between, after if after.startswith(end) else after + end
 
 
-def _end_token_ids(model_path: Path, tokenizer: Tokenizer, settings: dict) -> set[int]:
+def _end_token_ids(model_path: Path, tokenizer: Tokenizer, settings: dict[str, Any]) -> set[int]:
     found = _read_json(model_path / "generation_config.json").get("eos_token_id", [])
     ids = set(found if isinstance(found, list) else [found])
     own = tokenizer.token_to_id(_token_text(settings.get("eos_token")))
@@ -186,17 +201,19 @@ def _check_control_text(tokenizer: Tokenizer, before: str, after: str, begin: st
     head = tokenizer.encode(before, add_special_tokens=False).ids
     tail = tokenizer.encode(after, add_special_tokens=False).ids
     if begin_id is not None and (head[:1] != [begin_id] or head.count(begin_id) != 1):
-        raise InputError(t("the prompt must begin with exactly one {token}; it begins with {text!r}", token=begin, text=before[:60]))
+        raise InputError(
+            t("the prompt must begin with exactly one {token}; it begins with {text!r}", token=begin, text=before[:60])
+        )
     if not set(tail) & end_token_ids:
         raise InputError(
             t("answers would end with {text!r}, which holds no end token, so the model would never learn to stop", text=after)
         )
 
 
-def _token_text(value: str | dict | None) -> str:
+def _token_text(value: str | dict[str, Any] | None) -> str:
     """tokenizer_config.json holds a special token as text or as {"content": text, …}."""
     return (value.get("content", "") if isinstance(value, dict) else value) or ""
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

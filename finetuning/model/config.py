@@ -85,7 +85,11 @@ def read_llama_config(model_path: Path) -> LlamaConfig:
     if not isinstance(raw, dict) or raw.get("model_type") != "llama":
         found = raw.get("model_type") if isinstance(raw, dict) else None
         raise InputError(
-            t("{file}: model_type is {found!r}; only the Llama family (model_type 'llama') is supported", file=file, found=found)
+            t(
+                "{file}: model_type is {found!r}; only the Llama family (model_type 'llama') is supported",
+                file=file,
+                found=found,
+            )
         )
     return _parse(raw, file)
 
@@ -105,7 +109,9 @@ def _parse(raw: dict[str, Any], file: Path) -> LlamaConfig:
     rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 10000.0)}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "llama3"):
-        problems.append(t("{file}: RoPE type {value!r} is not supported; 'default' and 'llama3' are", file=file, value=rope_type))
+        problems.append(
+            t("{file}: RoPE type {value!r} is not supported; 'default' and 'llama3' are", file=file, value=rope_type)
+        )
     if problems:
         raise InputError(problems)
     heads = raw["num_attention_heads"]

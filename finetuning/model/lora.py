@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from finetuning.model.llama import Llama
+from finetuning.model.llama import Block, Llama
 
 
 class LoraLinear(nn.Linear):
@@ -30,9 +30,11 @@ class LoraLinear(nn.Linear):
 def add_lora(model: Llama, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     """Replaces the target linears of every block by LoraLinear and freezes all other weights, in place."""
     for layer in model.model.layers.values():
+        assert isinstance(layer, Block)
         for parent in (layer.self_attn, layer.mlp):
             for name, linear in list(parent.named_children()):
                 if name in targets:
+                    assert isinstance(linear, nn.Linear)
                     setattr(parent, name, LoraLinear(linear.in_features, linear.out_features, rank, alpha))
     freeze_all_but_lora(model)
 

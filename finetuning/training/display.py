@@ -26,7 +26,11 @@ class TrainingDisplay:
         self.started_at, self.first_step = time.monotonic(), step
         if self.console.is_terminal:
             self.progress = Progress(
-                TextColumn("{task.description}"), BarColumn(bar_width=24), _Numbers(), TimeRemainingColumn(), console=self.console
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                _Numbers(),
+                TimeRemainingColumn(),
+                console=self.console,
             )
             self.progress.add_task(t("training"), total=self.max_steps, completed=step, numbers="")
             self.progress.start()

@@ -72,7 +72,11 @@ class FineTuning(pl.LightningModule):
     def learning_rate(self, step: int) -> float:
         config = self.run.config
         return learning_rate_at(
-            step, peak=config.learning_rate, minimum=config.min_lr, warmup_steps=self.run.warmup_steps, max_steps=self.run.max_steps
+            step,
+            peak=config.learning_rate,
+            minimum=config.min_lr,
+            warmup_steps=self.run.warmup_steps,
+            max_steps=self.run.max_steps,
         )
 
     @override
@@ -83,10 +87,10 @@ class FineTuning(pl.LightningModule):
 class MeshStrategy(ModelParallelStrategy):
     """Lightning on our device mesh, with our checkpoints."""
 
-    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, identity: dict[str, Any]):
+    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, max_steps: int, identity: dict[str, Any]):
         super().__init__(data_parallel_size=dp, tensor_parallel_size=tp)
         self.degrees = {"pp": pp, "dp": dp, "cp": cp, "tp": tp}
-        self.identity = identity
+        self.max_steps, self.identity = max_steps, identity
         self.val_loss: float | None = None  # of the step that is being saved
 
     @override
@@ -116,8 +120,8 @@ class MeshStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
         info = {
-            "step": checkpoint["global_step"], "val_loss": self.val_loss, "layout": self.degrees,
-            "identity": self.identity, "lightning": json.loads(json.dumps(lightning)),
+            "step": checkpoint["global_step"], "max_steps": self.max_steps, "val_loss": self.val_loss,
+            "layout": self.degrees, "identity": self.identity, "lightning": json.loads(json.dumps(lightning)),
         }  # fmt: skip
         save_checkpoint(Path(filepath), self._net(), self._optimizer(), info)
 

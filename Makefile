@@ -1,0 +1,67 @@
+# Every target can be run first, in any order, and again. PYTHON=python3.12 make … chooses the interpreter.
+PYTHON ?= python3
+# Added to the command of `make test` and `make demo`: make test ARGS="-k lora"
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TINY_MODEL := examples/models/tiny-llama-3.1
+TORCH := torch==2.13.0
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check clean
+
+help:
+	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
+	@echo "make test    unit tests and multi-process tests, on the CPU"
+	@echo "make check   format, lint, types, import contracts"
+	@echo "make venv    only the environment the others use, in $(VENV)"
+	@echo "make clean   remove what these targets made"
+
+demo: $(STAMP)
+	$(BIN)/python examples/make_tiny_model.py $(TINY_MODEL)
+	$(BIN)/python finetune.py \
+	  --executor local \
+	  --experiment demo \
+	  --num_nodes 1 \
+	  --num_gpus 2 \
+	  --hf_model_id $(TINY_MODEL) \
+	  --max_steps 100 \
+	  --global_batch_size 16 \
+	  --tensor_model_parallel_size 1 \
+	  --pipeline_model_parallel_size 1 \
+	  --context_parallel_size 1 \
+	  --dataset_path examples/data/alpaca \
+	  --seq_length 1024 \
+	  --lr 2e-3 $(ARGS)
+
+# One thread for each of a few processes: the dist tests start more processes of their own.
+test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" \
+	  --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy finetuning
+	$(BIN)/lint-imports --no-logo
+
+venv: $(STAMP)
+
+# torch first and alone: the build that is chosen for it, with or without CUDA, decides what else has to be fetched.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@echo "installing into $(VENV); the first time this takes some minutes …"
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt $(TORCH)
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[test,check]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) examples/models experiments/demo build *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

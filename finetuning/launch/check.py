@@ -1,0 +1,153 @@
+"""Rules a configuration must keep, checked before anything is read, downloaded or started.
+
+Each function returns messages — what was given, the rule, what would work — and none when all is well, so that a user
+sees every problem at once. Imports no torch.
+"""
+
+import importlib.util
+import re
+from pathlib import Path
+
+from finetuning.config import LORA_TARGETS, RunConfig
+from finetuning.i18n import t
+from finetuning.model.config import LlamaConfig
+
+SIZES = (
+    "num_nodes", "num_gpus", "global_batch_size", "micro_batch_size", "tensor_model_parallel_size",
+    "pipeline_model_parallel_size", "context_parallel_size",
+)  # fmt: skip
+AT_LEAST_ONE = (*SIZES, "max_steps", "lora_rank", "val_check_interval", "keep_last", "max_new_tokens")
+AT_LEAST_ZERO = (
+    "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers"
+)  # fmt: skip
+ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
+LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
+EXPERIMENT_NAME = re.compile(r"[\w.][\w.\-]*")
+
+
+def check_settings(config: RunConfig) -> list[str]:
+    """Values that are wrong by themselves or in combination."""
+    problems = []
+    for names, holds, rule in (
+        (AT_LEAST_ONE, lambda value: value >= 1, t("must be 1 or more")),
+        (AT_LEAST_ZERO, lambda value: value >= 0, t("must be 0 or more")),
+        (ABOVE_ZERO, lambda value: value > 0, t("must be greater than 0")),
+        (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, t("must be at least 0 and less than 1")),
+        (("seq_length",), lambda value: value >= 2, t("must be 2 or more")),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and not holds(value):
+                problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
+    if not EXPERIMENT_NAME.fullmatch(config.experiment):
+        problems.append(
+            t("--experiment {name!r}: it names a folder; use letters, digits, '_', '-' and '.'", name=config.experiment)
+        )
+    unknown = [name for name in config.lora_targets if name not in LORA_TARGETS]
+    if unknown or not config.lora_targets:
+        problems.append(
+            t("--lora_targets {given}: unknown {unknown}; choose from {known}", given=",".join(config.lora_targets),
+              unknown=", ".join(unknown) or t("nothing"), known=", ".join(LORA_TARGETS))
+        )  # fmt: skip
+    if config.peft == "none":
+        defaults = RunConfig(hf_model_id="", dataset_path="")
+        changed = [name for name in LORA_ONLY if getattr(config, name) != getattr(defaults, name)]
+        problems += [t("--{name} has no effect without --peft lora", name=name) for name in changed]
+    if config.learning_rate < config.min_lr:
+        problems.append(
+            t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)
+        )
+    for flag, package in (("wandb_project", "wandb"), ("mlflow_tracking_uri", "mlflow")):
+        if getattr(config, flag) and importlib.util.find_spec(package) is None:
+            problems.append(
+                t("--{flag} needs a package that is not installed: pip install {package}", flag=flag, package=package)
+            )
+    return problems + _not_yet(config)
+
+
+def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
+    """Degrees, processes and batch sizes against each other and, when it is known, against the model."""
+    problems: list[str] = []
+    if min(getattr(config, name) for name in SIZES) < 1:
+        return problems  # check_settings has said so
+    world, degree = config.world_size, config.model_parallel_size
+    tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    if model is not None:
+        if not _divides_heads(tensor, model):
+            fitting = [number for number in _divisors(world) if _divides_heads(number, model)]
+            problems.append(
+                t("--tensor_model_parallel_size {degree}: must divide {heads} attention heads and {key_value_heads} key/value "
+                  "heads; with {world} GPUs use {choices}", degree=tensor, heads=model.num_attention_heads,
+                  key_value_heads=model.num_key_value_heads, world=world, choices=_listed(fitting))
+            )  # fmt: skip
+        if pipeline > model.num_hidden_layers:
+            problems.append(
+                t("--pipeline_model_parallel_size {degree}: the model has only {layers} layers", degree=pipeline,
+                  layers=model.num_hidden_layers)
+            )  # fmt: skip
+    if world % degree != 0:
+        problems.append(
+            t("{nodes} x {gpus} = {world} GPUs cannot be divided by tensor {tensor} x pipeline {pipeline} x context {context} "
+              "= {degree}; the product must be one of {choices}", nodes=config.num_nodes, gpus=config.num_gpus, world=world,
+              tensor=tensor, pipeline=pipeline, context=config.context_parallel_size, degree=degree,
+              choices=_listed(_divisors(world)))
+        )  # fmt: skip
+        return problems
+    unit = config.micro_batch_size * config.data_parallel_size
+    if config.global_batch_size % unit != 0:
+        below = config.global_batch_size // unit * unit
+        nearest = _listed([batch for batch in (below, below + unit) if batch > 0])
+        problems.append(
+            t("--global_batch_size {batch}: must be a multiple of micro_batch_size {micro} x data parallel {data} = {unit}; "
+              "nearest: {nearest}", batch=config.global_batch_size, micro=config.micro_batch_size,
+              data=config.data_parallel_size, unit=unit, nearest=nearest)
+        )  # fmt: skip
+    return problems
+
+
+def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
+    """Processes against the GPUs of this machine; without any GPU, processes run on the CPU."""
+    if config.executor == "local" and 0 < visible_gpus < config.num_gpus:
+        return [
+            t("--num_gpus {asked}: this machine has {found}; give --num_gpus {found} (and a --global_batch_size that is a "
+              "multiple of micro_batch_size x {found})", asked=config.num_gpus, found=visible_gpus)
+        ]  # fmt: skip
+    return []
+
+
+def _not_yet(config: RunConfig) -> list[str]:
+    """Settings that are understood and checked, but that this version cannot carry out."""
+    problems = []
+    if config.executor == "slurm":
+        problems.append(
+            t("--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local")
+        )
+    elif config.num_nodes > 1:
+        problems.append(
+            t("--num_nodes {nodes}: --executor local runs on one machine; give --num_nodes 1", nodes=config.num_nodes)
+        )
+    if config.model_parallel_size > 1:
+        problems.append(
+            t("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the "
+              "{world} GPUs work data parallel with sharded parameters", world=config.world_size)
+        )  # fmt: skip
+    if config.nemo_model:
+        problems.append(
+            t("--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "
+              "as --hf_model_id", path=config.nemo_model)
+        )  # fmt: skip
+    if config.restore_config and not Path(config.restore_config).is_dir():
+        problems.append(t("--restore_config {path}: there is no such folder", path=config.restore_config))
+    return problems
+
+
+def _divides_heads(degree: int, model: LlamaConfig) -> bool:
+    return model.num_attention_heads % degree == 0 and model.num_key_value_heads % degree == 0
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,86 @@
+"""Where the model is: a local folder, or a download from the Hugging Face hub.
+
+The token comes from `--hf_token`, `HF_TOKEN` or the login that `hf auth login` left; it is used here, on the launching
+machine, and nowhere else. Workers read the downloaded folder.
+"""
+
+import re
+from pathlib import Path
+
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
+DESCRIPTION_FILES = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
+WEIGHT_FILES = ["*.safetensors"]
+
+
+def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
+    """The local folder of the model, downloaded if need be; a present download is checked and reused.
+
+    Args:
+        model_id: a local folder or the name of a model on the hub.
+        token: of the hub; None: the login of this machine, if any.
+        with_weights: False downloads configuration and tokenizer only.
+
+    Raises:
+        InputError: there is no such folder or model, no access to it, or the hub cannot be reached.
+    """
+    folder = Path(model_id).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if not MODEL_ID.fullmatch(model_id) or folder.parent.is_dir() and "/" in model_id:
+        raise InputError(t("--hf_model_id {path}: there is no such folder", path=model_id))
+    return _download(model_id, token, with_weights)
+
+
+def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
+    from huggingface_hub import get_token, snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    patterns = DESCRIPTION_FILES + (WEIGHT_FILES if with_weights else [])
+    # Meta's repositories hold a second copy of the weights in original/.
+    ignored = ["original/*", "*.pth", "consolidated*"]
+    try:
+        return Path(snapshot_download(model_id, token=token, allow_patterns=patterns, ignore_patterns=ignored))
+    except HFValidationError as error:
+        raise InputError(
+            t("--hf_model_id {model}: not a model name of the hub: {error}", model=model_id, error=error)
+        ) from None
+    except GatedRepoError:
+        raise InputError(_no_access(model_id, has_token=bool(token or get_token()))) from None
+    except RepositoryNotFoundError as error:  # before HfHubHTTPError, its base
+        if error.response.status_code == 401:
+            raise InputError(_no_access(model_id, has_token=bool(token or get_token()))) from None
+        raise InputError(
+            t("--hf_model_id {model}: neither a local folder nor a model on the hub (or a private one: {ways})",
+              model=model_id, ways=_ways_to_give_a_token())
+        ) from None  # fmt: skip
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InputError(
+            t("--hf_model_id {model}: the hub cannot be reached ({reason}); check the network, or give a local folder",
+              model=model_id, reason=reason)
+        ) from None  # fmt: skip
+
+
+def _no_access(model_id: str, has_token: bool) -> str:
+    if has_token:
+        return t(
+            "--hf_model_id {model}: the token has no access to this model; ask for it at https://huggingface.co/{model} "
+            "with the account the token belongs to. A local folder needs no token.", model=model_id,
+        )  # fmt: skip
+    return t(
+        "--hf_model_id {model}: this model needs a Hugging Face token; ask for access at https://huggingface.co/{model}, "
+        "then {ways}. A local folder needs no token.", model=model_id, ways=_ways_to_give_a_token(),
+    )  # fmt: skip
+
+
+def _ways_to_give_a_token() -> str:
+    return t("give it by `hf auth login`, as the environment variable HF_TOKEN, or by --hf_token")

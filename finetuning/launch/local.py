@@ -1,0 +1,102 @@
+"""Runs the workers of one machine through torchrun and sees them to their end.
+
+torchrun lives in a session of its own, so Ctrl-C reaches this launcher only, which passes it on to the workers: they
+finish their step, save and leave. torchrun itself would kill them after 30 seconds, in the middle of a long save.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import finetuning
+from finetuning.failures import first_failure
+
+POLL_INTERVAL_S = 0.1
+GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
+    """A free port is chosen by torchrun; loopback only, whatever the host name resolves to."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(num_processes),
+        "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--local-addr", "127.0.0.1", "--max_restarts", "0",
+        "-m", "finetuning.train", str(run_file),
+    ]  # fmt: skip
+
+
+def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor: int) -> int:
+    """Starts the workers, passes signals on, and returns torchrun's exit code once all are gone.
+
+    `lock_descriptor` stays open in torchrun, so that the experiment is locked while any worker may live.
+    """
+    with (logs / "torchrun.log").open("ab") as log:
+        process = subprocess.Popen(
+            torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log, env=_environment(num_processes),
+            start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=_end_with_parent,
+        )  # fmt: skip
+    signals = _Signals(process.pid)
+    failed_at = None
+    try:
+        while (code := process.poll()) is None:
+            time.sleep(POLL_INTERVAL_S)
+            if failed_at is None and first_failure(logs) is not None:
+                failed_at = time.monotonic()
+            if failed_at is not None and time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S:
+                signal_workers(process.pid, signal.SIGKILL)
+    finally:
+        signals.restore()
+        if process.poll() is None:
+            signal_workers(process.pid, signal.SIGKILL)
+            process.kill()
+            process.wait()
+    return code
+
+
+def signal_workers(torchrun_pid: int, number: int) -> None:
+    """Sends a signal to every worker; to torchrun where the system does not tell its children."""
+    try:
+        children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
+    except FileNotFoundError:
+        children = [str(torchrun_pid)]
+    for pid in children:
+        try:
+            os.kill(int(pid), number)
+        except ProcessLookupError:
+            continue
+
+
+class _Signals:
+    """SIGINT and SIGTERM ask the workers to save and leave; the second one kills them."""
+
+    def __init__(self, torchrun_pid: int):
+        self.torchrun_pid = torchrun_pid
+        self.received = 0
+        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received += 1
+        signal_workers(self.torchrun_pid, signal.SIGTERM if self.received == 1 else signal.SIGKILL)
+
+
+def _environment(num_processes: int) -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    root = str(Path(finetuning.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    return environment
+
+
+def _end_with_parent() -> None:
+    """Linux kills torchrun when this launcher dies; workers do the same with torchrun."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,144 @@
+"""From what the user asked for to a run that can be started: checks, model, data, schedule, start."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetuning.checkpoint.huggingface import check_weights, fingerprint
+from finetuning.config import Run, RunConfig
+from finetuning.data.configure import Dataset, configure_dataset, read_dataset
+from finetuning.data.order import steps_per_epoch
+from finetuning.errors import InputError
+from finetuning.i18n import t
+from finetuning.launch.check import check_devices, check_layout, check_settings
+from finetuning.launch.hub import find_model
+from finetuning.launch.resume import Start, decide_start
+from finetuning.model.config import LlamaConfig, read_llama_config
+
+LONGEST_WARMUP_STEPS = 50
+VALIDATIONS_PER_RUN = 10
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that has passed every check."""
+
+    run: Run
+    model: LlamaConfig
+    dataset: Dataset
+    start: Start
+    notes: list[str]  # worth knowing, nothing to mend
+
+
+def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_dir: Path, *, with_weights: bool) -> Prepared:
+    """Checks everything and resolves the run. Writes to `tokens_dir` and to the hub's cache only.
+
+    Raises:
+        InputError: with the problems of settings, layout, model and data together.
+    """
+    problems = check_settings(config)
+    visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    problems += check_devices(config, visible_gpus)
+    model_path, model = _find_checked_model(config, token, with_weights, problems)
+    problems += check_layout(config, model)
+    dataset = _configure_dataset(config, model_path, tokens_dir, problems)
+    if problems or model_path is None or model is None or dataset is None:
+        raise InputError(problems)
+
+    num_samples = len(dataset.splits["training"])
+    max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
+    identity = _identity(config, model_path, model, dataset, with_weights)
+    start = decide_start(config, experiment_dir, identity, max_steps)
+    validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
+    run = Run(
+        config=config,
+        experiment_dir=str(experiment_dir),
+        device="cuda" if visible_gpus else "cpu",
+        model_path=str(model_path),
+        tokens_dir=str(dataset.folder),
+        sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
+        max_steps=max_steps,
+        warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
+        val_check_interval=validates_every,
+        save_every_n_steps=validates_every if config.save_every_n_steps is None else config.save_every_n_steps,
+        end_token_ids=dataset.prompt_format.end_token_ids,
+        resume_from=str(start.checkpoint.path) if start.checkpoint else None,
+        initial_weights=str(start.initial_weights) if start.initial_weights else None,
+        identity=identity,
+    )
+    return Prepared(run, model, dataset, start, _notes(config, dataset, num_samples, visible_gpus))
+
+
+def _find_checked_model(
+    config: RunConfig, token: str | None, with_weights: bool, problems: list[str]
+) -> tuple[Path | None, LlamaConfig | None]:
+    model_path = model = None
+    try:
+        model_path = find_model(config.hf_model_id, token, with_weights=with_weights)
+        model = read_llama_config(model_path)
+        if with_weights:
+            check_weights(model_path, model)
+    except InputError as error:
+        problems += error.problems
+        return model_path, model
+    if config.seq_length > model.max_position_embeddings:
+        problems.append(
+            t("--seq_length {given}: the model was made for at most {limit} positions", given=config.seq_length,
+              limit=model.max_position_embeddings)
+        )  # fmt: skip
+    return model_path, model
+
+
+def _configure_dataset(config: RunConfig, model_path: Path | None, tokens_dir: Path, problems: list[str]) -> Dataset | None:
+    """The data set, or None with its problems added; without a model the files are checked all the same."""
+    try:
+        if model_path is None:
+            read_dataset(Path(config.dataset_path))
+            return None
+        return configure_dataset(
+            config.dataset_path, model_path, tokens_dir, seq_length=config.seq_length,
+            prompt_template=config.prompt_template, system_prompt=config.system_prompt,
+        )  # fmt: skip
+    except InputError as error:
+        problems += error.problems
+        return None
+
+
+def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: Dataset, with_weights: bool) -> dict[str, Any]:
+    """What must not change unnoticed while an experiment goes on; plain JSON values."""
+    lora = config.peft == "lora"
+    weights = {"base_model": fingerprint(model_path)} if with_weights else {}
+    return weights | {
+        "data": f"{dataset.fingerprint} ({len(dataset.splits['training'])} training samples)",
+        "template": dataset.prompt_format.fingerprint,
+        "model_shape": f"{model.num_hidden_layers} x {model.hidden_size}/{model.intermediate_size}, vocabulary {model.vocab_size}",
+        "global_batch_size": config.global_batch_size,
+        "seq_length": config.seq_length,
+        "seed": config.seed,
+        "peft": config.peft,
+        "lora_rank": config.lora_rank if lora else None,
+        "lora_alpha": config.lora_alpha if lora else None,
+        "lora_targets": ",".join(sorted(config.lora_targets)) if lora else None,
+    }
+
+
+def _notes(config: RunConfig, dataset: Dataset, num_samples: int, visible_gpus: int) -> list[str]:
+    notes = []
+    if not visible_gpus:
+        notes.append(t("no CUDA GPU here: --num_gpus {count} means {count} CPU processes, in float32", count=config.num_gpus))
+    if dataset.was_split:
+        sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
+        notes.append(t("one raw file, split 98/1/1: {sizes}; the same samples each time", sizes=sizes))
+    for name in ("validation", "test"):
+        if name not in dataset.splits:
+            notes.append(t("no {name}.jsonl: there will be no {name} loss", name=name))
+    if config.global_batch_size > num_samples:
+        notes.append(
+            t("--global_batch_size {batch} is more than the {samples} training samples: one step sees some of them several "
+              "times; a smaller batch gives more steps per epoch", batch=config.global_batch_size, samples=num_samples)
+        )  # fmt: skip
+    if config.save_every_n_steps == 0:
+        notes.append(t("--save_every_n_steps 0: nothing can be resumed"))
+    return notes

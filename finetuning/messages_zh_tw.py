@@ -1,0 +1,3 @@
+"""Traditional Chinese (Taiwan) for every message of `finetuning.i18n.t`: English template -> Chinese template."""
+
+MESSAGES: dict[str, str] = {}
