@@ -126,7 +126,6 @@ class Run:
     val_check_interval: int
     save_every_n_steps: int
     end_token_ids: tuple[int, ...]  # any of them ends a generated answer
-    resume_from: str | None  # a complete checkpoint of this experiment
     initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
     identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
 

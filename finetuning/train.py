@@ -1,7 +1,7 @@
 """The worker: one process of a run, started by torchrun.
 
-`torchrun --nproc_per_node N -m finetuning.train experiments/NAME/run.yaml` trains, evaluates and exports what
-run.yaml says, or goes on where its newest checkpoint stands. Exit code 0 when it finished or was stopped cleanly
+`torchrun --nproc_per_node N -m finetuning.train experiments/NAME/run.yaml` trains, evaluates and exports what run.yaml
+says, from the newest complete checkpoint of the experiment on. Exit code 0 when it finished or was stopped cleanly
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
-from finetuning.checkpoint.store import load_weights
+from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, read_run
 from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
@@ -55,6 +55,7 @@ def main(run_file: Path) -> int:
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
+        start_process_group(run.device)
         Worker(run, rank, terminal, stop).work()
         return EXIT_FINISHED
     except StopRequested:
@@ -104,7 +105,8 @@ class Worker:
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
         self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
         self.plan = row_plan(run, self.llama_config.attention_cost)
-        self.resume_step = int(Path(run.resume_from).name.partition("=")[2]) if run.resume_from else 0
+        self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        self.resume_step = self.checkpoint.step if self.checkpoint else 0
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
         self.display = TrainingDisplay(terminal, log, run.max_steps, self.config.world_size) if log else None
         self.module = FineTuning(run, self._build, lambda: stop.requested)
@@ -138,9 +140,9 @@ class Worker:
             default_root_dir=run.experiment_dir,
         )  # fmt: skip
         # Lightning 2.6 would turn SIGTERM into an exception without a checkpoint; ours finishes the step and saves.
-        trainer._signal_connector.register_signal_handlers = self.stop.listen
+        trainer._signal_connector.register_signal_handlers = self.stop.listen  # type: ignore[method-assign]
         self.stop.set_training(True)
-        trainer.fit(self.module, batches, ckpt_path=run.resume_from)
+        trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
         if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
             self._say(_stopped_message(trainer.global_step, run))
             self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"))
@@ -161,10 +163,11 @@ class Worker:
             compile=config.compile == "on" or (config.compile == "auto" and on_gpu),
         )  # fmt: skip
         model = build_model(self.llama_config, mesh, device, technique)
-        start = Path(run.initial_weights) if run.initial_weights and not run.resume_from else None
-        if lora or (run.resume_from is None and start is None):  # otherwise every weight comes from a checkpoint
+        start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
+        trained_come_later = self.checkpoint is not None or start is not None
+        if lora or not trained_come_later:  # with all weights trained, every one of them comes from a checkpoint
             load_base_weights(self.model_path, model)
-        if lora and run.resume_from is None and start is None:
+        if lora and not trained_come_later:
             initialise_adapters(model, config.seed)
         if start is not None and (start / ADAPTER_CONFIG_FILE).is_file():
             load_adapters(start, model)
@@ -252,6 +255,21 @@ class Worker:
         if self.rank == 0:
             self.results.mkdir(exist_ok=True)
             (self.results / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
+
+
+def start_process_group(device: str) -> None:
+    """Joins the processes that torchrun started; CPU tensors travel by gloo also where the model is on GPUs."""
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+
+def newest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest complete checkpoint, as rank 0 finds it; every rank must call it."""
+    complete = find_checkpoints(folder)[0] if dist.get_rank() == 0 else []
+    found = [complete[-1] if complete else None]
+    dist.broadcast_object_list(found, device=torch.device("cpu"))
+    return found[0]
 
 
 def row_plan(run: Run, attention_cost: float) -> RowPlan:

@@ -42,7 +42,7 @@ def test_a_run_comes_back_equal_from_its_file(tmp_path: Path) -> None:
 
 
 def test_a_run_of_defaults_comes_back_equal_from_its_file(tmp_path: Path) -> None:
-    run = dataclasses.replace(make_run(RunConfig(**REQUIRED)), resume_from=None, initial_weights=None)
+    run = dataclasses.replace(make_run(RunConfig(**REQUIRED)), initial_weights=None)
     assert write_and_read(run, tmp_path) == run
 
 
@@ -196,7 +196,6 @@ def make_run(config: RunConfig) -> Run:
         val_check_interval=10,
         save_every_n_steps=10,
         end_token_ids=(128001, 128008, 128009),
-        resume_from="/data/experiments/微調 1/checkpoints/step=000050",
         initial_weights="/data/other",
         identity={"data": "0123 (300 training samples)", "lora_rank": None, "seed": 1234, "lora_targets": ["q_proj"]},
     )

@@ -64,9 +64,8 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.A
     """
     state = _training_state(model, optimizer)
     known = FileSystemReader(path).read_metadata().state_dict_metadata
-    random_state = state.pop(_random_key(), None)
-    if _random_key() in known:
-        state[_random_key()] = random_state
+    if _random_key() not in known:
+        del state[_random_key()]
     dcp.load(state, checkpoint_id=path)
     if _random_key() in known:
         torch.set_rng_state(state[_random_key()])

@@ -53,9 +53,10 @@ def _run(config: RunConfig, token: str | None, experiment_dir: Path, console: Co
     run = prepared.run
     if prepared.start.finished_at is not None:
         console.print(
-            t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a larger "
-              "--max_steps; to train again, another --experiment name.", name=config.experiment, done=prepared.start.finished_at,
-              max_steps=run.max_steps, export=experiment_dir / "export"), highlight=False,
+            t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
+              "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
+              done=prepared.start.finished_at, max_steps=run.max_steps, export=experiment_dir / "export"),
+            highlight=False,
         )  # fmt: skip
         return EXIT_FINISHED
     logs = experiment_dir / "logs"

@@ -29,7 +29,7 @@ def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
     folder = Path(model_id).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if not MODEL_ID.fullmatch(model_id) or folder.parent.is_dir() and "/" in model_id:
+    if not MODEL_ID.fullmatch(model_id) or ("/" in model_id and folder.parent.is_dir()):
         raise InputError(t("--hf_model_id {path}: there is no such folder", path=model_id))
     return _download(model_id, token, with_weights)
 

@@ -64,7 +64,6 @@ def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_d
         val_check_interval=validates_every,
         save_every_n_steps=validates_every if config.save_every_n_steps is None else config.save_every_n_steps,
         end_token_ids=dataset.prompt_format.end_token_ids,
-        resume_from=str(start.checkpoint.path) if start.checkpoint else None,
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,
     )
@@ -113,7 +112,8 @@ def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: 
     return weights | {
         "data": f"{dataset.fingerprint} ({len(dataset.splits['training'])} training samples)",
         "template": dataset.prompt_format.fingerprint,
-        "model_shape": f"{model.num_hidden_layers} x {model.hidden_size}/{model.intermediate_size}, vocabulary {model.vocab_size}",
+        "model_shape": f"{model.num_hidden_layers} x {model.hidden_size}/{model.intermediate_size}, "
+        f"vocabulary {model.vocab_size}",
         "global_batch_size": config.global_batch_size,
         "seq_length": config.seq_length,
         "seed": config.seed,

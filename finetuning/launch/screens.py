@@ -44,7 +44,8 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     if gpu_memory_gib is not None:
         _line(
             console, t("memory"),
-            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model).total_gib, there=gpu_memory_gib),
+            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model).total_gib,
+              there=gpu_memory_gib),
         )  # fmt: skip
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
@@ -123,8 +124,9 @@ def _losses(folder: Path) -> list[str]:
     before = _read_json(folder / "results" / "before.json").get("val_loss")
     if validated and before is not None:
         lines.append(
-            t("validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not trained on)",
-              before=before, after=validated[-1], before_perplexity=_perplexity(before), after_perplexity=_perplexity(validated[-1]))
+            t("validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not trained "
+              "on)", before=before, after=validated[-1], before_perplexity=_perplexity(before),
+              after_perplexity=_perplexity(validated[-1]))
         )  # fmt: skip
     test = _read_json(folder / "results" / "test.json")
     if test:

@@ -37,7 +37,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str,
     Entries are created where the optimizer has not stepped yet, so that a checkpoint can be loaded into them.
     """
     fused = bool(optimizer.param_groups[0]["fused"])
-    named = {}
+    named: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
