@@ -6,6 +6,7 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 from finetuning import __version__
 from finetuning.config import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
-from finetuning.errors import EXIT_BAD_INPUT, InputError
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
 from finetuning.i18n import language_of_environment, set_language, t
 
 # Group title -> (flag, short form, help). The first six groups are the specification's.
@@ -96,7 +97,8 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         description="Fine-tunes Llama 3.1 on a folder of {\"input\": …, \"output\": …} JSONL.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved.",
+        epilog="Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
+        "130 interrupted before the start.",
     )  # fmt: skip
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     for title, flags in FLAGS.items():
@@ -120,6 +122,9 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         _hide_token(arguments)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without Chinese shows question marks instead of a traceback
     set_language(language_of_environment())
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
@@ -127,10 +132,13 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         config = _resolve_config(given, config_file)
         from finetuning.launch.command import launch
 
-        return launch(config, token or os.environ.get("HF_TOKEN") or None, dryrun=dryrun)
+        return launch(config, (token or os.environ.get("HF_TOKEN") or "").strip() or None, dryrun=dryrun)
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # once the workers run, Ctrl-C is theirs
+        print(t("Stopped. Nothing was started."), file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def console() -> None:
