@@ -20,7 +20,7 @@ from finetuning.parallel.pipeline import Pipeline, assign_layers, build_stage, s
 from finetuning.parallel.recompute import block_forward
 from finetuning.parallel.shard import prepare_backward, shard_parameters
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
-from finetuning.parallel.weights import global_view, local_part
+from finetuning.parallel.weights import gather_whole, global_view, local_part
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ParallelLlama(nn.Module):
 
         Every process must call it.
         """
-        found = None if tensor is None else self.view(name, tensor).full_tensor()
+        found = None if tensor is None else gather_whole(self.view(name, tensor))
         holder = 0 if self.pipeline is None else self.pipeline.holder_of(name)
         in_first_group = self.layout.data_rank == self.layout.cp_rank == self.layout.tp_rank == 0
         if holder != 0 and in_first_group:
@@ -193,25 +193,29 @@ class ParallelLlama(nn.Module):
         return logits_SV
 
     @property
+    def trains_all(self) -> bool:
+        """All weights are trained, not only adapters."""
+        return self.technique.lora_rank is None
+
+    @property
     def row_multiple(self) -> int:
         """What the length of every row must be a multiple of."""
         return self.context.multiple * self.layout.degrees.tp
 
     @torch.no_grad()
     def squared_gradient_norm(self) -> Tensor:
-        """This process's share of the squared 2-norm of all gradients, float32; the shares of all processes add up to it."""
-        degrees = self.layout.degrees
+        """This process's share of the squared 2-norm of all gradients, float64; the shares of all processes add up to it."""
         gradients = [
             local_part(weight.grad)
             for name, weight in self.weights().items()
             if weight.grad is not None and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
         ]
-        if degrees.dp_replicate > 1 and self.layout.replicate_rank > 0 or not gradients:
-            return torch.zeros((), device=self.device)
-        return torch.nn.utils.get_total_norm(gradients).float() ** 2
+        if self.layout.replicate_rank > 0 or not gradients:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.nn.utils.get_total_norm(gradients).double() ** 2
 
     def refresh_copies(self) -> None:
-        """Gives the last stage's copy of a tied table the first stage's value; after loading and after each update."""
+        """Gives the last stage's copy of a tied table the first stage's value; after loading and after an update of it."""
         if self._copies_table():
             assert self.pipeline is not None
             self.pipeline.refresh_table_copy()
@@ -232,9 +236,22 @@ class ParallelLlama(nn.Module):
                 local_part(w.grad) for name, w in self.weights().items() if w.grad is not None and tensor_dim(name) is None
             ]
             sum_over(partial, self.layout.group("tp"))
-        if self._copies_table() and self.technique.lora_rank is None:
+        if self._copies_table() and self.trains_all:
             assert self.pipeline is not None
             self.pipeline.add_table_gradients()
 
     def _copies_table(self) -> bool:
         return self.config.tie_word_embeddings and self.pipeline is not None
+
+
+def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    """Global name -> this process's part, as in the next two."""
+    return {name: weight for name, weight in model.weights().items() if is_adapter(name)}
+
+
+def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
+
+
+def trained_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.weights().items() if weight.requires_grad}

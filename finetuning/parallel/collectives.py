@@ -36,31 +36,37 @@ def _reduce_scatter(output: Tensor, whole: Tensor, group: dist.ProcessGroup) -> 
 
 
 @torch.library.custom_op("finetuning::gather", mutates_args=())
-def gather(part: Tensor, group: str) -> Tensor:
-    """[t, …] of every rank, one after another: [T, …]. Backward: reduce_scatter."""
-    size = _groups[group].size()
-    whole = part.new_empty((part.shape[0] * size, *part.shape[1:]))
-    _all_gather(whole, part.contiguous(), _groups[group])
+def gather(part: Tensor, group: str, dim: int) -> Tensor:
+    """[…, t, …] of every rank -> [..., T, …], one after another along `dim`; dimensions before it are 1.
+
+    Backward: reduce_scatter.
+    """
+    whole = part.new_empty(_resized(part, dim, part.shape[dim] * _groups[group].size()))
+    _all_gather(whole.view(whole.shape[dim], -1), part.contiguous().view(part.shape[dim], -1), _groups[group])
     return whole
 
 
 @gather.register_fake
-def _(part: Tensor, group: str) -> Tensor:
-    return part.new_empty((part.shape[0] * _groups[group].size(), *part.shape[1:]))
+def _(part: Tensor, group: str, dim: int) -> Tensor:
+    return part.new_empty(_resized(part, dim, part.shape[dim] * _groups[group].size()))
 
 
 @torch.library.custom_op("finetuning::reduce_scatter", mutates_args=())
-def reduce_scatter(whole: Tensor, group: str) -> Tensor:
-    """This rank's part [t, …] of the sum of all ranks' [T, …]. Backward: gather."""
-    size = _groups[group].size()
-    part = whole.new_empty((whole.shape[0] // size, *whole.shape[1:]))
-    _reduce_scatter(part, whole.contiguous(), _groups[group])
+def reduce_scatter(whole: Tensor, group: str, dim: int) -> Tensor:
+    """This rank's part […, t, …] of the sum of all ranks' […, T, …]; dimensions before `dim` are 1. Backward: gather."""
+    part = whole.new_empty(_resized(whole, dim, whole.shape[dim] // _groups[group].size()))
+    _reduce_scatter(part.view(part.shape[dim], -1), whole.contiguous().view(whole.shape[dim], -1), _groups[group])
     return part
 
 
 @reduce_scatter.register_fake
-def _(whole: Tensor, group: str) -> Tensor:
-    return whole.new_empty((whole.shape[0] // _groups[group].size(), *whole.shape[1:]))
+def _(whole: Tensor, group: str, dim: int) -> Tensor:
+    return whole.new_empty(_resized(whole, dim, whole.shape[dim] // _groups[group].size()))
+
+
+def _resized(x: Tensor, dim: int, size: int) -> list[int]:
+    assert x.shape[:dim].numel() == 1, f"{tuple(x.shape)} is not laid out rank after rank along dimension {dim}"
+    return [*x.shape[:dim], size, *x.shape[dim + 1 :]]
 
 
 @torch.library.custom_op("finetuning::tokens_to_heads", mutates_args=())
@@ -93,15 +99,16 @@ def _(x: Tensor, group: str) -> Tensor:
     return x.new_empty((x.shape[0] // size, size, *x.shape[1:]))
 
 
-def _keep_group(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.group = inputs[1]
+def _keep_arguments(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.arguments = inputs[1:]
 
 
 for _operator, _counterpart in (
     (gather, reduce_scatter), (reduce_scatter, gather), (tokens_to_heads, heads_to_tokens), (heads_to_tokens, tokens_to_heads),
 ):  # fmt: skip
     _operator.register_autograd(
-        lambda ctx, grad, counterpart=_counterpart: (counterpart(grad, ctx.group), None), setup_context=_keep_group
+        lambda ctx, grad, counterpart=_counterpart: (counterpart(grad, *ctx.arguments), *(None for _ in ctx.arguments)),
+        setup_context=_keep_arguments,
     )
 
 

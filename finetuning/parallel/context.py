@@ -126,7 +126,7 @@ def _gathered(group: str, size: int) -> Callable[..., Tensor]:
     order = sorted(range(2 * size), key=arriving.__getitem__)
 
     def run(q_tNH: Tensor, k_tKH: Tensor, v_tKH: Tensor, documents: PieceDocuments) -> Tensor:
-        keys_values = gather(torch.stack((k_tKH, v_tKH), 1), group).chunk(2 * size)
+        keys_values = gather(torch.stack((k_tKH, v_tKH), 1), group, 0).chunk(2 * size)
         k_TKH, v_TKH = torch.cat([keys_values[index] for index in order]).unbind(1)
         pieces = zip(q_tNH.chunk(2), documents.query_boundaries, documents.key_boundaries, documents.extent, strict=True)
         return torch.cat([piece_attention(q, k_TKH, v_TKH, *where) for q, *where in pieces])

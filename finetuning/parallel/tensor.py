@@ -73,13 +73,13 @@ class _SequenceExchange:
         self.group = group
 
     def gather_first(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (gather(inputs[0].flatten(0, 1), self.group)[None], *inputs[1:])
+        return (gather(inputs[0], self.group, 1), *inputs[1:])
 
     def scatter_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return reduce_scatter(output.flatten(0, 1), self.group)[None]
+        return reduce_scatter(output, self.group, 1)
 
     def gather_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return gather(output.flatten(0, 1), self.group)[None]
+        return gather(output, self.group, 1)
 
 
 class VocabularyPart(nn.Module):
@@ -93,10 +93,10 @@ class VocabularyPart(nn.Module):
         self.size = self.weight.shape[0]
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        local = tokens_BT.flatten() - self.first
+        local = tokens_BT - self.first
         elsewhere = (local < 0) | (local >= self.size)
-        hidden_TD = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
-        return reduce_scatter(hidden_TD.masked_fill(elsewhere[:, None], 0.0), self.group)[None]
+        hidden_BTD = F.embedding(local.masked_fill(elsewhere, 0), self.weight)
+        return reduce_scatter(hidden_BTD.masked_fill(elsewhere[..., None], 0.0), self.group, 1)
 
 
 class HeadPart(nn.Module):
@@ -114,8 +114,8 @@ class HeadPart(nn.Module):
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         if labels_BT is None:
-            part_VT = F.linear(hidden_BTD[0], weight_VD).t()
-            return gather(part_VT, name_group(self.group)).t()[None]
+            logits_VT = gather(F.linear(hidden_BTD[0], weight_VD).t(), name_group(self.group), 0)
+            return logits_VT.t()[None].contiguous()
         hidden_TD, labels_T = hidden_BTD.flatten(0, 1), labels_BT.flatten()
         trained = (labels_T != IGNORED_LABEL).nonzero()[:, 0]
         total: Tensor = _CrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], self.group)

@@ -6,7 +6,7 @@ cut by tensor parallel first and by FSDP second, sharing the memory of the local
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.tensor import tensor_dim
@@ -21,7 +21,7 @@ def local_part(tensor: Tensor) -> Tensor:
 def global_view(name: str, tensor: Tensor, layout: Layout) -> DTensor:
     """The whole tensor that `tensor` — the weight of this name, its gradient or a moment of it — is this process's part of.
 
-    Writing into it changes `tensor`. `full_tensor()` gives the whole; every process of the stage must call that.
+    Writing into it changes `tensor`.
     """
     dim = tensor_dim(name) if layout.degrees.tp > 1 else None
     shape = list(tensor.shape)
@@ -33,3 +33,18 @@ def global_view(name: str, tensor: Tensor, layout: Layout) -> DTensor:
         local_part(tensor.detach()), layout.weight_mesh(), placements, run_check=False, shape=torch.Size(shape),
         stride=torch.empty(shape, device="meta").stride(),
     )  # fmt: skip
+
+
+def gather_whole(view: DTensor) -> Tensor:
+    """The whole tensor on every process of the stage; each of them must call it."""
+    # One axis after the other: both at once does the same, with a warning (torch 2.13).
+    tp, replicate, _ = view.placements
+    return view.redistribute(placements=(tp, replicate, Replicate())).full_tensor()
+
+
+@torch.no_grad()
+def fill(view: DTensor, value: Tensor) -> None:
+    """Copies this process's part of a whole value into a view; every process of the stage must call it."""
+    whole = value.to(device=view.device, dtype=view.dtype)
+    # Every process holds the whole value already: no broadcast.
+    view.copy_(distribute_tensor(whole, view.device_mesh, view.placements, src_data_rank=None))
