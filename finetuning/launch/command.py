@@ -97,7 +97,7 @@ def _report(run: Run, experiment_dir: Path, console: Console) -> int:
     if failure is None and state == STOPPED:
         status = read_status(experiment_dir)
         write_status(experiment_dir, STOPPED, exit_code=EXIT_STOPPED)
-        if not status.get("saved"):
+        if status.get("saved") is None:  # else the worker has said what it saved
             console.print(t("stopped; run the same command to go on"))
         return EXIT_STOPPED
     if failure is not None:
