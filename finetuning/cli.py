@@ -47,6 +47,9 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
         ("pipeline_model_parallel_size", "-P", "pipeline parallel degree"),
         ("context_parallel_size", "-C", "context parallel degree"),
+        ("data_parallel_replicate_size", None, "whole copies of the sharded weights; data parallel inside a copy shards them"),
+        ("sharding", None, "full: gather weights for each use; step: once a step; replicated: keep frozen ones whole (LoRA)"),
+        ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
     ],
     "Samples": [
         ("seq_length", None, "longest sample in tokens; a longer one is refused, never cut silently"),
@@ -71,7 +74,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "full: recompute each block in the backward pass, less memory, slower"),
+        ("activation_checkpointing", None, "recompute in the backward pass for less memory: selective: what is cheap or wide; full: all"),
         ("compile", None, "torch.compile of each block; auto: with CUDA only"),
     ],
     "Evaluation, checkpoints and logs": [

@@ -66,7 +66,7 @@ def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBa
     generator = torch.Generator().manual_seed(1)
     rows = []
     for index in range(num_rows):
-        lengths = []
+        lengths: list[int] = []
         while (left := length - sum(lengths)) > 0:
             lengths.append(min(left, int(torch.randint(1, min(LONGEST_DOCUMENT, length) + 1, (), generator=generator))))
         tokens = torch.randint(0, config.vocab_size, (1, length), generator=generator)
@@ -165,7 +165,5 @@ def compare(
         return None
     expected_loss, expected_norm, expected = one_process(config, technique, rows, device)
     assert gradients.keys() == expected.keys()
-    differences = {
-        name: ((gradients[name] - value).abs().max() / value.norm()).item() for name, value in expected.items()
-    }
+    differences = {name: ((gradients[name] - value).abs().max() / value.norm()).item() for name, value in expected.items()}
     return Comparison(loss, expected_loss, norm, expected_norm, differences)

@@ -16,9 +16,10 @@ from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.pipeline import Pipeline, assign_layers, build_stage, stage_indices
+from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
 from finetuning.parallel.shard import prepare_backward, shard_parameters
+from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
 

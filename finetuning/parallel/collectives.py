@@ -11,6 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.13 deprecates the names that end in _tensor; 2.11 has only those.
+_HAS_SINGLE = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 13)
+
 _groups: dict[str, dist.ProcessGroup] = {}
 
 
@@ -21,15 +24,14 @@ def name_group(group: dist.ProcessGroup) -> str:
 
 
 def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    # torch 2.13 deprecates the old names; 2.11 has only those.
-    if torch.__version__ >= (2, 13):
+    if _HAS_SINGLE:
         dist.all_gather_single(output, part, group=group)
     else:
         dist.all_gather_into_tensor(output, part, group=group)
 
 
 def _reduce_scatter(output: Tensor, whole: Tensor, group: dist.ProcessGroup) -> None:
-    if torch.__version__ >= (2, 13):
+    if _HAS_SINGLE:
         dist.reduce_scatter_single(output, whole, group=group)
     else:
         dist.reduce_scatter_tensor(output, whole, group=group)

@@ -17,7 +17,7 @@ Shape letters: t tokens of one process, T tokens of the row, N query heads, K ke
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,8 @@ def cut_row(row: MicroBatch, plan: ContextPlan, rank: int) -> MicroBatch:
         return MicroBatch(row.tokens[:, part], row.positions[:, part], row.labels[:, part], row.documents)
     index = torch.cat([torch.arange(*ends) for ends in _pieces(length, plan.size, rank)])
     documents = _piece_documents(row.documents, _pieces(length, plan.size, rank))
-    return MicroBatch(row.tokens[:, index], row.positions[:, index], row.labels[:, index], documents)
+    # For attention these are the row's documents, in the form that the gathered kernel takes.
+    return MicroBatch(row.tokens[:, index], row.positions[:, index], row.labels[:, index], cast(Documents, documents))
 
 
 def local_places(places: Tensor, length: int, plan: ContextPlan, rank: int) -> tuple[Tensor, Tensor]:

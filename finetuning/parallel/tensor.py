@@ -51,8 +51,8 @@ def apply_tensor_parallel(model: Llama, layout: Layout) -> None:
             shape = list(parameter.shape)
             assert shape[dim] % degree == 0, f"{name} {shape} cannot be cut into {degree}"
             shape[dim] //= degree
-            module = model.get_submodule(name.rpartition(".")[0])
-            module.weight = nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad)
+            part = nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad)
+            model.get_submodule(name.rpartition(".")[0]).register_parameter("weight", part)
     if isinstance(model.model.embed_tokens, nn.Embedding):
         model.model.embed_tokens = VocabularyPart(model.model.embed_tokens, group)  # type: ignore[assignment]
     exchange = _SequenceExchange(name_group(group))
@@ -108,11 +108,11 @@ class HeadPart(nn.Module):
     def __init__(self, whole: nn.Module, group: dist.ProcessGroup):
         super().__init__()
         self.group = group
-        for name, parameter in whole.named_parameters():  # none when tied
-            self.register_parameter(name, parameter)
+        self.weight = dict(whole.named_parameters()).get("weight")  # already cut; none when tied
 
     def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
+        assert weight_VD is not None
         if labels_BT is None:
             logits_VT = gather(F.linear(hidden_BTD[0], weight_VD).t(), name_group(self.group), 0)
             return logits_VT.t()[None].contiguous()

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from finetuning.parallel.apply import Technique
 from finetuning.parallel.mesh import Degrees, Layout
-from finetuning.parallel.pipeline import stage_indices
+from finetuning.parallel.stages import stage_indices
 from finetuning.selftest import Comparison, compare, random_rows, tiny_config
 
 CPU = torch.device("cpu")
