@@ -111,7 +111,7 @@ def prune(folder: Path, keep_last: int) -> None:
     best = min(validated, key=lambda checkpoint: checkpoint.val_loss or 0.0, default=None)
     if best is not None:
         point_to(folder / "best", best.path.name)
-    for checkpoint in complete[: len(complete) - keep_last]:
+    for checkpoint in complete[: max(0, len(complete) - keep_last)]:
         if checkpoint != best:
             (checkpoint.path / INFO_FILE).unlink()  # first: half-deleted must not look complete
             shutil.rmtree(checkpoint.path)

@@ -59,11 +59,11 @@ def test_the_defaults_keep_every_rule() -> None:
          "--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local"),
         ({"num_nodes": 2}, "--num_nodes 2: --executor local runs on one machine; give --num_nodes 1"),
         ({"tensor_model_parallel_size": 2},
-         "tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 8 GPUs work data "
-         "parallel with sharded parameters"),
+         ("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 8 GPUs work "
+          "data parallel with sharded parameters")),
         ({"nemo_model": "a.nemo"},
-         "--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
-         "--hf_model_id"),
+         ("--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
+          "--hf_model_id")),
         ({"restore_config": "/no/such"}, "--restore_config /no/such: there is no such folder"),
     ],
 )  # fmt: skip
@@ -101,9 +101,11 @@ def test_more_pipeline_stages_than_layers_are_refused(model: LlamaConfig) -> Non
 
 def test_degrees_that_do_not_divide_the_gpus_are_refused_with_the_products_that_do() -> None:
     config = given(num_nodes=2, num_gpus=6, tensor_model_parallel_size=2, pipeline_model_parallel_size=4)
-    assert check_layout(config, None) == [
-        "2 x 6 = 12 GPUs cannot be divided by tensor 2 x pipeline 4 x context 1 = 8; the product must be one of 1, 2, 3, 4, 6, 12"
-    ]
+    (problem,) = check_layout(config, None)
+    assert problem == (
+        "2 x 6 = 12 GPUs cannot be divided by tensor 2 x pipeline 4 x context 1 = 8; the product must be one of "
+        "1, 2, 3, 4, 6, 12"
+    )
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(100, "96, 104"), (5, "8"), (9, "8, 16")])
@@ -131,19 +133,22 @@ def test_a_layout_that_fits_is_accepted(model: LlamaConfig) -> None:
 
 
 def test_more_processes_than_gpus_are_refused_with_what_this_machine_has() -> None:
-    assert check_devices(given(num_gpus=8), visible_gpus=1) == [
+    (problem,) = check_devices(given(num_gpus=8), visible_gpus=1)
+    assert problem == (
         "--num_gpus 8: this machine has 1; give --num_gpus 1 (and a --global_batch_size that is a multiple of "
         "micro_batch_size x 1)"
-    ]
+    )
     assert check_devices(given(num_gpus=8), visible_gpus=8) == []
 
 
 def test_without_gpus_the_default_of_eight_processes_is_accepted_and_a_slip_of_the_keyboard_is_not() -> None:
     assert check_devices(given(num_gpus=8), visible_gpus=0) == []
     cores, limit = os.cpu_count(), max(8, 4 * (os.cpu_count() or 1))
-    assert check_devices(given(num_gpus=limit + 1), visible_gpus=0) == [
-        f"--num_gpus {limit + 1}: without a GPU it counts CPU processes, and this machine has {cores} cores; give {limit} or less"
-    ]
+    (problem,) = check_devices(given(num_gpus=limit + 1), visible_gpus=0)
+    assert problem == (
+        f"--num_gpus {limit + 1}: without a GPU it counts CPU processes, and this machine has {cores} cores; give {limit} or "
+        "less"
+    )
 
 
 def test_a_job_elsewhere_is_not_measured_against_this_machine() -> None:
