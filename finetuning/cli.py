@@ -47,8 +47,8 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
         ("pipeline_model_parallel_size", "-P", "pipeline parallel degree"),
         ("context_parallel_size", "-C", "context parallel degree"),
-        ("data_parallel_replicate_size", None, "whole copies of the sharded weights; data parallel inside a copy shards them"),
-        ("sharding", None, "full: gather weights for each use; step: once a step; replicated: keep frozen ones whole (LoRA)"),
+        ("data_parallel_replicate_size", None, "whole copies of the sharded weights; a divisor of data parallel"),
+        ("sharding", None, "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
         ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
     ],
     "Samples": [
@@ -74,7 +74,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "recompute in the backward pass for less memory: selective: what is cheap or wide; full: all"),
+        ("activation_checkpointing", None, "recomputed in the backward pass: selective: what is cheap or wide; full: all of a block"),
         ("compile", None, "torch.compile of each block; auto: with CUDA only"),
     ],
     "Evaluation, checkpoints and logs": [

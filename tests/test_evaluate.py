@@ -10,7 +10,7 @@ from finetuning import evaluate as module
 from finetuning.data.batches import RowPlan
 from finetuning.data.tokenized import open_split
 from finetuning.evaluate import Evaluation, evaluate
-from tests.models import CPU, build
+from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference, random_split, summed_loss
 
@@ -20,8 +20,7 @@ PLAN = RowPlan(capacity=48, granularity=8, attention_cost=0.01)
 
 def evaluation(model_folder: Path, split_folder: Path, samples_at_once: int) -> Evaluation:
     module.SAMPLES_AT_ONCE = samples_at_once
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return evaluate(build(model_folder), open_split(split_folder), PLAN, CPU, rank, world_size)
+    return evaluate(build(model_folder), open_split(split_folder), PLAN)
 
 
 @pytest.mark.dist

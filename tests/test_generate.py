@@ -8,7 +8,7 @@ import transformers
 
 from finetuning.data.template import load_prompt_format
 from finetuning.generate import generate
-from tests.models import CPU, build
+from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference
 
@@ -25,7 +25,7 @@ def prompts(model_folder: Path) -> list[list[int]]:
 
 def answers(model_folder: Path, end_token_ids: tuple[int, ...]) -> list[list[int]]:
     model = build(model_folder)
-    return generate(model, prompts(model_folder), end_token_ids=end_token_ids, max_new_tokens=NEW_TOKENS, device=CPU)
+    return generate(model, prompts(model_folder), end_token_ids=end_token_ids, max_new_tokens=NEW_TOKENS)
 
 
 def expected(model_folder: Path, end_token_ids: tuple[int, ...]) -> list[list[int]]:

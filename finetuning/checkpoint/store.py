@@ -139,7 +139,10 @@ def point_to(link: Path, name: str) -> None:
 
 
 def _training_state(model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    moments = {f"optimizer.{name}": value for name, value in optimizer_state(model, optimizer).items()}
+    moments = {
+        f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value)
+        for name, value in optimizer_state(model, optimizer).items()
+    }
     return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
 
 

@@ -94,8 +94,8 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
         )  # fmt: skip
     if config.pipeline_schedule == "zero_bubble" and config.compile == "on":
         problems.append(
-            t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; give "
-              "--compile off")
+            t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; "
+              "give --compile off")
         )  # fmt: skip
     if config.sharding == "replicated" and config.peft != "lora":
         problems.append(
@@ -104,8 +104,8 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
         )  # fmt: skip
     if config.sharding == "full" and in_pipeline:
         problems.append(
-            t("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give --sharding "
-              "step, or replicated with --peft lora")
+            t("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+              "--sharding step, or replicated with --peft lora")
         )  # fmt: skip
     return problems
 
@@ -128,8 +128,8 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
             )  # fmt: skip
         elif model.vocab_size % tensor != 0 or model.intermediate_size % tensor != 0:
             problems.append(
-                t("--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} features",
-                  degree=tensor, vocabulary=model.vocab_size, inner=model.intermediate_size)
+                t("--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} "
+                  "features", degree=tensor, vocabulary=model.vocab_size, inner=model.intermediate_size)
             )  # fmt: skip
         if pipeline > 1 and stages > model.num_hidden_layers:
             problems.append(

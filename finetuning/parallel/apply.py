@@ -1,12 +1,14 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
 from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
@@ -100,12 +102,18 @@ class ParallelLlama(nn.Module):
             else None
         )
 
+    @override
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Global names, and this process's parts, of the weights of the stages that it holds."""
+        for part in self.parts:
+            for name, weight in part.named_parameters(prefix, recurse, remove_duplicate):
+                if not (self._copies_table() and name.endswith("lm_head.weight")):
+                    yield name, weight
+
     def weights(self) -> dict[str, nn.Parameter]:
-        """Global name -> this process's part of it, of the stages that it holds."""
-        found = {name: weight for part in self.parts for name, weight in part.named_parameters()}
-        if self._copies_table():
-            found.pop("lm_head.weight", None)
-        return found
+        return dict(self.named_parameters())
 
     def all_shapes(self) -> dict[str, torch.Size]:
         """Global name -> global shape of every weight of the model, whichever stage holds it; in the model's order."""

@@ -17,6 +17,7 @@ Shape letters: t tokens of one process, T tokens of the row, N query heads, K ke
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -166,13 +167,13 @@ def _piece_documents(documents: Documents, pieces: list[tuple[int, int]]) -> Pie
     boundaries = torch.zeros(2, 2, length + 1, dtype=torch.int32)  # queries and keys, pieces, entries
     extents = []
     for index, (begin, end) in enumerate(pieces):
-        inside = [(start, min(stop, end)) for start, stop in zip(ends, ends[1:], strict=False) if start < end and stop > begin]
+        inside = [(start, min(stop, end)) for start, stop in pairwise(ends) if start < end and stop > begin]
         first = inside[0][0]
         queries = [0, *(stop - begin for _, stop in inside)]
         keys = [0, *(stop - first for _, stop in inside)]
         boundaries[0, index, : len(queries)] = torch.tensor(queries)
         boundaries[1, index, : len(keys)] = torch.tensor(keys)
-        longest = [max(b - a for a, b in zip(x, x[1:], strict=False)) for x in (queries, keys)]
+        longest = [max(b - a for a, b in pairwise(x)) for x in (queries, keys)]
         extents.append([len(inside), *longest, first, end])
     return PieceDocuments(boundaries[0], boundaries[1], torch.tensor(extents))
 

@@ -28,7 +28,7 @@ ROW = ("o_proj", "down_proj")
 
 
 def tensor_dim(name: str) -> int | None:
-    """The dimension along which the weight of this name is cut; None: every process holds it whole.
+    """The dimension along which the weight of this name (or a state of it) is cut; None: every process holds it whole.
 
     Examples: `….q_proj.weight` -> 0, `….q_proj.lora_A.weight` -> None, `….o_proj.lora_A.weight` -> 1, norms -> None.
     """

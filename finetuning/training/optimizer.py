@@ -3,15 +3,14 @@
 import math
 
 import torch
-
-from finetuning.parallel.apply import ParallelLlama, trained_parameters
+from torch import nn
 
 
 def build_optimizer(
-    model: ParallelLlama, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
 ) -> torch.optim.AdamW:
     """AdamW over the trained parameters; matrices decay, vectors (norms) do not."""
-    trained = list(trained_parameters(model).values())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
@@ -32,21 +31,20 @@ def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: in
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def optimizer_state(model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """`NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` of every trained parameter of this process's stages.
-
-    The moments are whole tensors spread like the parameter; writing into them changes the optimizer.
+def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    """`NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` of every trained parameter, sharded like the parameter.
 
     Entries are created where the optimizer has not stepped yet, so that a checkpoint can be loaded into them.
     """
     fused = bool(optimizer.param_groups[0]["fused"])
     named: dict[str, torch.Tensor] = {}
-    for name, parameter in trained_parameters(model).items():
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
-        named[f"{name}.step"] = state["step"]
-        named |= {f"{name}.{key}": model.view(name, state[key]) for key in ("exp_avg", "exp_avg_sq")}
+        named |= {f"{name}.{key}": value for key, value in state.items()}
     return named
