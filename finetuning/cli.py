@@ -74,7 +74,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "recomputed in the backward pass: selective: what is cheap or wide; full: all of a block"),
+        ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: whole blocks"),
         ("compile", None, "torch.compile of each block; auto: with CUDA only"),
     ],
     "Evaluation, checkpoints and logs": [
@@ -193,7 +193,7 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
     if hint is bool:
         group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if default not in (None, dataclasses.MISSING):
+    if default not in (None, dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
         shown = ",".join(default) if isinstance(default, tuple) else default
         text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str

@@ -5,7 +5,6 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -30,11 +29,12 @@ from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import TokenizedSplit, open_split
-from finetuning.errors import EXIT_FINISHED, StopRequested
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, StopRequested
 from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
 from finetuning.generate import generate
 from finetuning.i18n import set_language, t
+from finetuning.lifeline import end_with_parent, launcher_is_gone
 from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.context import plan_context
@@ -44,8 +44,6 @@ from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
-
 
 def main(run_file: Path) -> int:
     """Runs this process's part of the run and returns its exit code."""
@@ -54,7 +52,9 @@ def main(run_file: Path) -> int:
     logs = Path(run.experiment_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(logs / f"rank_{rank}.log")
-    _end_with_parent()
+    end_with_parent()
+    if launcher_is_gone():
+        return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
@@ -329,12 +329,6 @@ def _stopped_message(step: int, run: Run) -> str:
     if run.save_every_n_steps == 0:
         return t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
     return t("saved at step {step} of {max_steps}; run the same command to go on", step=step, max_steps=run.max_steps)
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to kill this process when torchrun dies, so that no worker is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -228,9 +228,8 @@ def test_a_local_folder_is_taken_as_it_is(tiny_model: Path, monkeypatch: pytest.
         ("sub/typo", "--hf_model_id sub/typo: there is no such folder"),  # sub is here, so no model on the hub is meant
         ("a/b/c", "--hf_model_id a/b/c: there is no such folder"),
         ("sub/file.safetensors", "--hf_model_id sub/file.safetensors: is a file; give the folder that holds config.json"),
-        ("https://hf.co/meta/Llama-3.1-8B/tree/main",
-         "--hf_model_id https://hf.co/meta/Llama-3.1-8B/tree/main: give the model's name instead of its address: "
-          "meta/Llama-3.1-8B"),
+        ("https://hf.co/m/L/tree/main",
+         "--hf_model_id https://hf.co/m/L/tree/main: give the model's name instead of its address: m/L"),
         ("a--b", "--hf_model_id a--b: not a model name of the hub: Cannot have -- or .. in repo_id: 'a--b'."),
     ],
 )  # fmt: skip

@@ -81,10 +81,10 @@ def test_problems_of_settings_layout_and_data_are_listed_together(settings: Sett
     data.mkdir()
     (data / "training.jsonl").write_text('{"input": "a", "output": ""}\n{"input": \n', encoding="utf-8")
     config = settings(dataset_path=str(data), max_steps=0, tensor_model_parallel_size=4, num_gpus=4)
-    assert problems_of(config, tmp_path) == [
+    problems = problems_of(config, tmp_path)
+    assert problems.pop(1).startswith("tensor, pipeline and context parallel are not available in this version; ")
+    assert problems == [
         "--max_steps 0: must be 1 or more",
-        "tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 4 GPUs work data "
-        "parallel with sharded parameters",
         "--tensor_model_parallel_size 4: must divide 4 attention heads and 2 key/value heads; with 4 GPUs use 1, 2",
         "training.jsonl:1: the answer ('output') is empty",
         'training.jsonl:2: not valid JSON (Expecting value at column 1): {"input":',
@@ -147,7 +147,8 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(settings: Setting
     (folder / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 3}), encoding="utf-8")
     (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
     assert problem.startswith(
-        f"{folder}: the weights do not fit config.json: model.layers.2.self_attn.q_proj.weight should be [64, 64], found nothing; "
+        f"{folder}: the weights do not fit config.json: model.layers.2.self_attn.q_proj.weight should be [64, 64], found "
+        "nothing; "
     )
 
 
