@@ -74,7 +74,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: whole blocks"),
+        ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: all"),
         ("compile", None, "torch.compile of each block; auto: with CUDA only"),
     ],
     "Evaluation, checkpoints and logs": [

@@ -97,6 +97,11 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
             t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; "
               "give --compile off")
         )  # fmt: skip
+    if config.pipeline_schedule == "zero_bubble" and config.activation_checkpointing == "selective":
+        problems.append(
+            t("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
+              "selective keeps its results for one; give full or none")
+        )  # fmt: skip
     if config.sharding == "replicated" and config.peft != "lora":
         problems.append(
             t("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "

@@ -64,6 +64,9 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "compile": "on"},
          ("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; give "
           "--compile off")),
+        ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "activation_checkpointing": "selective"},
+         ("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
+          "selective keeps its results for one; give full or none")),
         ({"sharding": "replicated"},
          ("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
           "trained weights give --data_parallel_replicate_size")),
