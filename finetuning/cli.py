@@ -6,6 +6,7 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import importlib
 import io
 import os
 import sys
@@ -149,20 +150,36 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         return EXIT_INTERRUPTED
 
 
+def verbs() -> dict[str, tuple[str, str]]:
+    """Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does."""
+    return {
+        "train": ("finetuning.cli", t("fine-tune a model; `finetune train --help` lists the flags")),
+        "selftest": ("finetuning.launch.selftest", t("compare a parallel layout with one process, on this machine")),
+    }
+
+
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
     set_language(language_of_environment())
-    verbs = {"train": t("fine-tune a model; `finetune train --help` lists the flags")}
-    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+    known = verbs()
+    if len(sys.argv) < 2 or sys.argv[1] not in known:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")
             sys.exit(0)
         asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
+        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<9}{text}" for verb, (_, text) in known.items()]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else EXIT_BAD_INPUT)
-    del sys.argv[1]
-    sys.exit(main())
+    verb = sys.argv.pop(1)
+    if verb == "train":
+        sys.exit(main())  # reads sys.argv itself, to hide the token
+    try:
+        sys.exit(importlib.import_module(known[verb][0]).main(sys.argv[1:]))
+    except InputError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _language_asked_for(arguments: list[str]) -> str:

@@ -35,6 +35,7 @@ def evaluate(model: ParallelLlama, split: TokenizedSplit, plan: RowPlan) -> Eval
         batch = make_step_batch(split, samples, 0, layout.data_rank, layout.degrees.data_parallel, plan)
         for row in batch.micro_batches:
             total += model.loss_sum(row)
+    model.release()
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())
     return Evaluation(total.item() / answer_tokens, len(split), answer_tokens)

@@ -34,4 +34,5 @@ def generate(
                 open_answers.remove(index)
             else:
                 answers[index].append(token)
+    model.release()
     return answers

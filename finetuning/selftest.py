@@ -6,15 +6,23 @@ are filled, so that no gradient is zero by construction. The last rows have noth
 """
 
 import hashlib
+import json
 import math
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
+from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import MicroBatch, StepBatch
+from finetuning.i18n import language_of_environment, set_language, t
 from finetuning.model.attention import make_documents
 from finetuning.model.config import LlamaConfig, RopeScaling
 from finetuning.model.cross_entropy import IGNORED_LABEL
@@ -22,12 +30,81 @@ from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model, trained_parameters
 from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.stages import num_rows_rule, stage_indices
 from finetuning.parallel.weights import fill
 
 # Largest difference of an entry, relative to the 2-norm of the gradient. Sums in float32 in another order differ by some
 # 1e-7; the gradient of a lost document, head or process differs by more than 1e-3.
 TOLERANCE = 1e-6
+# The same with bfloat16 in the layout and float32 in the one process: a gradient goes through some thirty products, each
+# rounded to 2^-9 = 2e-3.
+HALF_TOLERANCE = 5e-2
 LONGEST_DOCUMENT = 40
+
+
+def main(spec: dict[str, Any]) -> int:
+    """This process's part of `finetune selftest`; rank 0 prints the table. Returns 1 when some row is not equal."""
+    set_language(language_of_environment())
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
+    degrees = Degrees(
+        pp=spec["pipeline_model_parallel_size"], dp_replicate=spec["data_parallel_replicate_size"],
+        dp_shard=spec["data_parallel_size"] // spec["data_parallel_replicate_size"], cp=spec["context_parallel_size"],
+        tp=spec["tensor_model_parallel_size"],
+    )  # fmt: skip
+    layout = Layout(device.type, degrees)
+    schedule = spec["pipeline_schedule"]
+    config = tiny_config(degrees, stages_per_rank=len(stage_indices(schedule, degrees.pp, 0)))
+    rows = random_rows(config, 2 * degrees.data_parallel * num_rows_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
+    found: list[tuple[str, Comparison, float]] = []
+    for peft in spec["peft"]:
+        for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.bfloat16, HALF_TOLERANCE)):
+            technique = _technique(spec, peft, schedule, dtype, degrees)
+            comparison = compare(config, technique, layout, rows, device)
+            if comparison is not None:
+                name = "LoRA" if peft == "lora" else t("all weights")
+                found.append((f"{name}, {str(dtype).removeprefix('torch.')}", comparison, tolerance))
+    equal = torch.tensor(float(all(comparison.equal(tolerance) for _, comparison, tolerance in found)))
+    dist.broadcast(equal, src=0)
+    if found:
+        Console(width=120).print(_table(str(degrees), found))
+    dist.destroy_process_group()
+    return 0 if equal else 1
+
+
+def _technique(spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtype, degrees: Degrees) -> Technique:
+    lora = peft == "lora"
+    by_default = "replicated" if lora else "step" if degrees.pp > 1 else "full"
+    return Technique(
+        lora_rank=3 if lora else None, lora_alpha=6.0, lora_targets=LORA_TARGETS if lora else (), compute_dtype=dtype,
+        sharding=by_default if spec["sharding"] == "auto" else spec["sharding"], pipeline_schedule=schedule,
+        activation_checkpointing=spec["activation_checkpointing"],
+    )  # fmt: skip
+
+
+def _table(layout: str, found: list[tuple[str, "Comparison", float]]) -> Table:
+    table = Table(title=t("{layout} against one process", layout=layout))
+    heads = (
+        t("trained"),
+        t("loss"),
+        t("one process"),
+        t("gradient norm"),
+        t("one process"),
+        t("largest difference"),
+        t("limit"),
+    )
+    for head in (*heads, t("verdict")):
+        table.add_column(head, justify="left" if head == heads[0] else "right")
+    for name, comparison, tolerance in found:
+        table.add_row(
+            name, f"{comparison.loss:.6f}", f"{comparison.expected_loss:.6f}", f"{comparison.grad_norm:.6f}",
+            f"{comparison.expected_grad_norm:.6f}", f"{comparison.worst[1]:.1e}", f"{tolerance:.0e}",
+            t("equal") if comparison.equal(tolerance) else t("NOT EQUAL: {weight}", weight=comparison.worst[0]),
+        )  # fmt: skip
+    return table
 
 
 @dataclass(frozen=True)
@@ -167,3 +244,7 @@ def compare(
     assert gradients.keys() == expected.keys()
     differences = {name: ((gradients[name] - value).abs().max() / value.norm()).item() for name, value in expected.items()}
     return Comparison(loss, expected_loss, norm, expected_norm, differences)
+
+
+if __name__ == "__main__":
+    sys.exit(main(json.loads(sys.argv[1])))

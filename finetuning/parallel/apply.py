@@ -20,7 +20,7 @@ from finetuning.parallel.context import apply_context_parallel, cut_row, local_p
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
-from finetuning.parallel.shard import prepare_backward, shard_parameters
+from finetuning.parallel.shard import prepare_backward, release, shard_parameters
 from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
@@ -200,6 +200,12 @@ class ParallelLlama(nn.Module):
             if degree > 1:
                 dist.all_reduce(logits_SV, group=self.layout.group(axis))
         return logits_SV
+
+    def release(self) -> None:
+        """To be called after a series of `loss_sum` or `logits`, before anything looks at the weights."""
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            release(part)
 
     @property
     def trains_all(self) -> bool:

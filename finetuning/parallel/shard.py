@@ -42,3 +42,14 @@ def prepare_backward(model: Llama, sharding: str, *, last: bool) -> None:
     model.set_requires_gradient_sync(last or sharding == "full")
     model.set_requires_all_reduce(last)  # between copies, once a step
     model.set_reshard_after_backward(last or sharding == "full")
+
+
+def release(model: Llama) -> None:
+    """Gives up what units keep gathered after a forward pass without a backward pass.
+
+    FSDP2 expects the backward pass to do it. Until then the model shows gathered copies, in the compute dtype, in place of
+    the parameters that the optimizer knows: a checkpoint would hold rounded weights and no moments for them.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

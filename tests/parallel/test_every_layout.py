@@ -7,9 +7,10 @@ finetuning/selftest.py.
 from dataclasses import replace
 
 import pytest
+import torch
 
 from finetuning.parallel.mesh import Degrees
-from finetuning.selftest import Comparison
+from finetuning.selftest import HALF_TOLERANCE, TOLERANCE, Comparison
 from tests.parallel.layouts import FULL, LORA, Case, compare_all
 from tests.processes import run_processes
 
@@ -34,6 +35,7 @@ def named(case: Case) -> str:
         *([technique.sharding] if technique.sharding != (LORA if technique.lora_rank else FULL).sharding else []),
         *([technique.pipeline_schedule] if technique.pipeline_schedule != "1f1b" else []),
         *([f"recompute-{technique.activation_checkpointing}"] if technique.activation_checkpointing != "none" else []),
+        *(["bfloat16"] if technique.compute_dtype == torch.bfloat16 else []),
         *(["compiled"] if technique.compile else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
@@ -73,6 +75,10 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
         Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
     ],
+    "bfloat16": [
+        Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
+        for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
+    ],
     "pairs of axes": both(PAIRS),
     "wide axes": [
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
@@ -105,5 +111,6 @@ def test_loss_and_every_gradient_are_those_of_one_process(
     assert not failures, failures[0]
     found = ranks[0]
     assert isinstance(found, Comparison)
-    assert found.equal(), f"{found.worst}, loss {found.loss} for {found.expected_loss}"
+    tolerance = HALF_TOLERANCE if GROUPS[group][index].technique.compute_dtype == torch.bfloat16 else TOLERANCE
+    assert found.equal(tolerance), f"{found.worst}, loss {found.loss} for {found.expected_loss}"
     assert len(found.differences) >= 38  # every weight, or both adapters of seven linears of four blocks
