@@ -6,6 +6,7 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import importlib
 import io
 import os
 import sys
@@ -47,6 +48,9 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
         ("pipeline_model_parallel_size", "-P", "pipeline parallel degree"),
         ("context_parallel_size", "-C", "context parallel degree"),
+        ("data_parallel_replicate_size", None, "whole copies of the sharded weights; a divisor of data parallel"),
+        ("sharding", None, "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
+        ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
     ],
     "Samples": [
         ("seq_length", None, "longest sample in tokens; a longer one is refused, never cut silently"),
@@ -71,7 +75,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "full: recompute each block in the backward pass, less memory, slower"),
+        ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: all"),
         ("compile", None, "torch.compile of each block; auto: with CUDA only"),
     ],
     "Evaluation, checkpoints and logs": [
@@ -146,20 +150,36 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         return EXIT_INTERRUPTED
 
 
+def verbs() -> dict[str, tuple[str, str]]:
+    """Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does."""
+    return {
+        "train": ("finetuning.cli", t("fine-tune a model; `finetune train --help` lists the flags")),
+        "selftest": ("finetuning.launch.selftest", t("compare a parallel layout with one process, on this machine")),
+    }
+
+
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
     set_language(language_of_environment())
-    verbs = {"train": t("fine-tune a model; `finetune train --help` lists the flags")}
-    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+    known = verbs()
+    if len(sys.argv) < 2 or sys.argv[1] not in known:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")
             sys.exit(0)
         asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
+        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<9}{text}" for verb, (_, text) in known.items()]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else EXIT_BAD_INPUT)
-    del sys.argv[1]
-    sys.exit(main())
+    verb = sys.argv.pop(1)
+    if verb == "train":
+        sys.exit(main())  # reads sys.argv itself, to hide the token
+    try:
+        sys.exit(importlib.import_module(known[verb][0]).main(sys.argv[1:]))
+    except InputError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _language_asked_for(arguments: list[str]) -> str:

@@ -21,7 +21,9 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 CHOICES = {
     "executor": ("local", "slurm"),
     "peft": ("none", "lora"),
-    "activation_checkpointing": ("none", "full"),
+    "sharding": ("auto", "full", "step", "replicated"),
+    "pipeline_schedule": ("1f1b", "interleaved", "zero_bubble"),
+    "activation_checkpointing": ("none", "selective", "full"),
     "compile": ("auto", "on", "off"),
     "lang": ("en", "zh-TW"),
 }
@@ -56,6 +58,11 @@ class RunConfig:
     tensor_model_parallel_size: int = 1
     pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1
+    data_parallel_replicate_size: int = 1  # whole copies of the sharded weights; the rest of data parallel shards them
+    sharding: str = (
+        "auto"  # how data parallel holds weights: gathered per use (full) or per step; frozen ones whole (replicated)
+    )
+    pipeline_schedule: str = "1f1b"
 
     # What is trained.
     peft: str = "none"
@@ -121,6 +128,7 @@ class Run:
     model_path: str  # local folder in Hugging Face format: config, weights, tokenizer
     tokens_dir: str  # tokenised samples, memory-mapped by every worker
     sources: dict[str, str]  # split -> JSONL file it was read from
+    sharding: str  # full | step | replicated: what "auto" became
     max_steps: int
     warmup_steps: int
     val_check_interval: int

@@ -9,8 +9,7 @@ import torch.distributed as dist
 
 from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import TokenizedSplit
-from finetuning.model.llama import Llama
-from finetuning.parallel.shard import release_root
+from finetuning.parallel.apply import ParallelLlama
 
 SAMPLES_AT_ONCE = 256
 
@@ -27,18 +26,16 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: Llama, split: TokenizedSplit, plan: RowPlan, device: torch.device, data_rank: int, data_parallel_size: int
-) -> Evaluation:
+def evaluate(model: ParallelLlama, split: TokenizedSplit, plan: RowPlan) -> Evaluation:
     """Evaluates all samples of `split`; every rank must call it and gets the same result."""
-    total = torch.zeros((), dtype=torch.float64, device=device)
+    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    layout = model.layout
     for start in range(0, len(split), SAMPLES_AT_ONCE):
         samples = np.arange(start, min(start + SAMPLES_AT_ONCE, len(split)))
-        batch = make_step_batch(split, samples, 0, data_rank, data_parallel_size, plan)
+        batch = make_step_batch(split, samples, 0, layout.data_rank, layout.degrees.data_parallel, plan)
         for row in batch.micro_batches:
-            row = row.to(device)
-            total += model(row.tokens, row.positions, row.documents, labels_BT=row.labels)
-    release_root(model)
+            total += model.loss_sum(row)
+    model.release()
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())
     return Evaluation(total.item() / answer_tokens, len(split), answer_tokens)

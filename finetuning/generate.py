@@ -7,13 +7,12 @@ cache: a few sample answers take seconds, and the path is exactly the one that i
 import torch
 
 from finetuning.model.attention import make_documents
-from finetuning.model.llama import Llama
-from finetuning.parallel.shard import release_root
+from finetuning.parallel.apply import ParallelLlama
 
 
 @torch.no_grad()
 def generate(
-    model: Llama, prompts: list[list[int]], *, end_token_ids: tuple[int, ...], max_new_tokens: int, device: torch.device
+    model: ParallelLlama, prompts: list[list[int]], *, end_token_ids: tuple[int, ...], max_new_tokens: int
 ) -> list[list[int]]:
     """New tokens for each prompt, without the end token; every rank must call it with the same prompts."""
     answers: list[list[int]] = [[] for _ in prompts]
@@ -23,15 +22,17 @@ def generate(
             break
         rows = [prompts[index] + answers[index] for index in open_answers]
         lengths = [len(row) for row in rows]
-        tokens = torch.tensor([token for row in rows for token in row])[None].to(device)
-        positions = torch.cat([torch.arange(length) for length in lengths])[None].to(device)
-        last = torch.tensor(lengths).cumsum(0).sub(1).to(device)
-        logits = model(tokens, positions, make_documents(lengths).to(device), at_S=last)
-        chosen = logits[0].argmax(-1).tolist()
+        last = torch.tensor(lengths).cumsum(0).sub(1)
+        padding = -sum(lengths) % model.row_multiple
+        if padding:  # a document of its own, which nothing looks at
+            rows, lengths = [*rows, [0] * padding], [*lengths, padding]
+        tokens = torch.tensor([token for row in rows for token in row])
+        positions = torch.cat([torch.arange(length) for length in lengths])
+        chosen = model.logits(tokens, positions, make_documents(lengths), last).argmax(-1).tolist()
         for index, token in zip(list(open_answers), chosen, strict=True):
             if token in end_token_ids:
                 open_answers.remove(index)
             else:
                 answers[index].append(token)
-    release_root(model)
+    model.release()
     return answers

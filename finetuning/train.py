@@ -5,6 +5,7 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
-from finetuning.config import Run, read_run
+from finetuning.config import Run, RunConfig, read_run
 from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
 from finetuning.data.template import load_prompt_format
@@ -34,9 +35,11 @@ from finetuning.failures import write_failure
 from finetuning.generate import generate
 from finetuning.i18n import set_language, t
 from finetuning.lifeline import end_with_parent, launcher_is_gone
-from finetuning.model.config import read_llama_config
-from finetuning.model.llama import Llama
-from finetuning.parallel.apply import Technique, build_model
+from finetuning.model.config import LlamaConfig, read_llama_config
+from finetuning.parallel.apply import ParallelLlama, Technique, build_model
+from finetuning.parallel.context import plan_context
+from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.stages import num_rows_rule
 from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
@@ -107,7 +110,8 @@ class Worker:
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
         self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
-        self.plan = row_plan(run, self.llama_config.attention_cost)
+        self.layout = Layout(run.device, degrees(self.config))
+        self.plan = row_plan(run, self.llama_config)
         self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
@@ -125,7 +129,7 @@ class Worker:
         config, run = self.config, self.run
         batches = GlobalBatches(
             self.splits["training"], start_step=self.resume_step, max_steps=run.max_steps, seed=config.seed,
-            global_batch_size=config.global_batch_size, data_rank=self._data_rank(),
+            global_batch_size=config.global_batch_size, data_rank=self.layout.data_rank,
             data_parallel_size=config.data_parallel_size, plan=self.plan,
         )  # fmt: skip
         record = StepRecord(
@@ -134,8 +138,7 @@ class Worker:
             before_first_step=self._look_before,
         )  # fmt: skip
         strategy = MeshStrategy(
-            pp=config.pipeline_model_parallel_size, dp=config.data_parallel_size, cp=config.context_parallel_size,
-            tp=config.tensor_model_parallel_size, max_steps=run.max_steps, identity=run.identity,
+            self.layout, max_steps=run.max_steps, identity=run.identity,
         )  # fmt: skip
         trainer = pl.Trainer(
             accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
@@ -154,20 +157,19 @@ class Worker:
             raise StopRequested
         self.stop.set_training(False)
 
-    def _build(self, module: FineTuning) -> Llama:
+    def _build(self) -> ParallelLlama:
         """Builds the model of this process and fills it: from the base model, then from where the run starts."""
         config, run = self.config, self.run
-        mesh, device = module.device_mesh, module.trainer.strategy.root_device
-        assert mesh is not None
         on_gpu = run.device == "cuda"
         lora = config.peft == "lora"
         technique = Technique(
             lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
             compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
-            activation_checkpointing=config.activation_checkpointing == "full",
-            compile=config.compile == "on" or (config.compile == "auto" and on_gpu),
+            sharding=run.sharding, activation_checkpointing=config.activation_checkpointing, compile=compiles(config, on_gpu),
+            pipeline_schedule=config.pipeline_schedule,
         )  # fmt: skip
-        model = build_model(self.llama_config, mesh, device, technique)
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        model = build_model(self.llama_config, self.layout, device, technique)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None
         if lora or not trained_come_later:  # with all weights trained, every one of them comes from a checkpoint
@@ -205,14 +207,9 @@ class Worker:
 
     def _loss(self, split: str) -> Evaluation:
         assert self.module.net is not None
-        return evaluate(
-            self.module.net,
-            self.splits[split],
-            self.plan,
-            self.module.device,
-            self._data_rank(),
-            self.config.data_parallel_size,
-        )
+        # Without gradients a pipeline takes rows of any number and length.
+        plan = dataclasses.replace(self.plan, rows_multiple=1, same_length=False)
+        return evaluate(self.module.net, self.splits[split], plan)
 
     def _answer(self, file_name: str) -> None:
         """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""
@@ -223,7 +220,7 @@ class Worker:
         assert self.module.net is not None
         answers = generate(
             self.module.net, [self.prompt_format.encode_prompt(sample.input) for sample in samples],
-            end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens, device=self.module.device,
+            end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens,
         )  # fmt: skip
         rows = [
             {"input": sample.input, "label": sample.output, "prediction": self.prompt_format.decode(answer)}
@@ -244,9 +241,6 @@ class Worker:
         if config.mlflow_tracking_uri:
             loggers.append(MLFlowLogger(experiment_name=config.experiment, tracking_uri=config.mlflow_tracking_uri))
         return loggers
-
-    def _data_rank(self) -> int:
-        return self.rank // self.config.model_parallel_size % self.config.data_parallel_size
 
     def _say(self, text: str) -> None:
         if self.display:
@@ -277,11 +271,27 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return found[0]
 
 
-def row_plan(run: Run, attention_cost: float) -> RowPlan:
+def degrees(config: RunConfig) -> Degrees:
+    replicate = config.data_parallel_replicate_size
+    return Degrees(
+        pp=config.pipeline_model_parallel_size, dp_replicate=replicate, dp_shard=config.data_parallel_size // replicate,
+        cp=config.context_parallel_size, tp=config.tensor_model_parallel_size,
+    )  # fmt: skip
+
+
+def compiles(config: RunConfig, on_gpu: bool) -> bool:
+    """Whether blocks are compiled; a zero-bubble schedule takes their backward pass apart and cannot have it compiled."""
+    return config.compile == "on" or (config.compile == "auto" and on_gpu and config.pipeline_schedule != "zero_bubble")
+
+
+def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     """Row lengths: with compiled blocks few different ones (sixteenths of a full row), on CPU close to the real length."""
     capacity = run.config.micro_batch_size * run.config.seq_length
     granularity = max(128, capacity // 16) if run.device == "cuda" else 8
-    return RowPlan(capacity, granularity, attention_cost)
+    wanted = degrees(run.config)
+    multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
+    rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)
+    return RowPlan(capacity, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
 
 
 def first_samples(split: TokenizedSplit, source: Path, count: int) -> list[Sample]:

@@ -4,24 +4,28 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from finetuning.checkpoint.adapters import initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import load_base_weights
+from finetuning.model.attention import make_documents
 from finetuning.model.config import read_llama_config
-from finetuning.model.llama import Llama
-from finetuning.parallel.apply import Technique, build_model
-from finetuning.parallel.mesh import build_mesh
+from finetuning.parallel.apply import ParallelLlama, Technique, build_model
+from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.weights import gather_whole
 
 CPU = torch.device("cpu")
 
 
-def build(model_folder: Path, technique: Technique | None = None, adapter: Path | None = None, seed: int = 1234) -> Llama:
-    """The model of this process, data parallel over all of them, filled from `model_folder`; every rank must call it."""
+def build(
+    model_folder: Path, technique: Technique | None = None, adapter: Path | None = None, seed: int = 1234,
+    degrees: Degrees | None = None,
+) -> ParallelLlama:  # fmt: skip
+    """The model of this process, filled from `model_folder`; every rank must call it. By default data parallel over all."""
     technique = technique or Technique()
-    mesh = build_mesh("cpu", pp=1, dp=dist.get_world_size(), cp=1, tp=1)
-    model = build_model(read_llama_config(model_folder), mesh, CPU, technique)
+    layout = Layout("cpu", degrees or Degrees(dp_shard=dist.get_world_size()))
+    model = build_model(read_llama_config(model_folder), layout, CPU, technique)
     load_base_weights(model_folder, model)
     if adapter is not None:
         load_adapters(adapter, model)
@@ -35,5 +39,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {name: whole(parameter.data).clone() for name, parameter in model.named_parameters()}
+def whole_parameters(model: ParallelLlama) -> dict[str, Tensor]:
+    """Of the stages that this process holds."""
+    return {name: gather_whole(model.view(name, p.data)).clone() for name, p in model.named_parameters()}
+
+
+def whole_logits(model: ParallelLlama, tokens_T: Tensor) -> Tensor:
+    """Logits [T, V] of one document; its length must be a multiple of what the layout asks for."""
+    places = torch.arange(len(tokens_T))
+    return model.logits(tokens_T, places, make_documents([len(tokens_T)]), places)

@@ -191,6 +191,7 @@ def make_run(config: RunConfig) -> Run:
         model_path="/data/model",
         tokens_dir="/data/experiments/微調 1/data/0123",
         sources={"training": "/data/alpaca/training.jsonl", "test": "/data/alpaca/test.jsonl"},
+        sharding="full",
         max_steps=100,
         warmup_steps=10,
         val_check_interval=10,

@@ -11,7 +11,7 @@ from finetuning import evaluate as module
 from finetuning.data.batches import RowPlan
 from finetuning.data.tokenized import open_split
 from finetuning.evaluate import Evaluation, evaluate
-from tests.models import CPU, build
+from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference, random_split, summed_loss
 
@@ -21,8 +21,7 @@ PLAN = RowPlan(capacity=48, granularity=8, attention_cost=0.01)
 
 def evaluation(model_folder: Path, split_folder: Path, samples_at_once: int) -> Evaluation:
     module.SAMPLES_AT_ONCE = samples_at_once
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return evaluate(build(model_folder), open_split(split_folder), PLAN, CPU, rank, world_size)
+    return evaluate(build(model_folder), open_split(split_folder), PLAN)
 
 
 @pytest.mark.dist
@@ -43,7 +42,7 @@ def test_every_layout_gives_the_loss_of_a_plain_loop(
 
 def kinds_of_parameters(model_folder: Path, split_folder: Path) -> list[bool]:
     model = build(model_folder)
-    evaluate(model, open_split(split_folder), PLAN, CPU, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    evaluate(model, open_split(split_folder), PLAN)
     return [isinstance(parameter, DTensor) for parameter in model.parameters()]
 
 

@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from finetuning.data.template import load_prompt_format
 from finetuning.generate import generate
-from tests.models import CPU, build
+from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference
 
@@ -26,7 +26,7 @@ def prompts(model_folder: Path) -> list[list[int]]:
 
 def answers(model_folder: Path, end_token_ids: tuple[int, ...]) -> list[list[int]]:
     model = build(model_folder)
-    return generate(model, prompts(model_folder), end_token_ids=end_token_ids, max_new_tokens=NEW_TOKENS, device=CPU)
+    return generate(model, prompts(model_folder), end_token_ids=end_token_ids, max_new_tokens=NEW_TOKENS)
 
 
 def expected(model_folder: Path, end_token_ids: tuple[int, ...]) -> list[list[int]]:
@@ -59,7 +59,7 @@ def test_an_answer_ends_before_its_end_token_while_others_go_on(tiny_model: Path
 
 def kinds_of_parameters(model_folder: Path) -> list[bool]:
     model = build(model_folder)
-    generate(model, prompts(model_folder), end_token_ids=(), max_new_tokens=2, device=CPU)
+    generate(model, prompts(model_folder), end_token_ids=(), max_new_tokens=2)
     return [isinstance(parameter, DTensor) for parameter in model.parameters()]
 
 

@@ -10,7 +10,7 @@ from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora
-from finetuning.plan import plan_memory, trained_parameters
+from finetuning.plan import MemoryPlan, choose_sharding, plan_memory, trained_parameters
 
 pytestmark = pytest.mark.unit
 
@@ -44,25 +44,67 @@ def test_the_number_of_trained_parameters_is_that_of_the_model(targets: tuple[st
     assert trained_parameters(given(peft="lora", lora_rank=4, lora_targets=targets), shape) == trained
 
 
+def plan_of(**changed: Any) -> MemoryPlan:
+    config = given(**changed)
+    return plan_memory(config, LLAMA31_8B, choose_sharding(config, LLAMA31_8B, 80.0))
+
+
 def test_full_states_take_sixteen_bytes_a_parameter_spread_over_the_ranks() -> None:
-    one = plan_memory(given(num_gpus=1), LLAMA31_8B)
+    one = plan_of(num_gpus=1)
     assert one.states == 16 * LLAMA31_8B.num_parameters  # float32: weight, gradient, two moments
-    assert plan_memory(given(num_gpus=8), LLAMA31_8B).states == one.states // 8
+    assert plan_of(num_gpus=8).states == one.states // 8
 
 
 def test_adapters_need_far_less_than_all_weights() -> None:
-    full, lora = plan_memory(given(num_gpus=1), LLAMA31_8B), plan_memory(given(num_gpus=1, peft="lora"), LLAMA31_8B)
+    full, lora = plan_of(num_gpus=1), plan_of(num_gpus=1, peft="lora")
     assert lora.total_gib < full.total_gib / 2
     assert lora.states > 2 * LLAMA31_8B.num_parameters  # the frozen weights in bfloat16 are there all the same
 
 
 def test_recomputing_blocks_and_shorter_rows_need_less() -> None:
-    plain = plan_memory(given(), LLAMA31_8B)
-    assert plan_memory(given(activation_checkpointing="full"), LLAMA31_8B).activations < plain.activations / 4
-    assert plan_memory(given(seq_length=4096), LLAMA31_8B).activations < 0.6 * plain.activations
-    assert plan_memory(given(micro_batch_size=2), LLAMA31_8B).activations > 1.8 * plain.activations
+    plain = plan_of()
+    assert plan_of(activation_checkpointing="full").activations < plain.activations / 4
+    selective = plan_of(activation_checkpointing="selective").activations
+    assert plan_of(activation_checkpointing="full").activations < selective < 0.6 * plain.activations
+    assert plan_of(seq_length=4096).activations < 0.6 * plain.activations
+    assert plan_of(micro_batch_size=2).activations > 1.8 * plain.activations
 
 
 def test_the_total_is_the_sum_of_its_parts() -> None:
-    plan = plan_memory(given(), LLAMA31_8B)
+    plan = plan_of()
     assert plan.total_gib == pytest.approx((plan.states + plan.gathered + plan.activations + 2 * 2**30) / 2**30)
+
+
+def test_tensor_parallel_spreads_states_and_most_activations() -> None:
+    one, two = plan_of(num_gpus=8), plan_of(num_gpus=8, tensor_model_parallel_size=2)
+    assert two.states == one.states  # the same eight GPUs hold the same sixteen bytes a parameter
+    assert one.activations / 2 < two.activations < 0.7 * one.activations  # gathered inputs are whole
+
+
+def test_context_parallel_halves_activations_and_keeps_sharding_the_states() -> None:
+    one, two = plan_of(num_gpus=8), plan_of(num_gpus=8, context_parallel_size=2)
+    assert two.states == one.states
+    assert two.activations == pytest.approx(one.activations / 2, rel=0.05)  # the head's chunk stays
+
+
+def test_the_first_rank_of_a_pipeline_keeps_rows_in_flight() -> None:
+    one, two = plan_of(num_gpus=1, peft="lora"), plan_of(num_gpus=2, peft="lora", pipeline_model_parallel_size=2)
+    assert two.states < 0.6 * one.states
+    assert two.activations > 0.8 * one.activations  # two rows of half the layers
+
+
+@pytest.mark.parametrize(
+    ("changed", "gib", "expected"),
+    [
+        ({"peft": "none"}, 80.0, "full"),
+        ({"peft": "none", "pipeline_model_parallel_size": 2}, 80.0, "step"),
+        ({"peft": "lora", "activation_checkpointing": "full"}, 80.0, "replicated"),
+        ({"peft": "lora", "activation_checkpointing": "full"}, 16.0, "full"),
+        ({"peft": "lora", "activation_checkpointing": "full"}, None, "replicated"),  # a login node: 80 GiB are assumed
+        ({"peft": "lora", "sharding": "step"}, 80.0, "step"),
+    ],
+)
+def test_weights_are_held_with_the_least_communication_that_fits(
+    changed: dict[str, Any], gib: float | None, expected: str
+) -> None:
+    assert choose_sharding(given(**changed), LLAMA31_8B, gib) == expected

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor, distribute_tensor
 
-from finetuning.checkpoint.huggingface import begin_folder, copy_companions, finish_folder, gather
+from finetuning.checkpoint.huggingface import begin_folder, copy_companions, finish_folder
 from finetuning.config import RunConfig
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.model.llama import Llama
-from finetuning.model.lora import initial_adapter
-from finetuning.parallel.apply import adapter_parameters
+from finetuning.model.lora import initial_adapter, is_adapter
+from finetuning.parallel.apply import ParallelLlama, adapter_parameters
+from finetuning.parallel.weights import fill
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper in front of our names
@@ -26,16 +25,23 @@ PLAIN_SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def initialise_adapters(model: Llama, seed: int) -> None:
+def initialise_adapters(model: ParallelLlama, seed: int) -> None:
     """Fills the adapters with their start values, the same in every layout; every rank must call it."""
     for name, parameter in adapter_parameters(model).items():
-        _fill(parameter, initial_adapter(name, parameter.shape, seed))
+        view = model.view(name, parameter.data)
+        fill(view, initial_adapter(name, view.shape, seed))
 
 
-def export_adapters(model: Llama, target: Path, config: RunConfig, base: Path, chat_template: str | None) -> None:
+def export_adapters(model: ParallelLlama, target: Path, config: RunConfig, base: Path, chat_template: str | None) -> None:
     """Writes the adapters and the tokenizer to `target`; every rank must call it, rank 0 writes."""
     temporary = begin_folder(target)
-    tensors = {PREFIX + name: gather(p).cpu().contiguous() for name, p in adapter_parameters(model).items()}
+    held = adapter_parameters(model)
+    tensors = {}
+    for name, shape in model.all_shapes().items():
+        if is_adapter(name):
+            whole = model.whole(name, held[name].data if name in held else None, shape, torch.float32)
+            if whole is not None:
+                tensors[PREFIX + name] = whole.cpu().contiguous()
     if dist.get_rank() == 0:
         save_file(tensors, str(temporary / WEIGHTS_FILE), metadata={"format": "pt"})
         base_name = str(base.resolve()) if Path(config.hf_model_id).is_dir() else config.hf_model_id  # PEFT opens it anywhere
@@ -69,7 +75,7 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
     return problems
 
 
-def load_adapters(folder: Path, model: Llama) -> None:
+def load_adapters(folder: Path, model: ParallelLlama) -> None:
     """Fills the adapters from a PEFT folder; every rank must call it.
 
     Raises:
@@ -79,15 +85,4 @@ def load_adapters(folder: Path, model: Llama) -> None:
     for name, parameter in adapter_parameters(model).items():
         if PREFIX + name not in stored:
             raise InputError(t("{folder}: holds no adapter {name}", folder=folder, name=name))
-        _fill(parameter, stored[PREFIX + name])
-
-
-@torch.no_grad()
-def _fill(parameter: torch.nn.Parameter, value: torch.Tensor) -> None:
-    data = parameter.data
-    if isinstance(data, DTensor):
-        whole = value.to(device=data.device, dtype=data.dtype)
-        # Every rank holds the whole value already: no broadcast.
-        data.copy_(distribute_tensor(whole, data.device_mesh, data.placements, src_data_rank=None))
-    else:
-        data.copy_(value)
+        fill(model.view(name, parameter.data), stored[PREFIX + name])

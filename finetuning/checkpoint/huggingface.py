@@ -16,13 +16,12 @@ import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
-from torch.distributed.tensor import DTensor
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
 from finetuning.model.llama import Llama
-from finetuning.parallel.apply import base_parameters
+from finetuning.parallel.apply import ParallelLlama, base_parameters
 
 SHARD_BYTES = 4 * 2**30
 INDEX_FILE = "model.safetensors.index.json"
@@ -96,45 +95,40 @@ def fingerprint(model_path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_base_weights(model_path: Path, model: Llama) -> None:
+def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
     """Fills all weights but the adapters from a local folder; every rank must call it and reads its own slices."""
-    state = {name: parameter.data for name, parameter in base_parameters(model).items()}
+    state = {name: model.view(name, parameter.data) for name, parameter in base_parameters(model).items()}
     dcp.load(state, storage_reader=HuggingFaceStorageReader(str(model_path)))
+    model.refresh_copies()
 
 
-def export_model(model: Llama, target: Path, base: Path, chat_template: str | None) -> None:
+def export_model(model: ParallelLlama, target: Path, base: Path, chat_template: str | None) -> None:
     """Writes the full model to `target`, in the base model's dtype; every rank must call it, rank 0 writes.
 
     At most one shard (SHARD_BYTES) is held in host memory. An earlier result in `target` is replaced when the new one
     is complete.
     """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(model.config.dtype, torch.float32)
-    parameters = dict(model.named_parameters())
-    shards = _assign_shards({name: p.numel() * dtype.itemsize for name, p in parameters.items()})
+    shapes, held = model.all_shapes(), model.weights()
+    shards = _assign_shards({name: shape.numel() * dtype.itemsize for name, shape in shapes.items()})
     temporary = begin_folder(target)
     for number, names in enumerate(shards, start=1):
         tensors = {}
         for name in names:
-            tensor = gather(parameters[name])
-            if dist.get_rank() == 0:
+            tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
+            if tensor is not None:
                 tensors[name] = tensor.to(device="cpu", dtype=dtype).contiguous()
         if dist.get_rank() == 0:
             save_file(tensors, str(temporary / _shard_name(number, len(shards))), metadata={"format": "pt"})
     if dist.get_rank() == 0:
         if len(shards) > 1:
             weight_map = {name: _shard_name(n, len(shards)) for n, names in enumerate(shards, 1) for name in names}
-            total = sum(p.numel() * dtype.itemsize for p in parameters.values())
+            total = sum(shape.numel() * dtype.itemsize for shape in shapes.values())
             index = {"metadata": {"total_size": total}, "weight_map": weight_map}
             (temporary / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
         shutil.copyfile(base / "config.json", temporary / "config.json")
         copy_companions(base, temporary, chat_template)
     finish_folder(temporary, target)
-
-
-def gather(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """The whole tensor on every rank; every rank must call it."""
-    data = parameter.data
-    return data.full_tensor() if isinstance(data, DTensor) else data
 
 
 def begin_folder(target: Path) -> Path:

@@ -20,7 +20,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 from finetuning.i18n import t
-from finetuning.parallel.apply import trained_parameters
+from finetuning.parallel.apply import ParallelLlama, trained_parameters
 from finetuning.training.optimizer import optimizer_state
 
 INFO_FILE = "checkpoint.json"
@@ -40,7 +40,7 @@ def checkpoint_name(step: int) -> str:
     return f"step={step:06d}"
 
 
-def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW, info: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.AdamW, info: dict[str, Any]) -> None:
     """Writes a checkpoint to `path`; every rank must call it. `info` (JSON, with "step") is written by rank 0."""
     temporary = path.with_name(f".incomplete-{path.name}")
     if dist.get_rank() == 0:
@@ -58,7 +58,7 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.A
     dist.barrier()
 
 
-def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def load_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, Any]:
     """Fills model, optimizer and random state from a complete checkpoint of any layout; returns its info.
 
     Every rank must call it. A rank that did not exist when it was written keeps its own random state.
@@ -68,14 +68,16 @@ def load_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.A
     if _random_key() not in known:
         del state[_random_key()]
     dcp.load(state, checkpoint_id=path)
+    model.refresh_copies()
     if _random_key() in known:
         torch.set_rng_state(state[_random_key()])
     return json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
 
 
-def load_weights(path: Path, model: torch.nn.Module) -> None:
+def load_weights(path: Path, model: ParallelLlama) -> None:
     """Fills the trained weights from a checkpoint, without optimizer and position; every rank must call it."""
-    dcp.load({f"model.{name}": p.data for name, p in trained_parameters(model).items()}, checkpoint_id=path)
+    dcp.load(_trained_weights(model), checkpoint_id=path)
+    model.refresh_copies()
 
 
 def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
@@ -137,10 +139,16 @@ def point_to(link: Path, name: str) -> None:
     temporary.replace(link)
 
 
-def _training_state(model: torch.nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    weights = {f"model.{name}": parameter.data for name, parameter in trained_parameters(model).items()}
-    moments = {f"optimizer.{name}": value for name, value in optimizer_state(model, optimizer).items()}
-    return weights | moments | {_random_key(): torch.get_rng_state()}
+def _training_state(model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+    moments = {
+        f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value)
+        for name, value in optimizer_state(model, optimizer).items()
+    }
+    return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
+
+
+def _trained_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": model.view(name, parameter.data) for name, parameter in trained_parameters(model).items()}
 
 
 def _random_key() -> str:

@@ -48,15 +48,28 @@ class StepBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class RowPlan:
-    """How rows are filled. `capacity` and `granularity` in positions; `attention_cost` as in LlamaConfig."""
+    """How rows are filled. `capacity` and `granularity` in positions; `attention_cost` as in LlamaConfig.
+
+    Parallel layouts ask for more: every row length a `multiple`; with a pipeline, the number of rows of a rank a multiple
+    of `rows_multiple`, and all rows of a rank as long as its longest (`same_length`).
+    """
 
     capacity: int
     granularity: int
     attention_cost: float
+    multiple: int = 1
+    rows_multiple: int = 1
+    same_length: bool = False
 
     def padded(self, positions: int) -> int:
         """Row length for this many real positions."""
-        return min(-(-max(positions, 1) // self.granularity) * self.granularity, max(self.capacity, positions))
+        length = min(-(-max(positions, 1) // self.granularity) * self.granularity, max(self.capacity, positions))
+        return -(-length // self.multiple) * self.multiple
+
+    def row_lengths(self, positions: list[int]) -> list[int]:
+        """Lengths of the rows of one rank, with these many real positions each."""
+        lengths = [self.padded(count) for count in positions]
+        return [max(lengths)] * len(lengths) if self.same_length else lengths
 
 
 def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: RowPlan) -> list[list[list[int]]]:
@@ -75,8 +88,9 @@ def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: RowPlan) -> li
     cost = lengths + plan.attention_cost * lengths.astype(np.float64) ** 2
     order = np.argsort(-lengths, kind="stable").tolist()
     rows_per_rank = max(1, -(-int(lengths.sum()) // (data_parallel_size * plan.capacity)))
+    rows_per_rank = -(-rows_per_rank // plan.rows_multiple) * plan.rows_multiple
     while (rows := _fill(lengths, cost, order, data_parallel_size * rows_per_rank, plan.capacity)) is None:
-        rows_per_rank += 1
+        rows_per_rank += plan.rows_multiple
     # The heaviest rows first, dealt back and forth: rank totals even out.
     rows.sort(key=lambda row: -cost[row].sum())
     ranks: list[list[list[int]]] = [[] for _ in range(data_parallel_size)]
@@ -105,15 +119,13 @@ def _fill(lengths: np.ndarray, cost: np.ndarray, order: list[int], num_rows: int
     return rows
 
 
-def make_row(split: TokenizedSplit, samples: list[int], plan: RowPlan) -> MicroBatch:
-    """Concatenates samples into one packed row.
+def make_row(split: TokenizedSplit, samples: list[int], length: int) -> MicroBatch:
+    """Concatenates samples into one packed row of `length` positions.
 
     A sample of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
-    real = int(split.lengths[samples].sum()) if samples else 0
-    length = plan.padded(real)
     tokens = np.zeros(length, dtype=np.int64)
     labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
@@ -140,12 +152,14 @@ def make_step_batch(
     """The rows of `data_rank` for these samples, with the counts of all ranks."""
     lengths = split.lengths[samples]
     ranks = plan_rows(lengths, data_parallel_size, plan)
+    row_lengths = [plan.row_lengths([int(lengths[row].sum()) for row in rows]) for rows in ranks]
+    mine = zip(ranks[data_rank], row_lengths[data_rank], strict=True)
     return StepBatch(
         step=step,
-        micro_batches=[make_row(split, samples[row].tolist(), plan) for row in ranks[data_rank]],
+        micro_batches=[make_row(split, samples[row].tolist(), length) for row, length in mine],
         answer_tokens=int(split.answer_tokens[samples].sum()),
         tokens=int(lengths.sum()),
-        computed=sum(plan.padded(int(lengths[row].sum())) for rank in ranks for row in rank),
+        computed=sum(map(sum, row_lengths)),
     )
 
 

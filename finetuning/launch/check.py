@@ -16,7 +16,7 @@ from finetuning.model.config import LlamaConfig
 
 SIZES = (
     "num_nodes", "num_gpus", "global_batch_size", "micro_batch_size", "tensor_model_parallel_size",
-    "pipeline_model_parallel_size", "context_parallel_size",
+    "pipeline_model_parallel_size", "context_parallel_size", "data_parallel_replicate_size",
 )  # fmt: skip
 AT_LEAST_ONE = (*SIZES, "max_steps", "lora_rank", "val_check_interval", "keep_last", "max_new_tokens")
 AT_LEAST_ZERO = (
@@ -80,7 +80,39 @@ def check_settings(config: RunConfig) -> list[str]:
             problems.append(
                 t("--{flag} needs a package that is not installed: pip install {package}", flag=flag, package=package)
             )
-    return problems + _not_yet(config)
+    return problems + _check_parallel_settings(config) + _not_yet(config)
+
+
+def _check_parallel_settings(config: RunConfig) -> list[str]:
+    """Ways of spreading a model that cannot be combined, or would have no effect."""
+    problems = []
+    in_pipeline = config.pipeline_model_parallel_size > 1
+    if config.pipeline_schedule != "1f1b" and not in_pipeline:
+        problems.append(
+            t("--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more",
+              schedule=config.pipeline_schedule)
+        )  # fmt: skip
+    if config.pipeline_schedule == "zero_bubble" and config.compile == "on":
+        problems.append(
+            t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; "
+              "give --compile off")
+        )  # fmt: skip
+    if config.pipeline_schedule == "zero_bubble" and config.activation_checkpointing == "selective":
+        problems.append(
+            t("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
+              "selective keeps its results for one; give full or none")
+        )  # fmt: skip
+    if config.sharding == "replicated" and config.peft != "lora":
+        problems.append(
+            t("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
+              "trained weights give --data_parallel_replicate_size")
+        )  # fmt: skip
+    if config.sharding == "full" and in_pipeline:
+        problems.append(
+            t("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+              "--sharding step, or replicated with --peft lora")
+        )  # fmt: skip
+    return problems
 
 
 def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
@@ -90,6 +122,7 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
         return problems  # check_settings has said so
     world, degree = config.world_size, config.model_parallel_size
     tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+    stages = pipeline * (1 if config.pipeline_schedule == "1f1b" else 2)
     if model is not None:
         if not _divides_heads(tensor, model):
             fitting = [number for number in _divisors(world) if _divides_heads(number, model)]
@@ -98,9 +131,15 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
                   "heads; with {world} GPUs use {choices}", degree=tensor, heads=model.num_attention_heads,
                   key_value_heads=model.num_key_value_heads, world=world, choices=_listed(fitting))
             )  # fmt: skip
-        if pipeline > model.num_hidden_layers:
+        elif model.vocab_size % tensor != 0 or model.intermediate_size % tensor != 0:
             problems.append(
-                t("--pipeline_model_parallel_size {degree}: the model has only {layers} layers", degree=pipeline,
+                t("--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} "
+                  "features", degree=tensor, vocabulary=model.vocab_size, inner=model.intermediate_size)
+            )  # fmt: skip
+        if pipeline > 1 and stages > model.num_hidden_layers:
+            problems.append(
+                t("--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but the "
+                  "model has only {layers} layers", degree=pipeline, schedule=config.pipeline_schedule, stages=stages,
                   layers=model.num_hidden_layers)
             )  # fmt: skip
         if config.peft == "lora" and config.lora_rank > model.hidden_size:
@@ -116,6 +155,12 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
               choices=_listed(_divisors(world)))
         )  # fmt: skip
         return problems
+    if config.data_parallel_size % config.data_parallel_replicate_size != 0:
+        problems.append(
+            t("--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}",
+              copies=config.data_parallel_replicate_size, data=config.data_parallel_size,
+              choices=_listed(_divisors(config.data_parallel_size)))
+        )  # fmt: skip
     unit = config.micro_batch_size * config.data_parallel_size
     if config.global_batch_size % unit != 0:
         below = config.global_batch_size // unit * unit
@@ -158,11 +203,6 @@ def _not_yet(config: RunConfig) -> list[str]:
         problems.append(
             t("--num_nodes {nodes}: --executor local runs on one machine; give --num_nodes 1", nodes=config.num_nodes)
         )
-    if config.model_parallel_size > 1:
-        problems.append(
-            t("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the "
-              "{world} GPUs work data parallel with sharded parameters", world=config.world_size)
-        )  # fmt: skip
     if config.nemo_model:
         problems.append(
             t("--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "

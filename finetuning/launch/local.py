@@ -23,11 +23,14 @@ GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
 
 
 def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
+    return [*torchrun_options(num_processes), "-m", "finetuning.train", str(run_file)]
+
+
+def torchrun_options(num_processes: int) -> list[str]:
     """A free port is chosen by torchrun; loopback only, whatever the host name resolves to."""
     return [
         sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(num_processes),
         "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--local-addr", "127.0.0.1", "--max_restarts", "0",
-        "-m", "finetuning.train", str(run_file),
     ]  # fmt: skip
 
 
@@ -38,8 +41,8 @@ def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor:
     """
     with (logs / "torchrun.log").open("ab") as log:
         process = subprocess.Popen(
-            torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log, env=_environment(num_processes),
-            start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
+            torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log,
+            env=worker_environment(num_processes), start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
         )  # fmt: skip
     signals = _Signals(process.pid)
     failed_at = None
@@ -89,7 +92,7 @@ class _Signals:
         signal_workers(self.torchrun_pid, signal.SIGTERM if self.received == 1 else signal.SIGKILL)
 
 
-def _environment(num_processes: int) -> dict[str, str]:
+def worker_environment(num_processes: int) -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
     environment[LAUNCHER_PID] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))

@@ -16,6 +16,7 @@ from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.model.config import LlamaConfig, read_llama_config
+from finetuning.plan import choose_sharding
 
 LONGEST_WARMUP_STEPS = 50
 VALIDATIONS_PER_RUN = 10
@@ -69,6 +70,7 @@ def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_d
         model_path=str(model_path),
         tokens_dir=str(dataset.folder),
         sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
+        sharding=choose_sharding(config, model, gpu_memory_gib(visible_gpus)),
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,
@@ -78,6 +80,11 @@ def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_d
         identity=identity,
     )
     return Prepared(run, model, dataset, start, _notes(config, dataset, num_samples, visible_gpus))
+
+
+def gpu_memory_gib(visible_gpus: int) -> float | None:
+    """Of the first GPU; None without any."""
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if visible_gpus else None
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

@@ -13,6 +13,7 @@ from finetuning.data.batches import RowPlan, plan_rows
 from finetuning.data.order import samples_of_step
 from finetuning.i18n import t
 from finetuning.launch.prepare import Prepared
+from finetuning.parallel.stages import num_rows_rule
 from finetuning.plan import plan_memory, trained_parameters
 from finetuning.training.metrics import read_metrics
 
@@ -44,7 +45,7 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     if gpu_memory_gib is not None:
         _line(
             console, t("memory"),
-            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model).total_gib,
+            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, run.sharding).total_gib,
               there=gpu_memory_gib),
         )  # fmt: skip
     _line(console, t("folder"), run.experiment_dir)
@@ -89,14 +90,26 @@ def _example(prepared: Prepared) -> Text:
 def _layout(prepared: Prepared) -> str:
     run, config, split = prepared.run, prepared.run.config, prepared.dataset.splits["training"]
     samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
-    plan = RowPlan(config.micro_batch_size * config.seq_length, 1, prepared.model.attention_cost)
+    rows_multiple = num_rows_rule(config.pipeline_schedule, config.pipeline_model_parallel_size)
+    capacity = config.micro_batch_size * config.seq_length
+    plan = RowPlan(capacity, 1, prepared.model.attention_cost, rows_multiple=rows_multiple)
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, plan)
     return t(
-        "{world} {kind} = data parallel {data} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens",
+        "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens",
         world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
-        data=config.data_parallel_size, samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
+        axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
     )  # fmt: skip
+
+
+def _axes(config: RunConfig) -> str:
+    """The axes that are more than one process wide, and data parallel in any case."""
+    named = {
+        t("tensor parallel"): config.tensor_model_parallel_size, t("context parallel"): config.context_parallel_size,
+        t("pipeline parallel"): config.pipeline_model_parallel_size,
+    }  # fmt: skip
+    texts = [f"{name} {degree}" for name, degree in named.items() if degree > 1]
+    return " × ".join([*texts, t("data parallel") + f" {config.data_parallel_size}"])
 
 
 def _schedule(prepared: Prepared) -> str:

@@ -88,6 +88,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.attend = document_attention
 
     def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         batch, length, _ = x_BTD.shape
@@ -95,7 +96,7 @@ class Attention(nn.Module):
             projection(x_BTD).view(batch, length, -1, self.head_dim) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, cos_BTH, sin_BTH), rotate(k, cos_BTH, sin_BTH)
-        out_TNH = document_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
+        out_TNH = self.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
         return self.o_proj(out_TNH.reshape(batch, length, -1))
 
 

@@ -1,17 +1,29 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
 
+from finetuning.data.batches import MicroBatch, StepBatch
+from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.llama import Llama
-from finetuning.model.lora import add_lora, is_adapter
-from finetuning.parallel.shard import shard_parameters
+from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
+from finetuning.parallel.collectives import sum_over
+from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
+from finetuning.parallel.mesh import Layout
+from finetuning.parallel.pipeline import Pipeline, build_stage
+from finetuning.parallel.recompute import block_forward
+from finetuning.parallel.shard import prepare_backward, release, shard_parameters
+from finetuning.parallel.stages import assign_layers, stage_indices
+from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
+from finetuning.parallel.weights import gather_whole, global_view, local_part
 
 
 @dataclass(frozen=True)
@@ -22,50 +34,239 @@ class Technique:
     lora_alpha: float = 32.0
     lora_targets: tuple[str, ...] = ()
     compute_dtype: torch.dtype = torch.float32
-    activation_checkpointing: bool = False
+    sharding: str = "full"  # see finetuning.parallel.shard
+    activation_checkpointing: str = "none"  # see finetuning.parallel.recompute
     compile: bool = False
+    pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
 
 
-def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, technique: Technique) -> Llama:
-    """The parallelised model with uninitialised weights on `device`; every process of the mesh must call it.
+def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
+    """The parallelised model with uninitialised weights on `device`; every process must call it.
 
     Trained weights are held in float32 and computed in `compute_dtype`; frozen ones are held in `compute_dtype`.
     """
+    if layout.degrees.pp > 1 and technique.sharding == "full":
+        technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
+    indices = stage_indices(technique.pipeline_schedule, layout.degrees.pp, layout.pp_rank) if layout.degrees.pp > 1 else [0]
+    stages = assign_layers(config, layout.degrees.pp * len(indices))
+    parts = [build_part(config, layout, device, technique, index, stages) for index in indices]
+    return ParallelLlama(config, parts, layout, device, technique)
+
+
+def build_part(
+    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range]
+) -> Llama:
+    """One pipeline stage, with every technique in its place."""
     with torch.device("meta"):
-        model = Llama(config)
+        if len(stages) == 1:
+            model = Llama(config)
+        else:
+            model = build_stage(config, stages[index], first=index == 0, last=index == len(stages) - 1)
         if technique.lora_rank is not None:
             add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
+    if layout.degrees.tp > 1:
+        apply_tensor_parallel(model, layout)
+    if technique.lora_rank is not None:
+        freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trained
+    if layout.degrees.cp > 1:
+        apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
-    shard_parameters(model, mesh["dp"], technique.compute_dtype)
+    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
-        layer.forward = _block_forward(layer.forward, technique)
+        layer.forward = block_forward(
+            layer.forward, technique.activation_checkpointing, config.hidden_size, compiled=technique.compile
+        )
     model.to_empty(device=device)
     return model
 
 
-def _block_forward(forward: Callable[..., Tensor], technique: Technique) -> Callable[..., Tensor]:
-    """`forward` compiled and recomputed as asked; plain without gradients, so that evaluation never compiles."""
-    trained = torch.compile(forward, fullgraph=True, dynamic=False) if technique.compile else forward
+class ParallelLlama(nn.Module):
+    """This process's part of a model that is spread over all processes.
 
-    def run(*inputs: object) -> Tensor:
-        if not torch.is_grad_enabled():
-            return forward(*inputs)
-        if technique.activation_checkpointing:
-            return checkpoint(trained, *inputs, use_reentrant=False)
-        return trained(*inputs)
+    Weights have global names, those of Hugging Face. With tied tables in a pipeline, the last stage's copy of the
+    embedding is no weight of its own: its gradient goes to the first stage, and the new value comes from there.
+    """
 
-    return run
+    def __init__(
+        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique
+    ):  # fmt: skip
+        super().__init__()
+        self.config, self.layout, self.device, self.technique = config, layout, device, technique
+        self.parts = nn.ModuleList(parts)
+        self.context = plan_context(config, layout.degrees.cp, layout.degrees.tp)
+        self.pipeline = (
+            Pipeline(config, parts, layout, technique.pipeline_schedule, device, technique.compute_dtype)
+            if layout.degrees.pp > 1
+            else None
+        )
+
+    @override
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Global names, and this process's parts, of the weights of the stages that it holds."""
+        for part in self.parts:
+            for name, weight in part.named_parameters(prefix, recurse, remove_duplicate):
+                if not (self._copies_table() and name.endswith("lm_head.weight")):
+                    yield name, weight
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def all_shapes(self) -> dict[str, torch.Size]:
+        """Global name -> global shape of every weight of the model, whichever stage holds it; in the model's order."""
+        with torch.device("meta"):
+            whole = Llama(self.config)
+            if self.technique.lora_rank is not None:
+                add_lora(whole, self.technique.lora_rank, self.technique.lora_alpha, self.technique.lora_targets)
+        return {name: parameter.shape for name, parameter in whole.named_parameters()}
+
+    def view(self, name: str, tensor: Tensor) -> DTensor:
+        return global_view(name, tensor, self.layout)
+
+    def whole(self, name: str, tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        """The whole of `tensor` (see `view`; None on stages without this weight) on rank 0, None on the others.
+
+        Every process must call it.
+        """
+        found = None if tensor is None else gather_whole(self.view(name, tensor))
+        holder = 0 if self.pipeline is None else self.pipeline.holder_of(name)
+        in_first_group = self.layout.data_rank == self.layout.cp_rank == self.layout.tp_rank == 0
+        if holder != 0 and in_first_group:
+            assert self.pipeline is not None
+            if found is not None:
+                dist.send(found.contiguous(), group=self.pipeline.group, group_dst=0)
+            elif self.layout.pp_rank == 0:
+                found = torch.empty(shape, dtype=dtype, device=self.device)
+                dist.recv(found, group=self.pipeline.group, group_src=holder)
+        return found if dist.get_rank() == 0 else None
+
+    def backward(self, batch: StepBatch) -> Tensor:
+        """Adds the gradients of this process's rows and completes them; returns its share of the summed loss.
+
+        The shares of all processes add up to the loss of the whole batch. Every process must call it.
+        """
+        rows = [self._local(row) for row in batch.micro_batches]
+        if self.pipeline is not None:
+            loss_sum = self.pipeline.backward(rows, batch.answer_tokens)
+        else:
+            loss_sum = torch.zeros((), device=self.device)
+            alone = dist.get_world_size() == 1  # nothing to communicate: reduce at once, so that only shards accumulate
+            (part,) = self.parts
+            for index, row in enumerate(rows):
+                assert isinstance(part, Llama)
+                prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
+                loss = part(row.tokens, row.positions, row.documents, labels_BT=row.labels)
+                (loss / batch.answer_tokens).backward()
+                loss_sum += loss.detach()
+        self._complete_gradients()
+        return self._counted(loss_sum)
+
+    @torch.no_grad()
+    def loss_sum(self, row: MicroBatch) -> Tensor:
+        """This process's share of the summed loss of a row; every process must call it, with its data rank's row."""
+        row = self._local(row)
+        if self.pipeline is not None:
+            loss = self.pipeline.forward(row, with_loss=True)
+            loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
+        else:
+            loss = self.parts[0](row.tokens, row.positions, row.documents, labels_BT=row.labels)
+        return self._counted(loss)
+
+    @torch.no_grad()
+    def logits(self, tokens_T: Tensor, positions_T: Tensor, documents: Documents, at_S: Tensor) -> Tensor:
+        """Logits [S, V] at these places of a row, on every process; every process must call it with the same row (CPU).
+
+        The length of the row must be a multiple of `row_multiple`.
+        """
+        degrees = self.layout.degrees
+        whole = MicroBatch(tokens_T[None], positions_T[None], tokens_T[None], documents)
+        places, here = at_S, torch.ones_like(at_S, dtype=torch.bool)
+        if degrees.cp > 1:
+            places, here = local_places(at_S, len(tokens_T), self.context, self.layout.cp_rank)
+        row, places, here = self._local(whole), places.to(self.device), here.to(self.device)
+        found: Tensor | None
+        if self.pipeline is not None:
+            found = self.pipeline.forward(row, with_loss=False, at_S=places)
+        else:
+            found = self.parts[0](row.tokens, row.positions, row.documents, at_S=places)
+        if found is None:
+            found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.technique.compute_dtype, device=self.device)
+        # One process has each place; the others add zeros.
+        logits_SV = found[0].masked_fill(~here[:, None], 0.0)
+        for axis, degree in (("cp", degrees.cp), ("pp", degrees.pp)):
+            if degree > 1:
+                dist.all_reduce(logits_SV, group=self.layout.group(axis))
+        return logits_SV
+
+    def release(self) -> None:
+        """To be called after a series of `loss_sum` or `logits`, before anything looks at the weights."""
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            release(part)
+
+    @property
+    def trains_all(self) -> bool:
+        """All weights are trained, not only adapters."""
+        return self.technique.lora_rank is None
+
+    @property
+    def row_multiple(self) -> int:
+        """What the length of every row must be a multiple of."""
+        return self.context.multiple * self.layout.degrees.tp
+
+    @torch.no_grad()
+    def squared_gradient_norm(self) -> Tensor:
+        """This process's share of the squared 2-norm of all gradients, float64; the shares of all processes add up to it."""
+        gradients = [
+            local_part(weight.grad)
+            for name, weight in self.weights().items()
+            if weight.grad is not None and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+        ]
+        if self.layout.replicate_rank > 0 or not gradients:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        return torch.nn.utils.get_total_norm(gradients).double() ** 2
+
+    def refresh_copies(self) -> None:
+        """Gives the last stage's copy of a tied table the first stage's value; after loading and after an update of it."""
+        if self._copies_table():
+            assert self.pipeline is not None
+            self.pipeline.refresh_table_copy()
+
+    def _local(self, row: MicroBatch) -> MicroBatch:
+        if self.layout.degrees.cp > 1:
+            row = cut_row(row, self.context, self.layout.cp_rank)
+        return row.to(self.device)
+
+    def _counted(self, loss_sum: Tensor) -> Tensor:
+        """All processes of a tp group have the same loss: one of them counts."""
+        return loss_sum if self.layout.tp_rank == 0 else torch.zeros_like(loss_sum)
+
+    @torch.no_grad()
+    def _complete_gradients(self) -> None:
+        if self.layout.degrees.tp > 1:
+            partial = [
+                local_part(w.grad) for name, w in self.weights().items() if w.grad is not None and tensor_dim(name) is None
+            ]
+            sum_over(partial, self.layout.group("tp"))
+        if self._copies_table() and self.trains_all:
+            assert self.pipeline is not None
+            self.pipeline.add_table_gradients()
+
+    def _copies_table(self) -> bool:
+        return self.config.tie_word_embeddings and self.pipeline is not None
 
 
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if is_adapter(name)}
+def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    """Global name -> this process's part, as in the next two."""
+    return {name: weight for name, weight in model.weights().items() if is_adapter(name)}
 
 
-def base_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if not is_adapter(name)}
+def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
 
 
-def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+def trained_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.weights().items() if weight.requires_grad}

@@ -1,10 +1,86 @@
-"""The device mesh: which process holds which part. Axes, outermost first: pp, dp, cp, tp."""
+"""The device mesh: which process holds which part.
 
+Axes, outermost first: pp (pipeline stages), dp_replicate (whole copies), dp_shard (shards of weights and optimizer), cp
+(parts of a sequence), tp (parts of a layer). Ranks beside each other share a tp group, so that its many messages stay
+inside one machine. Example: 8 processes as pp 2, dp_shard 2, tp 2: rank 5 is stage 1, data rank 0, tensor rank 1.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-AXES = ("pp", "dp", "cp", "tp")
+AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 
 
-def build_mesh(device_type: str, *, pp: int, dp: int, cp: int, tp: int) -> DeviceMesh:
-    """The mesh over all processes; every process must call it, after the process group is up."""
-    return init_device_mesh(device_type, (pp, dp, cp, tp), mesh_dim_names=AXES)
+@dataclass(frozen=True)
+class Degrees:
+    """Number of processes along each axis."""
+
+    pp: int = 1
+    dp_replicate: int = 1
+    dp_shard: int = 1
+    cp: int = 1
+    tp: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.pp * self.dp_replicate * self.dp_shard * self.cp * self.tp
+
+    @property
+    def data_parallel(self) -> int:
+        """Processes that get samples of their own."""
+        return self.dp_replicate * self.dp_shard
+
+    def __str__(self) -> str:
+        """The axes that are more than one process wide, as in "TP 2 × DP 4"."""
+        named = {"TP": self.tp, "CP": self.cp, "PP": self.pp, "DP": self.data_parallel}
+        text = " × ".join(f"{name} {degree}" for name, degree in named.items() if degree > 1)
+        return text or "DP 1"
+
+
+class Layout:
+    """The meshes of a run and this process's place in them."""
+
+    def __init__(self, device_type: str, degrees: Degrees):
+        """Every process must call it, after the process group is up."""
+        self.degrees = degrees
+        sizes = (degrees.pp, degrees.dp_replicate, degrees.dp_shard, degrees.cp, degrees.tp)
+        self.mesh = init_device_mesh(device_type, sizes, mesh_dim_names=AXES)
+        # Context-parallel ranks hold the same weights, so sharding runs over dp_shard and cp as one axis. A weight is cut
+        # by tp first and by that axis second, which is the order of the axes of this mesh.
+        ranks = torch.arange(degrees.world_size).view(degrees.pp, degrees.dp_replicate, -1, degrees.tp).permute(0, 3, 1, 2)
+        self.storage = DeviceMesh(device_type, ranks.contiguous(), mesh_dim_names=("pp", "tp", "dp_replicate", "shard"))
+
+    @property
+    def pp_rank(self) -> int:
+        return self.mesh.get_local_rank("pp")
+
+    @property
+    def cp_rank(self) -> int:
+        return self.mesh.get_local_rank("cp")
+
+    @property
+    def tp_rank(self) -> int:
+        return self.mesh.get_local_rank("tp")
+
+    @property
+    def replicate_rank(self) -> int:
+        return self.mesh.get_local_rank("dp_replicate")
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of a global batch this process works on."""
+        return self.replicate_rank * self.degrees.dp_shard + self.mesh.get_local_rank("dp_shard")
+
+    def group(self, axis: str) -> dist.ProcessGroup:
+        return self.mesh.get_group(axis)
+
+    def sharding_mesh(self) -> DeviceMesh:
+        """For FSDP: one axis of shards, or shards inside copies."""
+        return self.storage["dp_replicate", "shard"] if self.degrees.dp_replicate > 1 else self.storage["shard"]
+
+    def weight_mesh(self) -> DeviceMesh:
+        """The axes that one weight of this stage is spread over: tp, dp_replicate, shard."""
+        return self.storage["tp", "dp_replicate", "shard"]

@@ -1,36 +1,55 @@
-"""Data parallel with sharded parameters (FSDP2): each rank keeps a slice and gathers a block when it needs it."""
+"""Data parallel: FSDP2 keeps a slice of the weights on each process, and sums gradients over processes.
+
+Three ways to hold weights: `full` gathers each block for each use and gives it back (least memory); `step` gathers once
+for all micro-batches of a step and sums gradients locally until the last (least communication); `replicated` keeps
+frozen weights whole on every process and treats the trained ones as `step` does (for LoRA, where they are small).
+"""
 
 import torch
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from finetuning.model.llama import Llama
 
+SHARDINGS = ("full", "step", "replicated")
 
-def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype) -> None:
+
+def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype, sharding: str) -> None:
     """Shards blocks, embedding and head as units of their own, and what is left as the root unit.
 
     Parameters are gathered in `compute_dtype`; gradients are reduced in float32 and summed, not averaged: the loss is
     already divided by the answer tokens of the whole step.
     """
+    assert sharding in SHARDINGS, sharding
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    for layer in model.model.layers.values():
-        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    whole = {p for p in model.parameters() if sharding == "replicated" and not p.requires_grad}
+    units: list[nn.Module] = list(model.model.layers.values())
     if not model.config.tie_word_embeddings:  # a tied table is needed at both ends: it stays in the root unit
-        fully_shard(model.model.embed_tokens, mesh=mesh, mp_policy=policy)
-        fully_shard(model.lm_head, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+        units += [model.model.embed_tokens, model.lm_head]
+    for unit in [*units, model]:
+        if unit is model or any(parameter not in whole for parameter in unit.parameters()):
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding == "full", ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
 
 
-def release_root(model: Llama) -> None:
-    """Gives up what the root unit keeps gathered after a forward pass without a backward pass.
+def prepare_backward(model: Llama, sharding: str, *, last: bool) -> None:
+    """Says whether the next backward pass is the last of the step; `full` reduces gradients in each, the others in the last."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(last or sharding == "full")
+    model.set_requires_all_reduce(last)  # between copies, once a step
+    model.set_reshard_after_backward(last or sharding == "full")
+
+
+def release(model: Llama) -> None:
+    """Gives up what units keep gathered after a forward pass without a backward pass.
 
     FSDP2 expects the backward pass to do it. Until then the model shows gathered copies, in the compute dtype, in place of
     the parameters that the optimizer knows: a checkpoint would hold rounded weights and no moments for them.
     """
-    assert isinstance(model, FSDPModule)
-    model.reshard()
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

@@ -7,7 +7,7 @@ ours. Optimization is manual: Lightning's accumulation would average per micro-b
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from finetuning.config import Run
 from finetuning.data.batches import StepBatch
 from finetuning.evaluate import Evaluation
 from finetuning.i18n import t
-from finetuning.model.llama import Llama
-from finetuning.parallel.mesh import build_mesh
+from finetuning.parallel.apply import ParallelLlama
+from finetuning.parallel.mesh import Layout
 from finetuning.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.metrics import MetricsFile, peak_memory_gib
@@ -35,17 +35,17 @@ from finetuning.training.step import StepResult, train_step
 class FineTuning(pl.LightningModule):
     """Holds the model and runs one optimizer step per Lightning batch."""
 
-    def __init__(self, run: Run, build: Callable[["FineTuning"], Llama], stop_requested: Callable[[], bool]):
+    def __init__(self, run: Run, build: Callable[[], ParallelLlama], stop_requested: Callable[[], bool]):
         super().__init__()
         self.automatic_optimization = False
         self.run, self.build, self.stop_requested = run, build, stop_requested
-        self.net: Llama | None = None
+        self.net: ParallelLlama | None = None
         self.result: StepResult | None = None
 
     @override
     def configure_model(self) -> None:
         if self.net is None:  # Lightning calls this more than once
-            self.net = self.build(self)
+            self.net = self.build()
 
     @override
     def configure_optimizers(self) -> torch.optim.AdamW:
@@ -65,7 +65,7 @@ class FineTuning(pl.LightningModule):
             group["lr"] = rate
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
         self.result = train_step(
-            self.net, batch, optimizer.step, clip_grad=self.run.config.clip_grad, device=self.device, stop=self.stop_requested()
+            self.net, batch, optimizer.step, clip_grad=self.run.config.clip_grad, stop=self.stop_requested()
         )
         optimizer.zero_grad()
 
@@ -87,9 +87,9 @@ class FineTuning(pl.LightningModule):
 class MeshStrategy(ModelParallelStrategy):
     """Lightning on our device mesh, with our checkpoints."""
 
-    def __init__(self, *, pp: int, dp: int, cp: int, tp: int, max_steps: int, identity: dict[str, Any]):
-        super().__init__(data_parallel_size=dp, tensor_parallel_size=tp)
-        self.degrees = {"pp": pp, "dp": dp, "cp": cp, "tp": tp}
+    def __init__(self, layout: Layout, *, max_steps: int, identity: dict[str, Any]):
+        super().__init__(data_parallel_size=layout.degrees.data_parallel, tensor_parallel_size=layout.degrees.tp)
+        self.layout = layout
         self.max_steps, self.identity = max_steps, identity
         self.val_loss: float | None = None  # of the step that is being saved
 
@@ -98,14 +98,13 @@ class MeshStrategy(ModelParallelStrategy):
         assert self.accelerator is not None and self.lightning_module is not None
         self.accelerator.setup_device(self.root_device)
         self._setup_distributed()
-        self._device_mesh = build_mesh(self.root_device.type, **self.degrees)
+        self._device_mesh = self.layout.mesh
         self.lightning_module._device_mesh = self._device_mesh
 
     @property
     @override
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        mesh = self.device_mesh["dp"]
-        return {"num_replicas": mesh.size(), "rank": mesh.get_local_rank()}
+        return {"num_replicas": self.layout.degrees.data_parallel, "rank": self.layout.data_rank}
 
     # Lightning's own collection of states would copy them; save_checkpoint takes them from the model itself.
     @override
@@ -121,7 +120,7 @@ class MeshStrategy(ModelParallelStrategy):
         lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
         info = {
             "step": checkpoint["global_step"], "max_steps": self.max_steps, "val_loss": self.val_loss,
-            "layout": self.degrees, "identity": self.identity, "lightning": json.loads(json.dumps(lightning)),
+            "layout": asdict(self.layout.degrees), "identity": self.identity, "lightning": json.loads(json.dumps(lightning)),
         }  # fmt: skip
         save_checkpoint(Path(filepath), self._net(), self._optimizer(), info)
 
@@ -134,7 +133,7 @@ class MeshStrategy(ModelParallelStrategy):
     def remove_checkpoint(self, filepath: str | Path) -> None:
         raise RuntimeError("checkpoints are removed by finetuning.checkpoint.store.prune")
 
-    def _net(self) -> Llama:
+    def _net(self) -> ParallelLlama:
         assert isinstance(self.lightning_module, FineTuning) and self.lightning_module.net is not None
         return self.lightning_module.net
 

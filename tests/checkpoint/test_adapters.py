@@ -14,10 +14,9 @@ from torch import Tensor
 from finetuning.checkpoint.adapters import CONFIG_FILE, check_adapter, export_adapters
 from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
-from finetuning.model.attention import make_documents
 from finetuning.model.lora import initial_adapter
 from finetuning.parallel.apply import Technique
-from tests.models import build, whole_parameters
+from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_peft_reference, write_random_adapter
 
@@ -37,9 +36,7 @@ def logits_and_weights(model_folder: Path, adapter: Path | None, export: Path | 
     model = build(model_folder, TECHNIQUE, adapter)
     if export is not None:
         export_adapters(model, export, config(model_folder), model_folder, None)
-    positions = torch.arange(len(TOKENS))
-    logits = model(TOKENS[None], positions[None], make_documents([len(TOKENS)]))[0].detach()
-    return logits, {name: value for name, value in whole_parameters(model).items() if ".lora_" in name}
+    return whole_logits(model, TOKENS), {name: value for name, value in whole_parameters(model).items() if ".lora_" in name}
 
 
 @pytest.fixture(scope="module")

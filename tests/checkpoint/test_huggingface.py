@@ -12,9 +12,7 @@ from torch import Tensor
 from finetuning.checkpoint import huggingface
 from finetuning.checkpoint.huggingface import export_model
 from finetuning.data.template import load_prompt_format
-from finetuning.model.attention import make_documents
-from finetuning.model.llama import Llama
-from tests.models import build, whole_parameters
+from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_reference
 
@@ -22,11 +20,6 @@ pytestmark = pytest.mark.dist
 
 TOKENS = torch.from_numpy(np.random.default_rng(2).integers(0, 512, 40))
 TEMPLATE = r"問題：{input}\n回答：{output}"
-
-
-def our_logits(model: Llama) -> Tensor:
-    positions = torch.arange(len(TOKENS))
-    return model(TOKENS[None], positions[None], make_documents([len(TOKENS)]))[0].detach()
 
 
 def load_change_and_export(
@@ -39,7 +32,7 @@ def load_change_and_export(
             parameter.mul_(1.25)
     chat_template = load_prompt_format(model_folder, template, None).chat_template()
     export_model(model, target, model_folder, chat_template)
-    return our_logits(model), whole_parameters(model)
+    return whole_logits(model, TOKENS), whole_parameters(model)
 
 
 def weights_in_memory(model_folder: Path) -> dict[str, Tensor]:

@@ -29,12 +29,10 @@ from finetuning.checkpoint.store import (
 from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import open_split
-from finetuning.model.attention import make_documents
-from finetuning.model.llama import Llama
-from finetuning.parallel.apply import Technique
+from finetuning.parallel.apply import ParallelLlama, Technique
 from finetuning.training.optimizer import build_optimizer, optimizer_state
 from finetuning.training.step import train_step
-from tests.models import CPU, build, whole, whole_parameters
+from tests.models import build, whole, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import random_split
 
@@ -47,17 +45,17 @@ def make_optimizer(model: torch.nn.Module) -> torch.optim.AdamW:
     return build_optimizer(model, learning_rate=1e-2, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
 
 
-def take_steps(model: Llama, optimizer: torch.optim.AdamW, split_folder: Path, count: int) -> list[float]:
+def take_steps(model: ParallelLlama, optimizer: torch.optim.AdamW, split_folder: Path, count: int) -> list[float]:
     split = open_split(split_folder)
     batch = make_step_batch(split, np.arange(len(split)), 0, dist.get_rank(), dist.get_world_size(), PLAN)
     losses = []
     for _ in range(count):
-        losses.append(train_step(model, batch, optimizer.step, clip_grad=1.0, device=CPU, stop=False).loss)
+        losses.append(train_step(model, batch, optimizer.step, clip_grad=1.0, stop=False).loss)
         optimizer.zero_grad()
     return losses
 
 
-def everything(model: Llama, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def everything(model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, Any]:
     moments = {name: whole(value).clone() for name, value in optimizer_state(model, optimizer).items()}
     return {"weights": whole_parameters(model), "moments": moments, "random": torch.get_rng_state()}
 
@@ -83,7 +81,7 @@ def save_while_gathered(model_folder: Path, path: Path) -> str:
     model = build(model_folder)
     optimizer = make_optimizer(model)
     with torch.no_grad():
-        model(torch.tensor([[1, 2, 3]]), torch.arange(3)[None], make_documents([3]))  # no backward: the root stays gathered
+        whole_logits(model, torch.tensor([1, 2, 3]))  # no backward: the root stays gathered
     try:
         save_checkpoint(path, model, optimizer, {"step": 1})
     except AssertionError as error:

@@ -1,5 +1,6 @@
 """Rules of the settings: every message, with what would work instead."""
 
+import dataclasses
 import math
 import os
 from pathlib import Path
@@ -58,9 +59,21 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"executor": "slurm"},
          "--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local"),
         ({"num_nodes": 2}, "--num_nodes 2: --executor local runs on one machine; give --num_nodes 1"),
-        ({"tensor_model_parallel_size": 2},
-         ("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 8 GPUs work "
-          "data parallel with sharded parameters")),
+        ({"pipeline_schedule": "interleaved"},
+         "--pipeline_schedule interleaved has no effect without --pipeline_model_parallel_size 2 or more"),
+        ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "compile": "on"},
+         ("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; give "
+          "--compile off")),
+        ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "activation_checkpointing": "selective"},
+         ("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
+          "selective keeps its results for one; give full or none")),
+        ({"sharding": "replicated"},
+         ("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
+          "trained weights give --data_parallel_replicate_size")),
+        ({"sharding": "full", "pipeline_model_parallel_size": 2},
+         ("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+          "--sharding step, or replicated with --peft lora")),
+        ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
         ({"nemo_model": "a.nemo"},
          ("--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
           "--hf_model_id")),
@@ -96,7 +109,25 @@ def test_a_tensor_degree_that_does_not_divide_the_heads_is_refused_with_those_th
 
 def test_more_pipeline_stages_than_layers_are_refused(model: LlamaConfig) -> None:
     config = given(num_gpus=8, pipeline_model_parallel_size=4)
-    assert check_layout(config, model) == ["--pipeline_model_parallel_size 4: the model has only 2 layers"]
+    assert check_layout(config, model) == [
+        "--pipeline_model_parallel_size 4 with --pipeline_schedule 1f1b makes 4 stages, but the model has only 2 layers"
+    ]
+    two_stages_each = given(num_gpus=8, pipeline_model_parallel_size=2, pipeline_schedule="interleaved")
+    assert check_layout(two_stages_each, model) == [
+        "--pipeline_model_parallel_size 2 with --pipeline_schedule interleaved makes 4 stages, but the model has only 2 layers"
+    ]
+
+
+def test_a_vocabulary_that_tensor_parallel_does_not_divide_is_refused(model: LlamaConfig) -> None:
+    odd = dataclasses.replace(model, vocab_size=511)
+    assert check_layout(given(num_gpus=8, tensor_model_parallel_size=2), odd) == [
+        (f"--tensor_model_parallel_size 2: must divide the vocabulary of 511 and the MLP's {model.intermediate_size} features")
+    ]
+
+
+def test_copies_that_do_not_divide_data_parallel_are_refused_with_those_that_do() -> None:
+    config = given(num_gpus=8, tensor_model_parallel_size=2, data_parallel_replicate_size=3, global_batch_size=8)
+    assert check_layout(config, None) == ["--data_parallel_replicate_size 3: must divide data parallel 4; use 1, 2, 4"]
 
 
 def test_degrees_that_do_not_divide_the_gpus_are_refused_with_the_products_that_do() -> None:

@@ -14,8 +14,8 @@ from finetuning.data.batches import RowPlan, StepBatch, make_step_batch, plan_ro
 from finetuning.data.tokenized import open_split
 from finetuning.parallel.apply import Technique, trained_parameters
 from finetuning.training.optimizer import build_optimizer
-from finetuning.training.step import backward, global_grad_norm, train_step
-from tests.models import CPU, build, whole
+from finetuning.training.step import train_step
+from tests.models import build, whole
 from tests.processes import run_processes
 from tests.references import (
     PEFT_PREFIX,
@@ -52,13 +52,14 @@ def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Tech
     model = build(model_folder, technique, adapter)
     samples = np.arange(len(open_split(split_folder)))
     batch = share(split_folder, samples)
-    loss_sum = backward(model, batch, CPU)
+    loss_sum = model.backward(batch)
     own_answers = sum(int((row.labels != -100).sum()) for row in batch.micro_batches)
     torch.distributed.all_reduce(loss_sum)
     gradients = {name: whole(p.grad) for name, p in trained_parameters(model).items() if p.grad is not None}
-    norm = global_grad_norm(model.parameters())
+    squared_norm = model.squared_gradient_norm()
+    torch.distributed.all_reduce(squared_norm)
     return {
-        "loss": loss_sum.item() / batch.answer_tokens, "gradients": gradients, "norm": norm.item(),
+        "loss": loss_sum.item() / batch.answer_tokens, "gradients": gradients, "norm": squared_norm.item() ** 0.5,
         "own_answers": own_answers, "micro_batches": len(batch.micro_batches),
     }  # fmt: skip
 
@@ -71,7 +72,7 @@ def losses_of_steps(
     losses = []
     for step, samples in enumerate(steps):
         batch = share(split_folder, np.array(samples), step)
-        losses.append(train_step(model, batch, optimizer.step, clip_grad=clip_grad, device=CPU, stop=False).loss)
+        losses.append(train_step(model, batch, optimizer.step, clip_grad=clip_grad, stop=False).loss)
         optimizer.zero_grad()
     return losses
 
@@ -116,8 +117,8 @@ def assert_equal(results: list[dict[str, Any]], loss: float, gradients: dict[str
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "activation checkpointing"])
-def test_all_weights_with_an_untied_head(tiny_model: Path, split_folder: Path, world_size: int, checkpointing: bool) -> None:
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_all_weights_with_an_untied_head(tiny_model: Path, split_folder: Path, world_size: int, checkpointing: str) -> None:
     technique = replace(FULL, activation_checkpointing=checkpointing)
     results = run_processes(world_size, loss_and_gradients, tiny_model, None, technique, split_folder)
     assert results[0]["micro_batches"] >= 2
@@ -132,9 +133,9 @@ def test_all_weights_with_a_tied_head(tiny_tied_model: Path, split_folder: Path,
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])  # with 4, rank 3 holds nothing of an adapter of rank 3
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "activation checkpointing"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_adapters_against_peft(
-    tiny_model: Path, adapter: Path, split_folder: Path, world_size: int, checkpointing: bool
+    tiny_model: Path, adapter: Path, split_folder: Path, world_size: int, checkpointing: str
 ) -> None:
     technique = replace(LORA, activation_checkpointing=checkpointing)
     results = run_processes(world_size, loss_and_gradients, tiny_model, adapter, technique, split_folder)

@@ -12,7 +12,7 @@ from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import open_split
 from finetuning.errors import RunError
 from finetuning.training.step import train_step
-from tests.models import CPU, build, whole_parameters
+from tests.models import build, whole_parameters
 from tests.processes import run_processes
 from tests.references import random_split
 
@@ -26,14 +26,14 @@ def step_with(model_folder: Path, split_folder: Path, broken_rank: int | None, s
     model = build(model_folder)
     if dist.get_rank() == broken_rank:
         with torch.no_grad():
-            model.model.embed_tokens.weight.to_local().fill_(float("inf"))
+            model.weights()["model.embed_tokens.weight"].to_local().fill_(float("inf"))
     before = whole_parameters(model)
     split = open_split(split_folder)
     batch = make_step_batch(split, np.arange(len(split)), 4, dist.get_rank(), dist.get_world_size(), PLAN)
     updates: list[int] = []
     try:
         stop = dist.get_rank() == stopped_rank
-        result = train_step(model, batch, lambda: updates.append(1), clip_grad=1.0, device=CPU, stop=stop)
+        result = train_step(model, batch, lambda: updates.append(1), clip_grad=1.0, stop=stop)
     except RunError as error:
         after = whole_parameters(model)
         unchanged = all(torch.equal(before[name], after[name]) for name in before)

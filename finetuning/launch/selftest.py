@@ -1,0 +1,58 @@
+"""`finetune selftest`: is this parallel layout right on this machine? Starts finetuning/selftest.py, which says so."""
+
+import argparse
+import json
+import subprocess
+
+import torch
+
+from finetuning.config import CHOICES, RunConfig
+from finetuning.errors import InputError
+from finetuning.i18n import t
+from finetuning.launch.check import check_devices, check_layout, check_settings
+from finetuning.launch.local import torchrun_options, worker_environment
+
+DEGREES = (
+    ("tensor_model_parallel_size", "-T"), ("pipeline_model_parallel_size", "-P"), ("context_parallel_size", "-C"),
+    ("data_parallel_replicate_size", None),
+)  # fmt: skip
+CHOSEN = ("pipeline_schedule", "sharding", "activation_checkpointing")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command; 0: every row of its table is equal, 1: some row is not.
+
+    Raises:
+        InputError: the layout cannot be.
+    """
+    config, peft = _parse(arguments)
+    visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    problems = check_settings(config) + check_layout(config, None) + check_devices(config, visible_gpus)
+    if problems:
+        raise InputError(problems)
+    spec = {name: getattr(config, name) for name, _ in DEGREES} | {name: getattr(config, name) for name in CHOSEN}
+    spec |= {"data_parallel_size": config.data_parallel_size, "peft": peft}
+    command = [*torchrun_options(config.num_gpus), "-m", "finetuning.selftest", json.dumps(spec)]
+    return subprocess.run(command, env=worker_environment(config.num_gpus), check=False).returncode
+
+
+def _parse(arguments: list[str]) -> tuple[RunConfig, list[str]]:
+    """The layout as a configuration, and which ways of training are compared."""
+    parser = argparse.ArgumentParser(
+        prog="finetune selftest", allow_abbrev=False,
+        description=t("Trains one batch of a tiny model in this layout and in one process, and compares every gradient."),
+    )  # fmt: skip
+    parser.add_argument("-G", "--num_gpus", type=int, default=2, metavar="N", help=t("GPUs; without CUDA, CPU processes"))
+    for name, short in DEGREES:
+        parser.add_argument(*([short] if short else []), f"--{name}", type=int, default=1, metavar="N")
+    for name in CHOSEN:
+        parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name))
+    parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; left out: all"))
+    given = vars(parser.parse_args(arguments))
+    peft = given.pop("peft")
+    # "replicated" is about adapters, so with it only they are compared.
+    ways = [peft] if peft else ["lora"] if given["sharding"] == "replicated" else ["none", "lora"]
+    config = RunConfig(
+        hf_model_id="tiny", dataset_path="random", peft=ways[0], global_batch_size=max(1, given["num_gpus"]), **given
+    )
+    return config, ways

@@ -1,0 +1,116 @@
+"""Every layout computes what one process computes: the loss, the gradient norm and every gradient, on packed rows.
+
+The rows hold unequal numbers of answer tokens and the last ones none at all. What is compared, how, and why to 1e-6: see
+finetuning/selftest.py.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from finetuning.parallel.mesh import Degrees
+from finetuning.selftest import HALF_TOLERANCE, TOLERANCE, Comparison
+from tests.parallel.layouts import FULL, LORA, Case, compare_all
+from tests.processes import run_processes
+
+pytestmark = pytest.mark.dist
+
+TP, CP, PP = Degrees(tp=2), Degrees(cp=2), Degrees(pp=2)
+SHARDED, COPIED = Degrees(dp_shard=2), Degrees(dp_replicate=2)
+AXES = [TP, CP, PP, SHARDED, COPIED]
+PAIRS = [
+    Degrees(pp=2, tp=2), Degrees(cp=2, tp=2), Degrees(dp_shard=2, tp=2), Degrees(pp=2, cp=2), Degrees(pp=2, dp_shard=2),
+    Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2),
+]  # fmt: skip
+TRIPLES = [Degrees(pp=2, dp_shard=2, tp=2), Degrees(pp=2, cp=2, tp=2), Degrees(dp_shard=2, cp=2, tp=2)]
+WIDE = [Degrees(tp=4), Degrees(cp=4), Degrees(pp=4), Degrees(dp_shard=4), Degrees(dp_replicate=4)]
+
+
+def named(case: Case) -> str:
+    degrees, technique, heads = case.degrees, case.technique, case.heads
+    axes = [f"{axis}{degree}" for axis, degree in vars(degrees).items() if degree > 1]
+    options = [
+        "lora" if technique.lora_rank else "full",
+        *([technique.sharding] if technique.sharding != (LORA if technique.lora_rank else FULL).sharding else []),
+        *([technique.pipeline_schedule] if technique.pipeline_schedule != "1f1b" else []),
+        *([f"recompute-{technique.activation_checkpointing}"] if technique.activation_checkpointing != "none" else []),
+        *(["bfloat16"] if technique.compute_dtype == torch.bfloat16 else []),
+        *(["compiled"] if technique.compile else []),
+        *(["tied"] if case.tied else []),
+        *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
+    ]
+    return "-".join([*axes, *options])
+
+
+def both(layouts: list[Degrees]) -> list[Case]:
+    return [Case(degrees, technique) for degrees in layouts for technique in (FULL, LORA)]
+
+
+INTERLEAVED, ZERO_BUBBLE = (replace(FULL, pipeline_schedule=name) for name in ("interleaved", "zero_bubble"))
+GROUPS: dict[str, list[Case]] = {
+    "one axis": both(AXES),
+    "ways of data parallel": [
+        Case(SHARDED, replace(FULL, sharding="step")), Case(SHARDED, replace(LORA, sharding="full")),
+        Case(SHARDED, replace(LORA, sharding="step")), Case(COPIED, replace(LORA, sharding="full")),
+        Case(TP, replace(LORA, sharding="full")),
+    ],
+    "pipeline schedules": [
+        Case(PP, INTERLEAVED), Case(PP, ZERO_BUBBLE), Case(PP, replace(LORA, pipeline_schedule="interleaved")),
+        Case(PP, replace(LORA, pipeline_schedule="zero_bubble")),
+    ],
+    "tied tables": [Case(TP, tied=True), Case(PP, tied=True), Case(PP, LORA, tied=True), Case(PP, INTERLEAVED, tied=True),
+                    Case(PP, ZERO_BUBBLE, tied=True), Case(SHARDED, tied=True)],
+    "heads that run out": [
+        Case(CP, heads=(8, 1)), Case(CP, heads=(6, 3)), Case(CP, heads=(1, 1)), Case(CP, LORA, heads=(3, 3)),
+        Case(CP, heads=(9, 3)),
+    ],
+    "activation checkpointing": [
+        Case(degrees, replace(technique, activation_checkpointing=mode))
+        for degrees, technique in ((TP, FULL), (CP, LORA), (PP, FULL), (SHARDED, LORA))
+        for mode in ("selective", "full")
+    ],
+    "compiled blocks": [
+        Case(TP, replace(FULL, compile=True)),
+        Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
+        Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
+    ],
+    "bfloat16": [
+        Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
+        for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
+    ],
+    "pairs of axes": both(PAIRS),
+    "wide axes": [
+        *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
+    ],
+    "pairs, other ways": [
+        Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
+        Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
+        Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
+    ],
+    "three axes": both(TRIPLES),
+    "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
+}  # fmt: skip
+EVERY_CASE = [pytest.param(group, index, id=named(case)) for group, cases in GROUPS.items() for index, case in enumerate(cases)]
+
+
+@pytest.fixture(scope="module")
+def compared() -> dict[str, list[list[Comparison | str | None]]]:
+    return {}
+
+
+@pytest.mark.parametrize(("group", "index"), EVERY_CASE)
+def test_loss_and_every_gradient_are_those_of_one_process(
+    group: str, index: int, compared: dict[str, list[list[Comparison | str | None]]]
+) -> None:
+    if group not in compared:
+        cases = GROUPS[group]
+        compared[group] = run_processes(cases[0].degrees.world_size, compare_all, cases)
+    ranks = [rank[index] for rank in compared[group]]
+    failures = [f"rank {number}: {found}" for number, found in enumerate(ranks) if isinstance(found, str)]
+    assert not failures, failures[0]
+    found = ranks[0]
+    assert isinstance(found, Comparison)
+    tolerance = HALF_TOLERANCE if GROUPS[group][index].technique.compute_dtype == torch.bfloat16 else TOLERANCE
+    assert found.equal(tolerance), f"{found.worst}, loss {found.loss} for {found.expected_loss}"
+    assert len(found.differences) >= 38  # every weight, or both adapters of seven linears of four blocks

@@ -1,0 +1,158 @@
+"""What comes after the gradients is the same in every layout: steps, checkpoints, evaluation, generation and export."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from torch import Tensor
+
+from finetuning.checkpoint.adapters import export_adapters
+from finetuning.checkpoint.huggingface import export_model
+from finetuning.checkpoint.store import load_checkpoint, save_checkpoint
+from finetuning.config import LORA_TARGETS, RunConfig
+from finetuning.data.batches import RowPlan, make_step_batch
+from finetuning.data.tokenized import open_split
+from finetuning.evaluate import evaluate
+from finetuning.generate import generate
+from finetuning.model.config import read_llama_config
+from finetuning.parallel.apply import ParallelLlama, Technique
+from finetuning.parallel.context import plan_context
+from finetuning.parallel.mesh import Degrees
+from finetuning.training.optimizer import build_optimizer
+from finetuning.training.step import train_step
+from tests.models import build, whole_logits
+from tests.processes import run_processes
+from tests.references import random_split
+
+pytestmark = pytest.mark.dist
+
+FULL = Technique()
+LORA = Technique(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS, sharding="replicated")
+ONE = Degrees()
+LENGTHS, ANSWERS = [40, 33, 30, 21, 18, 14, 9, 7], [2, 30, 1, 12, 17, 3, 8, 1]
+PROMPTS = [[1, 5, 9, 200, 31], [7, 8], [100, 101, 102, 103, 104, 105, 106]]
+TOKENS = torch.tensor([1, 17, 300, 5, 9, 44, 8, 2])
+
+
+def row_plan(model_folder: Path, degrees: Degrees) -> RowPlan:
+    multiple = plan_context(read_llama_config(model_folder), degrees.cp, degrees.tp).multiple * degrees.tp
+    return RowPlan(48, 8, 0.01, multiple=multiple, rows_multiple=degrees.pp, same_length=degrees.pp > 1)
+
+
+def train_on(
+    model_folder: Path, technique: Technique, degrees: Degrees, split_folder: Path, checkpoints: Path, begin: int, end: int
+) -> list[float]:
+    """Steps begin … end - 1, from the checkpoint after step `begin` to one after step `end`; returns the losses."""
+    model = build(model_folder, technique, degrees=degrees)
+    optimizer = build_optimizer(model, learning_rate=3e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
+    if begin > 0:
+        load_checkpoint(checkpoints / f"step={begin}", model, optimizer)
+    split, losses = open_split(split_folder), []
+    for step in range(begin, end):
+        samples = (np.arange(6) + 3 * step) % len(split)
+        batch = make_step_batch(
+            split, samples, step, model.layout.data_rank, degrees.data_parallel, row_plan(model_folder, degrees)
+        )
+        losses.append(train_step(model, batch, optimizer.step, clip_grad=0.5, stop=False).loss)
+        optimizer.zero_grad()
+    save_checkpoint(checkpoints / f"step={end}", model, optimizer, {"step": end})
+    return losses
+
+
+CHAIN = [
+    ONE, Degrees(pp=2, tp=2), Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2, tp=2), Degrees(dp_replicate=2), ONE,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("technique", "chain"), [(FULL, CHAIN), (LORA, [*CHAIN[1:4], ONE])], ids=["full", "lora"])
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
+    tiny_model: Path, tiny_tied_model: Path, tmp_path: Path, technique: Technique, chain: list[Degrees], tied: bool
+) -> None:
+    if tied:
+        chain = chain[:3]
+    base = tiny_tied_model if tied else tiny_model
+    random_split(tmp_path / "split", LENGTHS, ANSWERS)
+    found: list[float] = []
+    for step, degrees in enumerate(chain):
+        ranks = run_processes(
+            degrees.world_size, train_on, base, technique, degrees, tmp_path / "split", tmp_path / "chain", step, step + 1
+        )
+        assert all(losses == ranks[0] for losses in ranks)  # every rank knows the loss
+        found += ranks[0]
+    (expected,) = run_processes(
+        1, train_on, base, technique, ONE, tmp_path / "split", tmp_path / "one", 0, len(chain)
+    )  # fmt: skip
+    # Adam divides by the size of a gradient, so rounding of tiny gradients becomes whole steps.
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert max(expected) - min(expected) > 0.01
+
+
+def answers_and_loss(
+    model_folder: Path, technique: Technique, degrees: Degrees, split_folder: Path
+) -> tuple[list[list[int]], float, Tensor]:
+    model = build(model_folder, technique, degrees=degrees)
+    answers = generate(model, PROMPTS, end_token_ids=(3,), max_new_tokens=4)
+    found = evaluate(model, open_split(split_folder), row_plan(model_folder, degrees))
+    return answers, found.loss, logits_and_release(model)
+
+
+def logits_and_release(model: ParallelLlama) -> Tensor:
+    logits = whole_logits(model, TOKENS)
+    model.release()
+    return logits
+
+
+@pytest.mark.parametrize(
+    "degrees",
+    [Degrees(tp=2), Degrees(cp=2), Degrees(pp=2), Degrees(dp_shard=2), Degrees(pp=2, tp=2), Degrees(cp=2, tp=2),
+     Degrees(pp=2, cp=2)],
+    ids=str,
+)  # fmt: skip
+def test_evaluation_and_generation_are_those_of_one_process(tiny_model: Path, tmp_path: Path, degrees: Degrees) -> None:
+    random_split(tmp_path / "split", LENGTHS, ANSWERS)
+    technique = FULL if degrees.pp == 1 else Technique(sharding="step")
+    ((answers, loss, logits),) = run_processes(1, answers_and_loss, tiny_model, FULL, ONE, tmp_path / "split")
+    for found in run_processes(degrees.world_size, answers_and_loss, tiny_model, technique, degrees, tmp_path / "split"):
+        assert found[0] == answers
+        assert found[1] == pytest.approx(loss, rel=1e-6)  # float32
+        torch.testing.assert_close(found[2], logits, rtol=1e-5, atol=1e-5 * logits.abs().max().item())
+
+
+def export(model_folder: Path, technique: Technique, degrees: Degrees, target: Path) -> Tensor:
+    model = build(model_folder, technique, degrees=degrees)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    model.refresh_copies()
+    if technique.lora_rank is None:
+        export_model(model, target, model_folder, None)
+    else:
+        config = RunConfig(
+            hf_model_id=str(model_folder), dataset_path="", peft="lora", lora_rank=3, lora_alpha=12.0,
+            lora_targets=LORA_TARGETS,
+        )  # fmt: skip
+        export_adapters(model, target, config, model_folder, None)
+    dist.barrier()
+    return whole_logits(model, TOKENS)
+
+
+@pytest.mark.parametrize("degrees", [Degrees(pp=2, tp=2), Degrees(dp_shard=2, cp=2)], ids=str)
+@pytest.mark.parametrize("technique", [FULL, LORA], ids=["full", "lora"])
+def test_transformers_and_peft_load_the_export_of_any_layout(
+    tiny_model: Path, tmp_path: Path, degrees: Degrees, technique: Technique
+) -> None:
+    ours = run_processes(degrees.world_size, export, tiny_model, technique, degrees, tmp_path / "export")[0]
+    if technique is FULL:
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    else:
+        import peft
+
+        model = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "export")
+    with torch.no_grad():
+        theirs = model.eval()(input_ids=TOKENS[None]).logits[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4 * theirs.abs().max().item())  # two implementations
