@@ -56,19 +56,22 @@ def main(run_file: Path) -> int:
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
-        start_process_group(run.device)
-        Worker(run, rank, terminal, stop).work()
-        return EXIT_FINISHED
+        try:
+            start_process_group(run.device)
+            Worker(run, rank, terminal, stop).work()
+        except BaseException as error:
+            # A partner that was asked to stop a moment earlier breaks our collective. Our own signal is then pending and
+            # raises StopRequested here, at the first call.
+            if not isinstance(error, StopRequested):
+                write_failure(logs, rank, error, run.config)
+            raise
     except StopRequested:
         if rank == 0:
             write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
-        return EXIT_FINISHED
-    except BaseException as error:
-        write_failure(logs, rank, error, run.config)
-        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    return EXIT_FINISHED
 
 
 class StopSwitch:
@@ -125,7 +128,7 @@ class Worker:
             data_parallel_size=config.data_parallel_size, plan=self.plan,
         )  # fmt: skip
         record = StepRecord(
-            run, self.display, self.resume_step,
+            run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
             before_first_step=self._look_before,
         )  # fmt: skip
@@ -146,7 +149,8 @@ class Worker:
         trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
         if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
             self._say(_stopped_message(trainer.global_step, run))
-            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"))
+            saved = trainer.global_step if self.run.save_every_n_steps else None
+            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=saved)
             raise StopRequested
         self.stop.set_training(False)
 

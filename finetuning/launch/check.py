@@ -59,7 +59,9 @@ def check_settings(config: RunConfig) -> list[str]:
     ):
         for name in names:
             value = getattr(config, name)
-            if value is not None and not (holds(value) and math.isfinite(value)):
+            if value is not None and math.isinf(value):
+                problems.append(t("--{name} {value}: must be finite", name=name, value=value))
+            elif value is not None and not holds(value):
                 problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
     for name, limit in AT_MOST.items():
         if (getattr(config, name) or 0) > limit:
@@ -146,7 +148,7 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
 
 def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     """Processes against the GPUs of this machine; without any GPU, processes run on the CPU."""
-    if config.executor != "local":
+    if config.executor != "local" or config.num_gpus > AT_MOST["num_gpus"]:  # check_settings has said so
         return []
     cores = os.cpu_count() or 1
     limit = max(CPU_PROCESSES_PER_CORE * cores, RunConfig.num_gpus)

@@ -24,7 +24,7 @@ from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.sbatch import render_job, script_of
 from finetuning.launch.screens import show_end, show_start
 from finetuning.launch.submit import follow_to_the_end, plan_for, refuse_live_job, submit_job
-from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, write_status
+from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
@@ -96,7 +96,8 @@ def _run(
             return EXIT_FINISHED
         followed = follow_to_the_end(run, job_id, console)
         return EXIT_INTERRUPTED if followed is None else _report(run, followed, console)
-    facts = {"step": step, "max_steps": run.max_steps, "exit_code": None, "job_id": None}
+    host = os.uname().nodename
+    facts = {"step": step, "max_steps": run.max_steps, "exit_code": None, "job_id": None, "saved": None, "host": host}
     if config.num_nodes > 1:
         write_status(experiment_dir, QUEUED, reason=t("to be started by hand on each machine"), launcher_pid=None, **facts)
         _print_lines_for_machines(console, run_file, config)
@@ -114,8 +115,10 @@ def _report(run: Run, outcome: Outcome, console: Console) -> int:
     if outcome.state == FINISHED:
         show_end(console, run)
     elif outcome.state == STOPPED:
-        console.print(outcome.reason or t("asked to stop"))
-        console.print(t("stopped; run the same command to go on"))
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            console.print(outcome.reason)
+        if read_status(Path(run.experiment_dir)).get("saved") is None:  # else the worker has said what it saved
+            console.print(t("stopped; run the same command to go on"))
     else:
         show_failure(outcome)
     return outcome.exit_code

@@ -105,7 +105,7 @@ class Node:
             raise RunError(reason)
         write_status(
             self.folder, STARTING, step=first_step, max_steps=self.run.max_steps, reason=None, exit_code=None,
-            job_id=self.job_id, restarts=self.restarts, launcher_pid=None,
+            job_id=self.job_id, restarts=self.restarts, saved=None, launcher_pid=None,
         )  # fmt: skip
 
     def _command(self) -> list[str]:

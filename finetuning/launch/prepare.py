@@ -55,7 +55,7 @@ def prepare(
         problems += check_devices(config, visible_gpus)
     model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
-    dataset = _configure_dataset(config, model_path, tokens_dir, problems)
+    dataset = _configure_dataset(config, model_path, model, tokens_dir, problems)
     if problems or model_path is None or model is None or dataset is None:
         raise InputError(problems)
 
@@ -113,10 +113,12 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
     return model_path, model
 
 
-def _configure_dataset(config: RunConfig, model_path: Path | None, tokens_dir: Path, problems: list[str]) -> Dataset | None:
-    """The data set, or None with its problems added; without a model the files are checked all the same."""
+def _configure_dataset(
+    config: RunConfig, model_path: Path | None, model: LlamaConfig | None, tokens_dir: Path, problems: list[str]
+) -> Dataset | None:
+    """The data set, or None with its problems added; without a readable model the files are checked all the same."""
     try:
-        if model_path is None:
+        if model_path is None or model is None:
             read_dataset(Path(config.dataset_path))
             return None
         return configure_dataset(

@@ -36,8 +36,8 @@ def refuse_live_job(experiment_dir: Path, name: str) -> None:
     job_id = read_status(experiment_dir).get("job_id")
     if job_id is not None and is_live(job_id):
         raise InputError(
-            t("experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel {name}`, "
-              "or give another --experiment name", name=name, job=job_id)
+            t("experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel {name}"
+              "`, or give another --experiment name", name=name, job=job_id)
         )  # fmt: skip
 
 
@@ -54,7 +54,16 @@ def submit_job(run: Run, plan: JobPlan, step: int, console: Console) -> str:
         link.symlink_to(package_folder())
     job_id = submit(script)
     write_status(
-        folder, QUEUED, step=step, max_steps=run.max_steps, reason=None, exit_code=None, job_id=job_id, launcher_pid=None
+        folder,
+        QUEUED,
+        step=step,
+        max_steps=run.max_steps,
+        reason=None,
+        exit_code=None,
+        job_id=job_id,
+        saved=None,
+        launcher_pid=None,
+        restarts=0,
     )
     console.print(t("submitted job {job} ({script})", job=job_id, script=script))
     return job_id
