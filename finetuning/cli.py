@@ -222,7 +222,7 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
     settings.setdefault("lang", language_of_environment())
     if settings["lang"] in CHOICES["lang"]:
         set_language(settings["lang"])
-    return config_from_dict(settings, str(config_file) if config_file else "command line")
+    return config_from_dict(settings, str(config_file) if config_file else t("command line"))
 
 
 def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any) -> None:

@@ -116,7 +116,9 @@ class Worker:
         self.module = FineTuning(run, self._build, lambda: stop.requested)
 
     def work(self) -> None:
-        self._status(RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid())
+        self._status(
+            RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid(), saved=None
+        )
         self._train()
         self._evaluate_and_export()
 
@@ -149,8 +151,7 @@ class Worker:
         trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
         if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
             self._say(_stopped_message(trainer.global_step, run))
-            saved = trainer.global_step if self.run.save_every_n_steps else None
-            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=saved)
+            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=run.save_every_n_steps > 0)
             raise StopRequested
         self.stop.set_training(False)
 
