@@ -232,7 +232,7 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
     if hint is bool:
         group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if default not in (None, (), dataclasses.MISSING):
+    if default not in (None, (), dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
         shown = ",".join(default) if isinstance(default, tuple) else default
         text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str

@@ -18,9 +18,6 @@ from finetuning.i18n import t
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# Environment variable with the process id of the launcher of this machine, for its workers.
-LAUNCHER_PID = "FINETUNE_LAUNCHER_PID"
-
 CHOICES = {
     "executor": ("local", "slurm"),
     "peft": ("none", "lora"),

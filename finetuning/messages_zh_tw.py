@@ -470,8 +470,7 @@ MESSAGES: dict[str, str] = {
         "工作使用的容器映像檔：登錄庫中的名稱或檔案；none：不用容器"
     ),
     "what runs the image; auto: Pyxis where srun has it, else Apptainer": (
-        "用什麼執行映像檔；auto：srun "
-        "有 Pyxis 就用，否則用 Apptainer"
+        "用什麼執行映像檔；auto：srun 有 Pyxis 就用，否則用 Apptainer"
     ),
     "comma-separated folders to mount, FOLDER or FOLDER:TARGET; code, data and experiment always are": (
         "要掛載的資料夾，以逗號分隔，FOLDER 或 FOLDER:TARGET；程式、資料與實驗資料夾一定會掛載"
@@ -634,8 +633,7 @@ MESSAGES: dict[str, str] = {
     "not set": "未設定",
     "meeting": "會合",
     "{nodes} nodes at {place} · {via} adds up {speed:.0f} MiB/s": (
-        "{nodes} 個節點在 {place} 會合 · "
-        "{via} 加總速度 {speed:.0f} MiB/s"
+        "{nodes} 個節點在 {place} 會合 · {via} 加總速度 {speed:.0f} MiB/s"
     ),
     "{host} cannot see {folder}; the nodes must share it": "{host} 看不到 {folder}；節點必須共用這個資料夾",
     "see docs/slurm.md, rendezvous": "見 docs/slurm.zh-TW.md 的會合位址",
@@ -669,8 +667,8 @@ MESSAGES: dict[str, str] = {
         "時間上限：第 {step} 步之後沒有新的存檔，所以工作不會自行接著訓練；請給更長的 --time，或更短的 --save_time_s"
     ),
     "node {node}: {reason}": "節點 {node}：{reason}",
-        "{path} cannot be seen on {host} after {seconds:.0f} s; the "
-        "experiment folder must be on a file system that all nodes share "
+    "{path} cannot be seen on {host} after {seconds:.0f} s; the "
+    "experiment folder must be on a file system that all nodes share "
     "(--experiments_dir)": (
         "等了 {seconds:.0f} 秒，{host} 仍看不到 {path}；實驗資料夾必須在所有節點共用的檔案系統上（--experiments_dir）"
     ),
@@ -694,13 +692,11 @@ MESSAGES: dict[str, str] = {
         "叢集沒有 partition {asked}；工作送到預設的 {default}（全部：{names}）"
     ),
     "--partition {asked}: the cluster has no such partition; it has {names}": (
-        "--partition {asked}："
-        "叢集沒有這個 partition；有 {names}"
+        "--partition {asked}：叢集沒有這個 partition；有 {names}"
     ),
     "--partition {asked}: is down; the cluster has {names}": "--partition {asked}：目前停用；叢集有 {names}",
     "--num_nodes {asked}: partition {partition} has {found} nodes": (
-        "--num_nodes {asked}：partition "
-        "{partition} 有 {found} 個節點"
+        "--num_nodes {asked}：partition {partition} 有 {found} 個節點"
     ),
     "the cluster keeps no accounts; --account {asked} is left out": "叢集沒有帳戶管理；不給 --account {asked}",
     "you have no account {asked} here; the job gets your default one (yours: {names})": (
@@ -716,14 +712,14 @@ MESSAGES: dict[str, str] = {
     "--slurm_template {path}: {reason}": "--slurm_template {path}：{reason}",
     "--slurm_template {path}: {reason}; known variables: {known}": "--slurm_template {path}：{reason}；可用的變數：{known}",
     "--gpu_request {asked}: --sbatch_options asks for GPUs already": "--gpu_request {asked}：--sbatch_options 已經要求 GPU",
-        "--time {given}: the job would be told to save at once, because "
-        "--save_time_s is {seconds}; give more time, or fewer seconds": "
+    "--time {given}: the job would be told to save at once, because "
+    "--save_time_s is {seconds}; give more time, or fewer seconds": (
         "--time {given}：因為 --save_time_s 是 {seconds}，工作一開始就會被要求存檔；請給更長的時間，或更少的秒數"
     ),
     "--{name} {text!r}: {reason}": "--{name} {text!r}：{reason}",
     "--environment: {word!r} is not NAME=VALUE": "--environment：{word!r} 不是「名稱=值」",
-        "--environment {name}=…: a secret does not belong in a file; log "
-        "in with the tool that needs it (wandb login, hf auth login)": "
+    "--environment {name}=…: a secret does not belong in a file; log "
+    "in with the tool that needs it (wandb login, hf auth login)": (
         "--environment {name}=…：密碼類的值不可寫入檔案；請用需要它的工具登入（wandb login、hf auth login）"
     ),
     "submitted job {job} ({script})": "已送出工作 {job}（{script}）",
@@ -760,8 +756,7 @@ MESSAGES: dict[str, str] = {
     ),
     "experiment {name} does not run: {state} {reason}": "實驗 {name} 沒有在執行：{state} {reason}",
     "experiment {name} was started by hand; end it where its torchrun runs": (
-        "實驗 {name} 是手動啟動的；"
-        "請在執行 torchrun 的地方停止"
+        "實驗 {name} 是手動啟動的；請在執行 torchrun 的地方停止"
     ),
     "experiment {name} runs on {host}; cancel it there": "實驗 {name} 在 {host} 上執行；請到那裡取消",
     "{name}: {state}, newest checkpoint at step {step}; the same command goes on from there": (
@@ -773,8 +768,7 @@ MESSAGES: dict[str, str] = {
     "node {node}": "節點 {node}",
     "left no answer in {folder}: {reason}": "沒有在 {folder} 留下結果：{reason}",
     "all nodes must share --experiments_dir and this Python environment": (
-        "所有節點必須共用 --experiments_dir "
-        "與目前的 Python 環境"
+        "所有節點必須共用 --experiments_dir 與目前的 Python 環境"
     ),
     "experiment": "實驗",
     "state": "狀態",

@@ -5,7 +5,6 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -25,7 +24,7 @@ from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
-from finetuning.config import LAUNCHER_PID, Run, read_run
+from finetuning.config import Run, read_run
 from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
 from finetuning.data.template import load_prompt_format
@@ -35,14 +34,13 @@ from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
 from finetuning.generate import generate
 from finetuning.i18n import set_language, t
+from finetuning.lifeline import end_with_parent, launcher_is_gone
 from finetuning.model.config import read_llama_config
 from finetuning.model.llama import Llama
 from finetuning.parallel.apply import Technique, build_model
 from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
-
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main(run_file: Path) -> int:
@@ -52,7 +50,9 @@ def main(run_file: Path) -> int:
     logs = Path(run.experiment_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(logs / f"rank_{rank}.log")
-    _end_with_parent()
+    end_with_parent()
+    if launcher_is_gone():
+        return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
@@ -329,22 +329,6 @@ def _stopped_message(step: int, run: Run) -> str:
     if run.save_every_n_steps == 0:
         return t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
     return t("saved at step {step} of {max_steps}; run the same command to go on", step=step, max_steps=run.max_steps)
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to kill this process when torchrun dies, so that no worker is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        launcher = os.environ.get(LAUNCHER_PID)
-        if launcher is not None and launcher != _parent_of(os.getppid()):
-            sys.exit(EXIT_FAILED)  # it died while this process loaded its libraries
-
-
-def _parent_of(pid: int) -> str | None:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-    except FileNotFoundError:
-        return None
 
 
 if __name__ == "__main__":

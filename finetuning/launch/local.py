@@ -4,7 +4,6 @@ torchrun lives in a session of its own, so Ctrl-C reaches this launcher only, wh
 finish their step, save and leave. torchrun itself would kill them after 30 seconds, in the middle of a long save.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -17,12 +16,13 @@ from pathlib import Path
 from types import FrameType
 
 import finetuning
-from finetuning.config import LAUNCHER_PID
 from finetuning.failures import first_failure, write_killed
+from finetuning.lifeline import LAUNCHER_PID, end_with_parent
 
 POLL_INTERVAL_S = 0.1
+# Workers need no token: the model is on this machine by then.
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_API_TOKEN")
 GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
-PR_SET_PDEATHSIG = 1  # prctl(2)
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Of torchrun's report about the workers that failed.
 FAILED_WORKER = re.compile(r"^\s*rank +: (\d+) .*\n\s*exitcode +: -(\d+) ", re.MULTILINE)
@@ -78,7 +78,7 @@ def supervise(
         log_start = log.tell()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=log, env=environment, start_new_session=True,
-            pass_fds=descriptors, preexec_fn=_end_with_parent,
+            pass_fds=descriptors, preexec_fn=end_with_parent,
         )  # fmt: skip
     signals = _Signals(process.pid, stop_signals, kill_on_second)
     failed_at = None
@@ -119,9 +119,8 @@ def signal_workers(torchrun_pid: int, number: int) -> bool:
 
 
 def worker_environment(num_processes: int) -> dict[str, str]:
-    """This environment for the workers, without the hub's token, which they do not need."""
-    hub = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    environment = {name: value for name, value in os.environ.items() if name not in hub}
+    """This environment for the workers, without the hub's token."""
+    environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
     root = str(Path(finetuning.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
@@ -163,9 +162,3 @@ def _record_killed(logs: Path, log_name: str, start: int) -> None:
     for rank, number in FAILED_WORKER.findall(report):
         if int(number) != signal.SIGTERM:  # torchrun sends that to the others itself
             write_killed(logs, int(rank), signal.Signals(int(number)).name)
-
-
-def _end_with_parent() -> None:
-    """Linux kills torchrun when this launcher dies; workers do the same with torchrun."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

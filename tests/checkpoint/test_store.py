@@ -213,6 +213,15 @@ def test_the_newest_and_the_best_by_validation_loss_are_kept(make_checkpoint: An
 
 
 @pytest.mark.dist
+def test_a_loss_that_is_not_a_number_is_never_the_best(make_checkpoint: Any, tmp_path: Path) -> None:
+    for step, val_loss in ((2, float("nan")), (4, 2.0), (6, 2.0), (8, float("inf"))):
+        make_checkpoint(step, val_loss)
+    prune(tmp_path, keep_last=1)
+    assert (tmp_path / "best").readlink() == Path("step=000004")
+    assert steps_in(tmp_path) == [4, 8]
+
+
+@pytest.mark.dist
 def test_without_any_validation_loss_only_the_newest_are_kept(make_checkpoint: Any, tmp_path: Path) -> None:
     for step in (2, 4, 6):
         make_checkpoint(step)
