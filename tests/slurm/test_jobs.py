@@ -243,7 +243,7 @@ def test_the_cluster_is_described_as_it_is(place: Place) -> None:
 
 
 def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelled(place: Place, endless: str) -> None:
-    status = place.wait("endless", lambda status: is_training(status) and status.get("restarts") == 1)
+    status = place.wait("endless", lambda status: is_training(status) and int(str(status.get("restarts"))) >= 1)
     log = (place.experiments / "endless" / "logs" / f"slurm-{endless}.out").read_text()
     saved_step = int(re.search(r"time limit: saved at step (\d+)", log)[1])
     assert int(str(status["step"])) >= saved_step > 0
@@ -254,13 +254,13 @@ def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelle
     assert re.search(r"^finished +finished +3/3 ", listed, re.MULTILINE), listed
     shown = place.finetune("status", "endless").stdout
     assert f"slurm {endless} · RUNNING · node" in shown
-    assert "requeued 1 times" in shown
+    assert re.search(r"requeued \d+ times", shown)
     assert "checkpoint saved" in place.finetune("logs", "endless").stdout
     cancelled = place.finetune("cancel", "endless")
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert "endless: stopped, newest checkpoint at step" in cancelled.stdout
     assert place.status("endless")["state"] == "stopped"
-    assert job_state(endless).restarts == 1
+    assert job_state(endless).name == "FAILED"  # exit code 75: not finished, so that jobs that wait for its end do not start
     twice = place.finetune("cancel", "endless")
     assert twice.returncode == EXIT_BAD_INPUT
     assert "experiment endless does not run: stopped" in twice.stderr
