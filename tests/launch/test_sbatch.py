@@ -105,7 +105,7 @@ def test_the_default_names_of_partition_and_account_are_left_out_where_the_clust
         ({"time": "5"}, ("--time 5: the job would be told to save at once, because --save_time_s is 300; give more time, "
                          "or fewer seconds")),
         ({"environment": "NCCL_DEBUG"}, "--environment: 'NCCL_DEBUG' is not NAME=VALUE"),
-        ({"environment": "WANDB_API_KEY=abc"}, ("--environment WANDB_API_KEY=…: a secret does not belong in a file; log in "
+        ({"environment": "WANDB_API_KEY=a"}, ("--environment WANDB_API_KEY=…: a secret does not belong in a file; log in "
                                                 "with the tool that needs it (wandb login, hf auth login)")),
         ({"environment": "A='b"}, "--environment \"A='b\": No closing quotation"),
         ({"sbatch_options": "--comment='a"}, "--sbatch_options \"--comment='a\": No closing quotation"),
