@@ -21,7 +21,7 @@ from finetuning.launch.container import package_folder
 from finetuning.launch.local import run_workers, torchrun_command, torchrun_command_of_node
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
-from finetuning.launch.sbatch import render_job, script_of
+from finetuning.launch.sbatch import JobPlan, render_job, script_of
 from finetuning.launch.screens import show_end, show_start
 from finetuning.launch.submit import follow_to_the_end, plan_for, refuse_live_job, submit_job
 from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
@@ -43,8 +43,9 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
         raise InputError(t("--detach has no effect without --executor slurm"))
     experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
     # With a wrong setting, a name that is no folder's among them, everything else is checked as well, but nothing written.
-    if dryrun or check_settings(config):
-        return _show_only(config, token, experiment_dir, console)
+    job = plan_for(config) if config.executor == "slurm" else None
+    if dryrun or check_settings(config) or (job is not None and job.problems):
+        return _show_only(config, token, experiment_dir, console, job)
     is_new = not experiment_dir.exists()
     try:
         experiment_dir.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
             ) from None  # fmt: skip
         try:
             refuse_live_job(experiment_dir, config.experiment)
-            return _run(config, token, experiment_dir, console, lock.fileno(), detach)
+            return _run(config, token, experiment_dir, console, lock.fileno(), job, detach)
         except InputError:
             if is_new:
                 _remove_empty(experiment_dir)
@@ -71,9 +72,9 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
 
 
 def _run(
-    config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, detach: bool
+    config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, job: JobPlan | None,
+    detach: bool,
 ) -> int:  # fmt: skip
-    job = plan_for(config) if config.executor == "slurm" else None
     prepared = prepare(config, token, experiment_dir, experiment_dir / "data", with_weights=True, job=job)
     run = prepared.run
     if prepared.start.finished_at is not None:
@@ -124,10 +125,9 @@ def _report(run: Run, outcome: Outcome, console: Console) -> int:
     return outcome.exit_code
 
 
-def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, console: Console) -> int:
+def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, console: Console, job: JobPlan | None) -> int:
     """The resolved run and the command that would start it; nothing is started and no folder is made."""
     with tempfile.TemporaryDirectory() as scratch:
-        job = plan_for(config) if config.executor == "slurm" else None
         with_weights = Path(config.hf_model_id).is_dir()
         prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=with_weights, job=job)
         show_start(console, prepared, _gpu_memory_gib(prepared.run))

@@ -103,4 +103,4 @@ def package_folder() -> Path:
 
 
 def _is_file(image: str) -> bool:
-    return image.startswith(("/", "./", "../", "~")) or image.endswith((".sif", ".sqsh"))
+    return "://" not in image and (image.startswith(("/", "./", "../", "~")) or image.endswith((".sif", ".sqsh")))

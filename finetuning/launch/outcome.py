@@ -50,6 +50,8 @@ def decide_outcome(
         return Outcome(STOPPED, EXIT_STOPPED, status.get("reason"))
     if stop_asked and state == STARTING:
         return Outcome(STOPPED, EXIT_STOPPED, t("asked to stop"))
+    if state == FAILED and failure is None and status.get("reason"):  # found out by the node part of a job
+        return Outcome(FAILED, EXIT_FAILED, status["reason"], log)
     if failure is not None:
         log = logs / f"rank_{failure['rank']}.log"
         return Outcome(FAILED, EXIT_FAILED, failure["message"], log, failure["rank"])

@@ -23,15 +23,17 @@ up() {
     sleep 0.1
   done
   configure >"$folder/slurm.conf"
+  touch "$folder"/gpu{0..7}
+  echo "NodeName=node9 Name=gpu Type=h100 File=$folder/gpu[0-7]" >"$folder/gres.conf"
   export SLURM_CONF=$folder/slurm.conf
   slurmctld -c
-  for i in $(seq $num_nodes); do
+  for i in $(seq $num_nodes) 9; do
     mkdir -p "$folder/spool.node$i"
     slurmd -N "node$i"
   done
   for _ in $(seq 100); do
-    idle=$(sinfo --noheader --partition=main --states=idle --format=%D 2>/dev/null | awk '{ s += $1 } END { print s + 0 }')
-    [ "$idle" = $num_nodes ] && return
+    idle=$(sinfo --noheader --states=idle --format=%D 2>/dev/null | awk '{ s += $1 } END { print s + 0 }')
+    [ "$idle" = $((num_nodes + 1)) ] && return
     sleep 0.2
   done
   tail -20 "$folder"/log/*.log >&2
@@ -39,7 +41,7 @@ up() {
 }
 
 configure() {
-  # cred_expire: a requeued job starts again after that many seconds. node9 has no slurmd: it is there to be described.
+  # cred_expire: a requeued job starts again after that many seconds. The eight GPUs of node9 are empty files.
   cat <<EOF
 ClusterName=local
 SlurmctldHost=$(hostname -s)(127.0.0.1)
@@ -81,24 +83,31 @@ EOF
   for i in $(seq $num_nodes); do
     echo "NodeName=node$i NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + i)) CPUs=$cpus RealMemory=4000 State=UNKNOWN"
   done
-  echo "NodeName=node9 NodeAddr=127.0.0.1 Port=$((port + 9)) CPUs=32 RealMemory=256000 Gres=gpu:h100:8 State=DOWN"
+  echo "NodeName=node9 NodeHostname=$(hostname -s) NodeAddr=127.0.0.1 Port=$((port + 9)) CPUs=32 RealMemory=4000 Gres=gpu:h100:8"
   echo "PartitionName=main Nodes=node[1-$num_nodes] Default=YES MaxTime=INFINITE State=UP"
   echo "PartitionName=gpu Nodes=node9 MaxTime=1-00:00:00 State=UP"
 }
 
 down() {
   export SLURM_CONF=$folder/slurm.conf
-  scancel --signal=KILL --full --user=root 2>/dev/null || true
+  # Jobs first: a slurmd that cannot report the end of one to its controller does not leave.
   scancel --user=root 2>/dev/null || true
+  for _ in $(seq 300); do
+    [ -z "$(squeue --noheader 2>/dev/null)" ] && break
+    sleep 0.1
+  done
   local pids=() file
   for file in "$folder"/run/*.pid "$folder/munge/munged.pid"; do
     [ -s "$file" ] && pids+=("$(cat "$file")")
   done
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
-  for _ in $(seq 100); do
+  for _ in $(seq 50); do
     kill -0 "${pids[@]}" 2>/dev/null || return 0
     sleep 0.1
   done
+  for pid in "${pids[@]}"; do kill -KILL "$pid" 2>/dev/null || true; done
+  sleep 1
+  kill -0 "${pids[@]}" 2>/dev/null || return 0
   echo "still running: ${pids[*]}" >&2
   exit 1
 }
