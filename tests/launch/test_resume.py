@@ -185,7 +185,8 @@ def test_restore_config_may_come_from_another_batch_size_and_length_but_not_from
 def test_a_folder_without_weights_is_no_restore_config(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert problem_of(settings(restore_config=str(tmp_path / "empty")), tmp_path / "new") == (
-        f"--restore_config {tmp_path}/empty: neither a complete checkpoint, nor a folder with one, nor an adapter in PEFT format"
+        f"--restore_config {tmp_path}/empty: neither a complete checkpoint, nor a folder with one, nor an adapter in PEFT "
+        "format"
     )
 
 
@@ -328,8 +329,8 @@ class TestAdapters:
         for changed, line in (
             ({"lora_rank": 8}, "lora_rank: was 16, is now 8"),
             ({"lora_alpha": 16.0}, "lora_alpha: was 32.0, is now 16.0"),
-            ({"lora_targets": ("q_proj",)}, "lora_targets: was down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj, "
-                                            "is now q_proj"),
+            ({"lora_targets": ("q_proj",)},
+             "lora_targets: was down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj, is now q_proj"),
         ):  # fmt: skip
             config = settings(max_steps=10, peft="lora", accept_changes=True, **changed)
             assert problem_of(config, experiment) == (
