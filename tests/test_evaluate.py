@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from finetuning import evaluate as module
 from finetuning.data.batches import RowPlan
@@ -38,6 +39,19 @@ def test_every_layout_gives_the_loss_of_a_plain_loop(
         expected = sum(summed_loss(model, split, sample).item() for sample in range(len(LENGTHS))) / sum(ANSWERS)
     assert found[0].loss == pytest.approx(expected, rel=1e-6)  # float32
     assert (found[0].samples, found[0].answer_tokens) == (len(LENGTHS), sum(ANSWERS))
+
+
+def kinds_of_parameters(model_folder: Path, split_folder: Path) -> list[bool]:
+    model = build(model_folder)
+    evaluate(model, open_split(split_folder), PLAN, CPU, torch.distributed.get_rank(), torch.distributed.get_world_size())
+    return [isinstance(parameter, DTensor) for parameter in model.parameters()]
+
+
+@pytest.mark.dist
+def test_afterwards_the_model_shows_its_shards_again(tiny_tied_model: Path, tmp_path: Path) -> None:
+    """A gathered copy in their place would go into the next checkpoint, rounded and without moments."""
+    random_split(tmp_path / "split", LENGTHS, ANSWERS)
+    assert all(run_processes(2, kinds_of_parameters, tiny_tied_model, tmp_path / "split")[0])
 
 
 @pytest.mark.unit

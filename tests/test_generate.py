@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from torch.distributed.tensor import DTensor
 
 from finetuning.data.template import load_prompt_format
 from finetuning.generate import generate
@@ -54,3 +55,13 @@ def test_an_answer_ends_before_its_end_token_while_others_go_on(tiny_model: Path
     reference = expected(tiny_model, ends)
     assert len(reference[1]) <= 4 < max(map(len, reference))
     assert run_processes(1, answers, tiny_model, ends) == [reference]
+
+
+def kinds_of_parameters(model_folder: Path) -> list[bool]:
+    model = build(model_folder)
+    generate(model, prompts(model_folder), end_token_ids=(), max_new_tokens=2, device=CPU)
+    return [isinstance(parameter, DTensor) for parameter in model.parameters()]
+
+
+def test_afterwards_the_model_shows_its_shards_again(tiny_tied_model: Path) -> None:
+    assert all(run_processes(2, kinds_of_parameters, tiny_tied_model)[0])

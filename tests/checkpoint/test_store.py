@@ -29,6 +29,7 @@ from finetuning.checkpoint.store import (
 from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import open_split
+from finetuning.model.attention import make_documents
 from finetuning.model.llama import Llama
 from finetuning.parallel.apply import Technique
 from finetuning.training.optimizer import build_optimizer, optimizer_state
@@ -78,6 +79,18 @@ def load_and_train(model_folder: Path, technique: Technique, split_folder: Path,
     return everything(model, optimizer) | {"info": info, "later": take_steps(model, optimizer, split_folder, 2)}
 
 
+def save_while_gathered(model_folder: Path, path: Path) -> str:
+    model = build(model_folder)
+    optimizer = make_optimizer(model)
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), torch.arange(3)[None], make_documents([3]))  # no backward: the root stays gathered
+    try:
+        save_checkpoint(path, model, optimizer, {"step": 1})
+    except AssertionError as error:
+        return str(error)
+    return "saved"
+
+
 def only_weights(model_folder: Path, technique: Technique, path: Path) -> dict[str, Tensor]:
     model = build(model_folder, technique, seed=99)
     load_weights(path, model)
@@ -113,6 +126,12 @@ def test_what_two_processes_saved_any_number_loads_exactly(saved: dict[str, Any]
         assert [rank["later"] for rank in loaded] == [rank["later"] for rank in saved["ranks"]]
     else:  # other sums, float32
         assert loaded[0]["later"] == pytest.approx(before["later"], rel=1e-4)
+
+
+@pytest.mark.dist
+def test_gathered_copies_are_never_saved(tiny_model: Path, tmp_path: Path) -> None:
+    message = run_processes(2, save_while_gathered, tiny_model, tmp_path / checkpoint_name(1))[0]
+    assert message == "model.norm.weight is a gathered copy, not the parameter that is trained"
 
 
 @pytest.mark.dist
