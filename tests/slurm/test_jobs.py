@@ -81,26 +81,12 @@ class Place:
 def _no_process_is_left(place: Place) -> Iterator[None]:
     yield
     deadline = time.monotonic() + 30
-    while left := [
-        pid for pid, command in processes() if str(place.experiments).encode() in command and b"endless" not in command
-    ]:
+    while left := [pid for pid, command in processes() if str(place.experiments).encode() in command]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
 
-@pytest.fixture(scope="module")
-def endless(place: Place) -> str:
-    """A job that reaches its time limit while the other tests run; it saves after each step."""
-    launcher = place.train(
-        "endless", *["--max_steps", "100000", "--save_every_n_steps", "1", "--time", "2", "--save_time_s", "60", "--detach"]
-    )
-    output = launcher.communicate()[0]
-    assert launcher.returncode == EXIT_FINISHED, output
-    assert "finetune logs endless" in output
-    return str(place.status("endless")["job_id"])
-
-
-def test_two_nodes_train_to_a_finished_model_and_the_token_is_written_nowhere(place: Place, endless: str) -> None:
+def test_two_nodes_train_to_a_finished_model_and_the_token_is_written_nowhere(place: Place) -> None:
     launcher = place.train(
         "finished",
         *["-N", "2", "--num_gpus", "2", "--max_steps", "3", "--save_every_n_steps", "2", "--hf_token"],
@@ -249,27 +235,49 @@ def test_the_cluster_is_described_as_it_is(place: Place) -> None:
     assert not cluster.has_pyxis
 
 
-def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelled(place: Place, endless: str) -> None:
-    status = place.wait("endless", lambda status: is_training(status) and int(str(status.get("restarts"))) >= 1)
-    log = (place.experiments / "endless" / "logs" / f"slurm-{endless}.out").read_text()
-    saved_step = int(re.search(r"time limit: saved at step (\d+)", log)[1])
-    assert int(str(status["step"])) >= saved_step > 0
-    again = place.train("endless").communicate()[0]
-    assert f"experiment endless is job {endless} already" in again
+def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelled(place: Place) -> None:
+    arguments = ["--max_steps", "100000", "--save_every_n_steps", "1", "--time", "60", "--save_time_s", "120"]
+    launcher = place.train("endless", *arguments, "--detach")
+    output = launcher.communicate()[0]
+    assert launcher.returncode == EXIT_FINISHED, output
+    assert "see how it is: finetune status endless" in output
+    job_id = place.wait_for_step("endless", 1)
+    # Between one and two minutes from now; Slurm looks twice a minute and warns 120 s before.
+    set_time_limit(job_id, minutes=run_time_s(job_id) // 60 + 2)
+    place.wait("endless", lambda status: status.get("state") == "queued")
+    set_time_limit(job_id, minutes=60)
+    status = place.wait("endless", lambda status: is_training(status) and status.get("restarts") == 1)
+    log = (place.experiments / "endless" / "logs" / f"slurm-{job_id}.out").read_text()
+    found = re.search(r"time limit: saved at step (\d+) of 100000; the job goes on by itself", log)
+    assert found is not None and int(str(status["step"])) >= int(found[1]) > 0
+
+    again = place.train("endless", *arguments).communicate()[0]
+    assert f"experiment endless is job {job_id} already" in again
     listed = place.finetune("list").stdout
-    assert re.search(rf"^endless +running +\d+/100000 +slurm {endless} ", listed, re.MULTILINE), listed
+    assert re.search(rf"^endless +running +\d+/100000 +slurm {job_id} ", listed, re.MULTILINE), listed
     shown = place.finetune("status", "endless").stdout
-    assert f"slurm {endless} · RUNNING · node" in shown
-    assert re.search(r"requeued \d+ times", shown)
+    assert f"slurm {job_id} · RUNNING · node" in shown
+    assert "requeued 1 times" in shown
     assert "checkpoint saved" in place.finetune("logs", "endless").stdout
     cancelled = place.finetune("cancel", "endless")
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
     assert "endless: stopped, newest checkpoint at step" in cancelled.stdout
     assert place.status("endless")["state"] == "stopped"
-    assert job_state(endless).name == "FAILED"  # exit code 75: not finished, so that jobs that wait for its end do not start
+    state = job_state(job_id)
+    assert (state.name, state.restarts) == ("FAILED", 1)  # exit code 75: what waits for a finished run does not start
     twice = place.finetune("cancel", "endless")
     assert twice.returncode == EXIT_BAD_INPUT
     assert "experiment endless does not run: stopped" in twice.stderr
+
+
+def run_time_s(job_id: str) -> int:
+    command = ["squeue", "--noheader", "--format=%M", f"--jobs={job_id}"]
+    minutes, _, seconds = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().rpartition(":")
+    return 60 * int(minutes) + int(seconds)  # a job of this test does not run for an hour
+
+
+def set_time_limit(job_id: str, minutes: int) -> None:
+    subprocess.run(["scontrol", "update", f"JobId={job_id}", f"TimeLimit={minutes}"], check=True)
 
 
 def is_training(status: dict[str, object]) -> bool:
