@@ -226,6 +226,20 @@ def test_a_node_whose_gpus_cannot_be_used_is_named(place: Place) -> None:
     assert re.search(r"Rank 0 failed: \S+ has 0 usable GPUs, and --num_gpus asks for 1; see `nvidia-smi` there", output)
 
 
+def test_the_doctor_lets_two_nodes_meet(place: Place) -> None:
+    examined = place.finetune("doctor", "--slurm", "--num_nodes", "2")
+    assert examined.returncode == 0, examined.stdout + examined.stderr
+    assert "ok   Slurm         partition gpu: 1 nodes x 8 GPUs, 32 CPUs, time limit 1-00:00:00\n" in examined.stdout
+    for node in ("node1", "node2"):
+        assert re.search(
+            rf"^ok   {node} +meeting 2 nodes at 127.0.0.1:\d+ · gloo adds up \d+ MiB/s$", examined.stdout, re.MULTILINE
+        )
+    refused = place.finetune("doctor", "--slurm", "--partition", "night")
+    assert refused.returncode == EXIT_FAILED
+    assert "bad  allocation    --partition night: the cluster has no such partition" in refused.stdout
+    assert list(place.experiments.glob(".doctor-*")) == []
+
+
 def test_the_cluster_is_described_as_it_is(place: Place) -> None:
     cluster = read_cluster()
     main, gpu = cluster.partitions
