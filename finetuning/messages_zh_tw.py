@@ -733,7 +733,8 @@ MESSAGES: dict[str, str] = {
         "實驗 {name} 已經是工作 {job}；用 `finetune logs {name}` 看紀錄，"
         "用 `finetune cancel {name}` 停止，或給別的 --experiment 名稱"
     ),
-    "job {job} was cancelled before it started": "工作 {job} 在啟動前被取消",
+    "job {job} was cancelled": "工作 {job} 被取消",
+    "ended by Slurm; goes on by itself if it was not cancelled": "被 Slurm 結束；若不是被取消，會自行接著訓練",
     "job {job} goes on; `finetune status {name}`, `finetune logs {name}`, `finetune cancel {name}`": (
         "工作 {job} 繼續執行；`finetune status {name}`、`finetune logs {name}`、`finetune cancel {name}`"
     ),

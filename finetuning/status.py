@@ -13,6 +13,7 @@ STATUS_FILE = "status.json"
 UPDATE_INTERVAL_S = 1.0
 
 QUEUED, STARTING, RUNNING, STOPPED, FINISHED, FAILED = "queued", "starting", "running", "stopped", "finished", "failed"
+LIVE_STATES = (QUEUED, STARTING, RUNNING)
 
 
 def read_status(experiment_dir: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finetuning.status import FAILED, FINISHED, QUEUED, STARTING, write_status
 
 FILE_WAIT_S = 120  # network file systems show a new file to other nodes after up to a minute
 STARTS_WITHOUT_PROGRESS = 3
-# SIGUSR1 is the warning before the time limit; SIGTERM comes from scancel, preemption and `finetune cancel`.
+# SIGUSR1 is the warning before the time limit, SIGTERM comes from scancel and preemption, SIGINT from `finetune cancel`.
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
@@ -120,6 +120,12 @@ class Node:
         if outcome.state in (FINISHED, FAILED):
             self._write_outcome(outcome.state)
             return outcome.exit_code
+        if ended.asked == signal.SIGTERM:
+            write_status(
+                self.folder, QUEUED, exit_code=None, reason=t("ended by Slurm; goes on by itself if it was not cancelled")
+            )
+            self._write_outcome("terminated")
+            return EXIT_FINISHED
         if ended.asked != signal.SIGUSR1:
             self._write_outcome("stopped")
             return EXIT_FINISHED

@@ -16,7 +16,7 @@ from finetuning.launch.follow import explain_reason
 from finetuning.launch.jobs import FORGOTTEN, JobState, job_state
 from finetuning.launch.outcome import decide_outcome
 from finetuning.launch.submit import job_log, outcome_of_job
-from finetuning.status import QUEUED, RUNNING, STARTING, STATUS_FILE, read_status
+from finetuning.status import LIVE_STATES, QUEUED, STATUS_FILE, read_status
 
 LOCK_FILE = ".lock"
 DEFAULT_FOLDER = RunConfig.experiments_dir
@@ -42,7 +42,7 @@ class Experiment:
 
     @property
     def is_live(self) -> bool:
-        return self.state in (QUEUED, STARTING, RUNNING)
+        return self.state in LIVE_STATES
 
     @property
     def progress(self) -> str:
@@ -82,7 +82,7 @@ def look(folder: Path) -> Experiment:
     folder = folder.resolve()
     status = read_status(folder)
     state, reason = status.get("state", "?"), status.get("reason") or ""
-    if state not in (QUEUED, STARTING, RUNNING):
+    if state not in LIVE_STATES:
         return Experiment(folder, status, state, reason, None)
     if status.get("job_id"):
         job = job_state(status["job_id"])

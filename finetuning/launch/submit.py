@@ -14,7 +14,7 @@ from finetuning.launch.follow import follow
 from finetuning.launch.jobs import JobState, is_live, secret_variables, submit
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome
 from finetuning.launch.sbatch import JobPlan, code_folder, plan_job, render_job, script_of
-from finetuning.status import QUEUED, STOPPED, read_status, write_status
+from finetuning.status import LIVE_STATES, QUEUED, STOPPED, read_status, write_status
 
 
 def plan_for(config: RunConfig) -> JobPlan:
@@ -33,8 +33,9 @@ def refuse_live_job(experiment_dir: Path, name: str) -> None:
     Raises:
         InputError: a Slurm job of this experiment waits or runs.
     """
-    job_id = read_status(experiment_dir).get("job_id")
-    if job_id is not None and is_live(job_id):
+    status = read_status(experiment_dir)
+    job_id = status.get("job_id")
+    if job_id is not None and status["state"] in LIVE_STATES and is_live(job_id):
         raise InputError(
             t("experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel {name}"
               "`, or give another --experiment name", name=name, job=job_id)
@@ -94,7 +95,7 @@ def outcome_of_job(experiment_dir: Path, job_id: str, state: JobState) -> Outcom
     log = job_log(experiment_dir, job_id)
     status = read_status(experiment_dir)
     if state.name == "CANCELLED" and status.get("state") == QUEUED:
-        return Outcome(STOPPED, EXIT_STOPPED, t("job {job} was cancelled before it started", job=job_id))
+        return Outcome(STOPPED, EXIT_STOPPED, t("job {job} was cancelled", job=job_id))
     unexplained = {
         "CANCELLED": t("job {job} was cancelled before it could save; it goes on from the newest checkpoint", job=job_id),
         "TIMEOUT": t("job {job} reached its time limit before it had saved; give a larger --save_time_s", job=job_id),

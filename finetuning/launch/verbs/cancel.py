@@ -11,7 +11,7 @@ from rich.console import Console
 
 from finetuning.errors import EXIT_FAILED, InputError
 from finetuning.i18n import t
-from finetuning.launch.jobs import cancel, job_state, signal_job
+from finetuning.launch.jobs import cancel, is_live, job_state, signal_job
 from finetuning.launch.outcome import record_outcome, saved_step
 from finetuning.launch.runs import DEFAULT_FOLDER, Experiment, find_experiment
 from finetuning.launch.submit import outcome_of_job
@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         found = find_experiment(given.experiments_dir, given.name)
-        if not found.is_live:
+        if not found.is_live and not (found.job_id and is_live(found.job_id)):  # its script may take a moment longer
             _record_end_of_job(found)
             console.print(
                 t("{name}: {state}, newest checkpoint at step {step}; the same command goes on from there", name=found.name,
@@ -60,7 +60,7 @@ def _cancel_job(found: Experiment, *, now: bool) -> None:
     if now or found.job is None or found.job.name != "RUNNING":
         cancel(found.job_id)
     else:
-        signal_job(found.job_id, "TERM")
+        signal_job(found.job_id, "INT")
 
 
 def _signal_launcher(found: Experiment, *, now: bool) -> None:
