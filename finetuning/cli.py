@@ -28,7 +28,25 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
     "Slurm": [
         ("account", "-a", "Slurm account"),
         ("partition", "-p", "Slurm partition"),
-        ("container_image", "-i", "container image of the job"),
+        ("container_image", "-i", "container image of the job, a name in a registry or a file; none: no container"),
+        ("container_runtime", None, "what runs the image; auto: Pyxis where srun has it, else Apptainer"),
+        ("mounts", None, "comma-separated folders to mount, FOLDER or FOLDER:TARGET; code, data and experiment always are"),
+        ("python", None, "Python of the nodes; left out: this one, in a container python3"),
+        ("time", None, "time limit of the job, e.g. 8:00:00; it saves, requeues itself and goes on"),
+        ("save_time_s", None, "seconds before the time limit at which it starts to save"),
+        ("gpu_request", None, "sbatch option that asks for GPUs; auto: what the nodes have; none: CPU processes"),
+        ("cpus_per_task", None, "CPUs of each node; left out: the share of its GPUs"),
+        ("mem", None, "memory of each node, e.g. 200G; 0: all"),
+        ("exclusive", None, "no other job on the nodes"),
+        ("qos", None, "quality of service"),
+        ("constraint", None, "features that the nodes must have"),
+        ("nodelist", None, "nodes that the job must have"),
+        ("exclude", None, "nodes that the job must not have"),
+        ("dependency", None, "jobs to wait for, e.g. afterok:1234"),
+        ("sbatch_options", None, "more options of sbatch in one text, e.g. \"--reservation=maintenance --mail-type=END\""),
+        ("setup", None, "shell lines before the workers start, e.g. \"module load cuda\""),
+        ("environment", None, "variables of the workers in one text, e.g. \"NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5\""),
+        ("slurm_template", None, "job script of your own, a Jinja2 template; see docs/slurm.md"),
     ],
     "Hardware": [
         ("num_nodes", "-N", "number of machines"),
@@ -105,7 +123,7 @@ def build_parser(program: str) -> argparse.ArgumentParser:
         add_help=False,  # below, so that its text is translated as well
         epilog=t(
             "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
-            "130 interrupted before the start."
+            "130 interrupted: before the start, killed by a second Ctrl-C, or no longer following a Slurm job, which goes on."
         ),
     )
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
@@ -121,6 +139,9 @@ def build_parser(program: str) -> argparse.ArgumentParser:
     group = parser.add_argument_group(t("This command"))
     group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
     group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
+    group.add_argument(
+        "--detach", action="store_true", default=argparse.SUPPRESS, help=t("submit the Slurm job and return; do not follow it")
+    )
     group.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
     group.add_argument("--version", action="version", version=f"finetune {__version__}", help=t("show the version and stop"))
     return parser
@@ -137,11 +158,13 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     set_language(_language_asked_for(arguments))
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
+    detach = given.pop("detach", False)
     try:
         config = _resolve_config(given, config_file)
         from finetuning.launch.command import launch
 
-        return launch(config, (token or os.environ.get("HF_TOKEN") or "").strip() or None, dryrun=dryrun)
+        token = (token or os.environ.get("HF_TOKEN") or "").strip() or None
+        return launch(config, token, dryrun=dryrun, detach=detach)
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
@@ -150,31 +173,34 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         return EXIT_INTERRUPTED
 
 
-def verbs() -> dict[str, tuple[str, str]]:
-    """Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does."""
-    return {
-        "train": ("finetuning.cli", t("fine-tune a model; `finetune train --help` lists the flags")),
-        "selftest": ("finetuning.launch.selftest", t("compare a parallel layout with one process, on this machine")),
-    }
+# Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does.
+VERBS = {
+    "train": ("finetuning.cli", "fine-tune a model; `finetune train --help` lists the flags"),
+    "selftest": ("finetuning.launch.selftest", "compare a parallel layout with one process, on this machine"),
+    "list": ("finetuning.launch.verbs.list", "all experiments and how they are"),
+    "status": ("finetuning.launch.verbs.status", "how an experiment is, or how it ended"),
+    "logs": ("finetuning.launch.verbs.logs", "what an experiment has printed; -f follows it"),
+    "cancel": ("finetuning.launch.verbs.cancel", "make an experiment save and stop"),
+    "doctor": ("finetuning.launch.verbs.doctor", "what would stop a run here, and what to do about it"),
+}
 
 
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
     set_language(language_of_environment())
-    known = verbs()
-    if len(sys.argv) < 2 or sys.argv[1] not in known:
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")
             sys.exit(0)
         asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<9}{text}" for verb, (_, text) in known.items()]
+        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<9}{translated(text)}" for verb, (_, text) in VERBS.items()]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else EXIT_BAD_INPUT)
     verb = sys.argv.pop(1)
     if verb == "train":
         sys.exit(main())  # reads sys.argv itself, to hide the token
     try:
-        sys.exit(importlib.import_module(known[verb][0]).main(sys.argv[1:]))
+        sys.exit(importlib.import_module(VERBS[verb][0]).main(sys.argv[1:]))
     except InputError as error:
         _print_problems(error.problems)
         sys.exit(EXIT_BAD_INPUT)
@@ -210,7 +236,7 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
     if hint is bool:
         group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if default not in (None, dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
+    if default not in (None, (), dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
         shown = ",".join(default) if isinstance(default, tuple) else default
         text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str

@@ -25,6 +25,8 @@ CHOICES = {
     "pipeline_schedule": ("1f1b", "interleaved", "zero_bubble"),
     "activation_checkpointing": ("none", "selective", "full"),
     "compile": ("auto", "on", "off"),
+    "container_runtime": ("auto", "pyxis", "apptainer"),
+    "gpu_request": ("auto", "gpus-per-node", "gres", "none"),
     "lang": ("en", "zh-TW"),
 }
 
@@ -47,6 +49,26 @@ class RunConfig:
     num_nodes: int = 1
     num_gpus: int = 8  # processes per node; CPU processes on a machine without CUDA
     experiments_dir: str = "experiments"
+
+    # The Slurm job. None leaves the choice to the cluster; names and values are those of sbatch's options.
+    time: str | None = None  # D-HH:MM:SS
+    save_time_s: int = 300  # seconds before the time limit at which the job is told to save and requeue itself
+    gpu_request: str = "auto"  # how GPUs are asked for; none: not at all, the processes run on CPUs
+    cpus_per_task: int | None = None  # CPUs of a node; None: the share of its GPUs, without GPUs one for each process
+    mem: str | None = None  # memory of a node; None: with all GPUs of a node all of it, else the cluster's default
+    exclusive: bool = False  # no other job on the nodes
+    qos: str | None = None
+    constraint: str | None = None
+    nodelist: str | None = None
+    exclude: str | None = None
+    dependency: str | None = None
+    sbatch_options: str | None = None  # more options, as on sbatch's command line
+    setup: str | None = None  # lines of shell before the workers start, on the first node
+    environment: str | None = None  # NAME=VALUE …, separated by blanks, for the workers
+    container_runtime: str = "auto"  # auto: Pyxis where srun has it, else Apptainer
+    mounts: tuple[str, ...] = ()  # more folders in the container, FOLDER or FOLDER:TARGET; the run's own are always there
+    python: str | None = None  # interpreter on the nodes; None: this one, in a container python3
+    slurm_template: str | None = None  # a job script of the user's own, in Jinja2
 
     # Batch and schedule. Batch sizes count samples; the global batch is per optimizer step, over all ranks.
     max_steps: int | None = None  # optimizer steps; None: one epoch

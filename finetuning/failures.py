@@ -7,11 +7,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from finetuning.config import RunConfig
 from finetuning.errors import InputError, RunError
 from finetuning.i18n import t
+
+# What gloo, NCCL and the store say on ranks that wait for one that is gone.
+LOST_PARTNER = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "NCCL communicator was aborted",
+    "remote process exited", "Connection was likely closed", "Socket Timeout", "Timed out waiting",
+)  # fmt: skip
 
 
 def explain(error: BaseException, config: RunConfig | None) -> str:
@@ -25,6 +29,8 @@ def explain(error: BaseException, config: RunConfig | None) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """CUDA has an exception of its own; the CPU allocator raises a RuntimeError that names it."""
+    import torch  # here, so that a launcher can read failures without it
+
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
@@ -43,9 +49,28 @@ def _out_of_memory(config: RunConfig | None) -> str:
 def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig | None) -> None:
     """Writes `rank_N.error.json`; the launcher shows the earliest one."""
     record = {
-        "rank": rank, "time": time.time(), "message": explain(error, config),
+        "rank": rank, "time": time.time(), "message": explain(error, config), "kind": "echo" if is_echo(error) else "own",
         "traceback": "".join(traceback.format_exception(error)),
     }  # fmt: skip
+    _write_record(logs, rank, record)
+
+
+def write_killed(logs: Path, rank: int, signal_name: str) -> None:
+    """Writes `rank_N.error.json` for a rank that a signal ended before it could do so itself."""
+    message = t("its process was ended by {signal} from outside", signal=signal_name)
+    if signal_name == "SIGKILL":
+        message = t(
+            "its process was killed (SIGKILL) by somebody, or by the system because memory ran out; see `dmesg` on its machine"
+        )
+    _write_record(logs, rank, {"rank": rank, "time": time.time(), "message": message, "kind": "killed"})
+
+
+def is_echo(error: BaseException) -> bool:
+    """It says only that another rank is gone."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PARTNER)
+
+
+def _write_record(logs: Path, rank: int, record: dict[str, Any]) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     temporary = logs / f".rank_{rank}.error-{os.getpid()}"  # the launcher looks for the finished file all the time
     temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
@@ -53,9 +78,13 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
 
 
 def first_failure(logs: Path) -> dict[str, Any] | None:
-    """The earliest failure of any rank: later ones are mostly ranks that lost a partner."""
+    """The failure that caused the others: the earliest, after those of ranks that only lost a partner.
+
+    Where a rank was killed it comes first, because it could not report at once.
+    """
     records = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("rank_*.error.json")]
-    return min(records, key=lambda record: record["time"], default=None)
+    order = ("killed", "own", "echo")
+    return min(records, key=lambda record: (order.index(record.get("kind", "own")), record["time"]), default=None)
 
 
 def clear_failures(logs: Path) -> None:

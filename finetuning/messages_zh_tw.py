@@ -11,7 +11,6 @@ MESSAGES: dict[str, str] = {
     "Slurm": "Slurm",
     "Slurm account": "Slurm 帳戶",
     "Slurm partition": "Slurm partition",
-    "container image of the job": "工作使用的容器映像檔",
     "Hardware": "硬體",
     "number of machines": "機器數量",
     "GPUs per machine; without CUDA, CPU processes": "每台機器的 GPU 數；沒有 CUDA 時是 CPU 行程數",
@@ -98,12 +97,7 @@ MESSAGES: dict[str, str] = {
     'Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.': (
         '以內含 {{"input": …, "output": …}} JSONL 的資料夾微調 Llama 3.1。'
     ),
-    "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
-    "130 interrupted before the start.": (
-        "結束碼：0 完成，1 失敗，2 輸入有誤（未啟動任何工作），75 已停止並存檔，\n130 在啟動前被中斷。"
-    ),
     "usage: finetune VERB …": "用法：finetune 動詞 …",
-    "fine-tune a model; `finetune train --help` lists the flags": "微調模型；參數請見 `finetune train --help`",
     "Stopped. Nothing was started.": "已停止。未啟動任何工作。",
     "Nothing was started. {count} to mend:": "未啟動任何工作。有 {count} 處要修正：",
     "--config {path}: hf_token does not belong in a file; set HF_TOKEN or run `hf auth login`": (
@@ -271,12 +265,6 @@ MESSAGES: dict[str, str] = {
     "multiple of micro_batch_size x {found})": (
         "--num_gpus {asked}：本機只有 {found} 個；請給 --num_gpus {found}"
         "（--global_batch_size 則須為 micro_batch_size × {found} 的倍數）"
-    ),
-    "--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local": (
-        "--executor slurm：這個版本只能在單一機器上啟動；已在配置好的節點內時，請用 --executor local"
-    ),
-    "--num_nodes {nodes}: --executor local runs on one machine; give --num_nodes 1": (
-        "--num_nodes {nodes}：--executor local 只在一台機器上執行；請給 --num_nodes 1"
     ),
     "tensor, pipeline and context parallel are not available in this version; give 1 for each, and the "
     "{world} GPUs work data parallel with sharded parameters": (
@@ -476,5 +464,327 @@ MESSAGES: dict[str, str] = {
     "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step": (
         "第 {step} 步：loss 是 {loss}，梯度範數是 {norm}。這一步沒有套用，最後的檢查點不受影響。請調低 --lr，保持梯度裁剪"
         "（--clip_grad 1.0），並檢查這一步的樣本"
+    ),
+    # Launching: Slurm, verbs, doctor
+    "container image of the job, a name in a registry or a file; none: no container": (
+        "工作使用的容器映像檔：登錄庫中的名稱或檔案；none：不用容器"
+    ),
+    "what runs the image; auto: Pyxis where srun has it, else Apptainer": (
+        "用什麼執行映像檔；auto：srun 有 Pyxis 就用，否則用 Apptainer"
+    ),
+    "comma-separated folders to mount, FOLDER or FOLDER:TARGET; code, data and experiment always are": (
+        "要掛載的資料夾，以逗號分隔，FOLDER 或 FOLDER:TARGET；程式、資料與實驗資料夾一定會掛載"
+    ),
+    "Python of the nodes; left out: this one, in a container python3": "節點上的 Python；不給：目前這一個，容器內是 python3",
+    "time limit of the job, e.g. 8:00:00; it saves, requeues itself and goes on": (
+        "工作的時間上限，例如 8:00:00；到時會存檔、自行重新排隊並接著訓練"
+    ),
+    "seconds before the time limit at which it starts to save": "在時間上限前幾秒開始存檔",
+    "sbatch option that asks for GPUs; auto: what the nodes have; none: CPU processes": (
+        "向 sbatch 要 GPU 的選項；auto：依節點而定；none：CPU 行程"
+    ),
+    "CPUs of each node; left out: the share of its GPUs": "每個節點的 CPU 數；不給：依 GPU 比例",
+    "memory of each node, e.g. 200G; 0: all": "每個節點的記憶體，例如 200G；0：全部",
+    "no other job on the nodes": "節點上不跑別的工作",
+    "quality of service": "QOS（服務品質）",
+    "features that the nodes must have": "節點必須有的特性",
+    "nodes that the job must have": "工作一定要用的節點",
+    "nodes that the job must not have": "工作不可用的節點",
+    "jobs to wait for, e.g. afterok:1234": "要等待的工作，例如 afterok:1234",
+    'more options of sbatch in one text, e.g. "--reservation=maintenance --mail-type=END"': (
+        '其他 sbatch 選項，寫成一串文字，例如 "--reservation=maintenance --mail-type=END"'
+    ),
+    'shell lines before the workers start, e.g. "module load cuda"': '訓練行程啟動前執行的 shell 指令，例如 "module load cuda"',
+    'variables of the workers in one text, e.g. "NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5"': (
+        '訓練行程的環境變數，寫成一串文字，例如 "NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5"'
+    ),
+    "job script of your own, a Jinja2 template; see docs/slurm.md": "自己的工作腳本，Jinja2 樣板；見 docs/slurm.md",
+    "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
+    "130 interrupted: before the start, killed by a second Ctrl-C, or no longer following a Slurm job, which goes on.": (
+        "結束碼：0 完成，1 失敗，2 輸入有誤（什麼都沒有啟動），75 已停止並存檔，\n"
+        "130 中斷：啟動前中斷、第二次 Ctrl-C 強制結束，或不再跟隨 Slurm 工作（工作仍繼續）。"
+    ),
+    "submit the Slurm job and return; do not follow it": "送出 Slurm 工作後立即返回，不跟隨它",
+    "fine-tune a model; `finetune train --help` lists the flags": "微調模型；`finetune train --help` 列出所有參數",
+    "all experiments and how they are": "所有實驗與目前狀況",
+    "how an experiment is, or how it ended": "一個實驗的狀況，或如何結束",
+    "what an experiment has printed; -f follows it": "一個實驗印出的內容；-f 持續跟隨",
+    "make an experiment save and stop": "讓一個實驗存檔並停止",
+    "what would stop a run here, and what to do about it": "檢查這裡有什麼會讓訓練失敗，以及該怎麼做",
+    "the address {address} of the first node cannot be resolved here ({reason}); see `scontrol show node`, NodeAddr": (
+        "這裡無法解析第一個節點的位址 {address}（{reason}）；請看 `scontrol show node` 的 NodeAddr"
+    ),
+    "the first node's name {name} means {address} on this node, which is this node itself; mend its /etc/hosts, or set "
+    "NodeAddr in slurm.conf": (
+        "第一個節點的名稱 {name} 在這個節點上指向 {address}，"
+        "也就是這個節點自己；請修正它的 /etc/hosts，或在 slurm.conf 設定 NodeAddr"
+    ),
+    "its process was ended by {signal} from outside": "它的行程被外部以 {signal} 結束",
+    "its process was killed (SIGKILL) by somebody, or by the system because memory ran out; see `dmesg` on its machine": (
+        "它的行程被強制結束（SIGKILL）：有人這麼做，或系統因記憶體不足而這麼做；請看該機器上的 `dmesg`"
+    ),
+    "--{name} has no effect without --executor slurm": "--{name} 沒有 --executor slurm 就沒有作用",
+    "--executor slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or with "
+    "--executor local": "--executor slurm：這台機器沒有 sbatch；請在叢集的登入節點執行，或改用 --executor local",
+    "exit code {code}": "結束碼 {code}",
+    "Slurm: {command}: {reason}": "Slurm：{command}：{reason}",
+    "Slurm does not answer: {command} took more than {seconds} s": "Slurm 沒有回應：{command} 超過 {seconds} 秒",
+    "Slurm's command {command} is not on this machine": "這台機器沒有 Slurm 的指令 {command}",
+    "# One line for each machine; this one, {address}, is the first. All of them see {folder} and have this Python "
+    "environment. The command without --dryrun writes run.yaml and the data.": (
+        "# 每台機器一行；這台 {address} 是第一台。所有機器都要看得到 {folder}，並有同樣的 Python 環境。"
+        "不加 --dryrun 的同一個指令會寫出 run.yaml 與資料。"
+    ),
+    "see how it is: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}": (
+        "看狀況：finetune status {name} · 看紀錄：finetune logs {name} · 停止：finetune cancel {name}"
+    ),
+    "--detach has no effect without --executor slurm": "--detach 沒有 --executor slurm 就沒有作用",
+    "to be started by hand on each machine": "要在每台機器上手動啟動",
+    "--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token": (
+        "--{name} 含有 Hugging Face token，不可寫入檔案。工作不需要 token"
+    ),
+    "no container: the nodes run this Python environment": "不用容器：節點使用目前的 Python 環境",
+    "container {image} through Pyxis": "容器 {image}，透過 Pyxis",
+    "container {image} through {runtime}": "容器 {image}，透過 {runtime}",
+    "no container: srun has no Pyxis and this machine no Apptainer, so the default image {image} is left out and the nodes run "
+    "this Python environment (--container_image none says the same)": (
+        "不用容器：srun 沒有 Pyxis，這台機器也沒有 Apptainer，所以不用預設映像檔 {image}，節點使用目前的 Python 環境"
+        "（等同 --container_image none）"
+    ),
+    "--container_image {image}: srun has no Pyxis and this machine no Apptainer; give --container_image none for this Python "
+    "environment, or --container_runtime apptainer if only the nodes have it": (
+        "--container_image {image}：srun 沒有 Pyxis，這台機器也沒有 "
+        "Apptainer；請給 --container_image none 以使用目前的 Python 環境，"
+        "若只有節點有 Apptainer，請給 --container_runtime apptainer"
+    ),
+    "--container_runtime {runtime} has no effect with --container_image none": (
+        "--container_runtime {runtime} 與 --container_image none 一起用沒有作用"
+    ),
+    "{folder}: {free:.0f} GiB free": "{folder}：可用空間 {free:.0f} GiB",
+    "writes {speed:.0f} MiB/s": "寫入速度 {speed:.0f} MiB/s",
+    "{name}, reached at {address}": "{name}，位址 {address}",
+    "checkpoints will take long; keep them few (--save_every_n_steps)": "存檢查點會很慢；請少存幾次（--save_every_n_steps）",
+    "it has no address but loopback: runs on several machines cannot start from here": (
+        "它只有 loopback 位址：無法從這裡啟動多機訓練"
+    ),
+    "the login of `hf auth login`": "`hf auth login` 的登入",
+    "token from {source}": "token 來自 {source}",
+    "no token (needed for gated models such as Meta's)": "沒有 token（Meta 等需要授權的模型才需要）",
+    "partition {name}: {nodes} nodes x {gpus} GPUs, {cpus} CPUs, time limit {limit}": (
+        "partition {name}：{nodes} 個節點 x {gpus} 個 GPU，{cpus} 個 CPU，時間上限 {limit}"
+    ),
+    "machine": "機器",
+    "{cores} cores, {memory:.0f} GiB memory": "{cores} 核心，{memory:.0f} GiB 記憶體",
+    "its name means {address} here, which is not used": "它的名稱在這裡指向 {address}，不使用這個位址",
+    "network": "網路",
+    "containers": "容器",
+    "a GPU without bfloat16": "有 GPU 不支援 bfloat16",
+    "Ampere (A100, RTX 30) or newer is needed": "需要 Ampere（A100、RTX 30）或更新的 GPU",
+    "not part of this torch": "這個 torch 沒有包含",
+    "install torch from https://pytorch.org": "請從 https://pytorch.org 安裝 torch",
+    "all weights of an 8B model need about {needed} GiB for one checkpoint and the result (LoRA: 1 GiB); give another "
+    "--experiments_dir": "8B 模型全參數微調的一個檢查點加結果約需 {needed} GiB（LoRA：1 GiB）；請給別的 --experiments_dir",
+    "a network file system": "網路檔案系統",
+    "a file system of this machine": "本機檔案系統",
+    "limits": "系統限制",
+    "{count} open files": "最多開啟 {count} 個檔案",
+    "{size} KiB of locked memory, with InfiniBand": "鎖定記憶體上限 {size} KiB，且有 InfiniBand",
+    "NCCL needs it unlimited: ulimit -l unlimited, in Slurm PropagateResourceLimits": (
+        "NCCL 需要無上限：ulimit -l unlimited，在 Slurm 中是 PropagateResourceLimits"
+    ),
+    "no sbatch here: only --executor local": "這裡沒有 sbatch：只能用 --executor local",
+    "the default": "預設",
+    "keeps no accounts: --account is left out": "沒有帳戶管理：不給 --account",
+    "your accounts: {names}": "你的帳戶：{names}",
+    "neither Pyxis nor Apptainer here": "這裡沒有 Pyxis 也沒有 Apptainer",
+    "jobs run this Python environment, which the nodes must see (--container_image none)": (
+        "工作使用目前的 Python 環境，節點必須看得到它（--container_image none）"
+    ),
+    "jobs ask for --requeue themselves; a node failure is survived all the same": (
+        "工作自己會要求 --requeue；節點故障時一樣能接著訓練"
+    ),
+    "pip install '{package}>={needed}'": "pip install '{package}>={needed}'",
+    "none, and a torch without CUDA: runs here use CPU processes": "沒有 GPU，torch 也不含 CUDA：這裡的訓練用 CPU 行程",
+    "driver {driver}, but this torch has no CUDA": "有驅動程式 {driver}，但這個 torch 不含 CUDA",
+    "install torch from the index of your CUDA version: https://pytorch.org/get-started/locally/": (
+        "請依 CUDA 版本安裝 torch：https://pytorch.org/get-started/locally/"
+    ),
+    "none here; on a login node that is as it should be": "這裡沒有 GPU；登入節點本來就是這樣",
+    "torch {torch} for CUDA {cuda} cannot use driver {driver}": "torch {torch}（CUDA {cuda}）無法使用驅動程式 {driver}",
+    "a newer driver, or a torch for an older CUDA; CUDA_VISIBLE_DEVICES is {visible}": (
+        "請更新驅動程式，或安裝較舊 CUDA 的 torch；CUDA_VISIBLE_DEVICES 是 {visible}"
+    ),
+    "driver {driver}": "驅動程式 {driver}",
+    "cannot be written: {reason}": "無法寫入：{reason}",
+    "give another --experiments_dir": "請給別的 --experiments_dir",
+    "the name {name} has no address": "名稱 {name} 沒有位址",
+    "add it to /etc/hosts": "請加入 /etc/hosts",
+    "give a local folder as --hf_model_id; behind a proxy set HTTPS_PROXY": (
+        "請以本機資料夾作為 --hf_model_id；在 proxy 後面請設定 HTTPS_PROXY"
+    ),
+    "{hub} can be reached": "可以連到 {hub}",
+    "only --executor local; see `scontrol ping`, and `systemctl status munge` on this machine": (
+        "只能用 --executor local；請看 `scontrol ping`，以及這台機器的 `systemctl status munge`"
+    ),
+    "it is down": "目前停用",
+    "not installed": "沒有安裝",
+    "{hub} cannot be reached ({reason})": "連不到 {hub}（{reason}）",
+    "none": "沒有",
+    "not set": "未設定",
+    "meeting": "會合",
+    "{nodes} nodes at {place} · {via} adds up {speed:.0f} MiB/s": (
+        "{nodes} 個節點在 {place} 會合 · {via} 加總速度 {speed:.0f} MiB/s"
+    ),
+    "{host} cannot see {folder}; the nodes must share it": "{host} 看不到 {folder}；節點必須共用這個資料夾",
+    "see docs/slurm.md, rendezvous": "見 docs/slurm.zh-TW.md 的會合位址",
+    "cannot meet at {address}:{port}: {reason}": "無法在 {address}:{port} 會合：{reason}",
+    'a firewall, or the wrong interface: --environment "NCCL_SOCKET_IFNAME=… GLOO_SOCKET_IFNAME=…"': (
+        '可能是防火牆，或用錯網路介面：--environment "NCCL_SOCKET_IFNAME=… GLOO_SOCKET_IFNAME=…"'
+    ),
+    "other jobs come first": "其他工作優先",
+    "no free nodes at the moment": "目前沒有空的節點",
+    "Slurm starts a requeued job again after about two minutes": "Slurm 約兩分鐘後會再啟動重新排隊的工作",
+    "other jobs have to end first": "要先等其他工作結束",
+    "more --time than the partition allows; it will never start": "--time 超過 partition 的上限，永遠不會啟動",
+    "more --num_nodes than the partition allows; it will never start": "--num_nodes 超過 partition 的上限，永遠不會啟動",
+    "nodes are down or reserved": "節點停機或被保留",
+    "job {job} waits: {reason}": "工作 {job} 等待中：{reason}",
+    "to be scheduled": "等待排程",
+    "job {job} runs on {nodes}": "工作 {job} 在 {nodes} 上執行",
+    "Slurm's controller does not answer; the job is not affected, trying again …": (
+        "Slurm 控制器沒有回應；工作不受影響，再試一次 …"
+    ),
+    "Slurm refused the job: {reason} (script: {script})": "Slurm 拒絕了工作：{reason}（腳本：{script}）",
+    "the job was started {count} times at step {step} without getting to a checkpoint; it is not started again. Lower "
+    "--save_every_n_steps, or see what ended it in {log}": (
+        "工作從第 {step} 步啟動了 {count} 次，都沒有存到檢查點，不再啟動。請降低 --save_every_n_steps，或在 {log} 看它為何結束"
+    ),
+    "time limit: saved at step {step} of {max_steps}; the job goes on by itself": (
+        "時間上限：已在第 {step}/{max_steps} 步存檔；工作會自行接著訓練"
+    ),
+    "time limit: nothing new was saved since step {step}, so the job does not go on by itself; give more --time, or a shorter "
+    "--save_time_s": (
+        "時間上限：第 {step} 步之後沒有新的存檔，所以工作不會自行接著訓練；請給更長的 --time，或更短的 --save_time_s"
+    ),
+    "node {node}: {reason}": "節點 {node}：{reason}",
+    "{path} cannot be seen on {host} after {seconds:.0f} s; the "
+    "experiment folder must be on a file system that all nodes share "
+    "(--experiments_dir)": (
+        "等了 {seconds:.0f} 秒，{host} 仍看不到 {path}；實驗資料夾必須在所有節點共用的檔案系統上（--experiments_dir）"
+    ),
+    "killed before it could save; the newest checkpoint is of step {step}": "還沒存檔就被強制結束；最新的檢查點是第 {step} 步",
+    "no experiment {name} in {folder}; there are: {names} (--experiments_dir)": (
+        "{folder} 沒有實驗 {name}；有：{names}（--experiments_dir）"
+    ),
+    "its launcher died without saying why; run the same command again": "啟動程式不明原因結束；請再執行同一個指令",
+    "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU processes on each node (GPUs that Slurm "
+    "does not list: --gpu_request gres)": (
+        "Slurm 在 partition {partition} 沒有登記 GPU：--num_gpus {count} 代表每個節點 {count} 個 CPU 行程"
+        "（有 GPU 但 Slurm 沒列出：--gpu_request gres）"
+    ),
+    "--gpu_request none: --num_gpus {count} means {count} CPU processes on each node": (
+        "--gpu_request none：--num_gpus {count} 代表每個節點 {count} 個 CPU 行程"
+    ),
+    "--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPUs": (
+        "--cpus_per_task {asked}：partition {partition} 的節點只有 {found} 個 CPU"
+    ),
+    "the cluster has no partition {asked}; the job goes to its default one, {default} (all: {names})": (
+        "叢集沒有 partition {asked}；工作送到預設的 {default}（全部：{names}）"
+    ),
+    "--partition {asked}: the cluster has no such partition; it has {names}": (
+        "--partition {asked}：叢集沒有這個 partition；有 {names}"
+    ),
+    "--partition {asked}: is down; the cluster has {names}": "--partition {asked}：目前停用；叢集有 {names}",
+    "--num_nodes {asked}: partition {partition} has {found} nodes": (
+        "--num_nodes {asked}：partition {partition} 有 {found} 個節點"
+    ),
+    "the cluster keeps no accounts; --account {asked} is left out": "叢集沒有帳戶管理；不給 --account {asked}",
+    "you have no account {asked} here; the job gets your default one (yours: {names})": (
+        "你在這裡沒有帳戶 {asked}；工作使用你的預設帳戶（你的帳戶：{names}）"
+    ),
+    "--account {asked}: not one of yours; you have {names}": "--account {asked}：不是你的帳戶；你有 {names}",
+    "--num_gpus {asked}: the nodes of partition {partition} have {found} GPUs; give --num_gpus {found} and more --num_nodes": (
+        "--num_gpus {asked}：partition {partition} 的節點有 {found} 個 GPU；請給 --num_gpus {found} 並增加 --num_nodes"
+    ),
+    "--time {given}: not a time limit of Slurm; write minutes, hours:minutes:seconds or days-hours": (
+        "--time {given}：不是 Slurm 的時間格式；請寫分鐘數、hours:minutes:seconds 或 days-hours"
+    ),
+    "--slurm_template {path}: {reason}": "--slurm_template {path}：{reason}",
+    "--slurm_template {path}: {reason}; known variables: {known}": "--slurm_template {path}：{reason}；可用的變數：{known}",
+    "--gpu_request {asked}: --sbatch_options asks for GPUs already": "--gpu_request {asked}：--sbatch_options 已經要求 GPU",
+    "--time {given}: the job would be told to save at once, because "
+    "--save_time_s is {seconds}; give more time, or fewer seconds": (
+        "--time {given}：因為 --save_time_s 是 {seconds}，工作一開始就會被要求存檔；請給更長的時間，或更少的秒數"
+    ),
+    "--{name} {text!r}: {reason}": "--{name} {text!r}：{reason}",
+    "--environment: {word!r} is not NAME=VALUE": "--environment：{word!r} 不是「名稱=值」",
+    "--environment {name}=…: a secret does not belong in a file; log "
+    "in with the tool that needs it (wandb login, hf auth login)": (
+        "--environment {name}=…：密碼類的值不可寫入檔案；請用需要它的工具登入（wandb login、hf auth login）"
+    ),
+    "submitted job {job} ({script})": "已送出工作 {job}（{script}）",
+    "following its log; Ctrl-C ends only that, the job goes on": "跟隨它的紀錄；Ctrl-C 只會停止跟隨，工作繼續執行",
+    "job {job} ended as {state} without saying why": "工作 {job} 以 {state} 結束，沒有說明原因",
+    "{name} is not passed to the job; log in with the tool that needs it (wandb login)": (
+        "{name} 不會傳給工作；請用需要它的工具登入（wandb login）"
+    ),
+    "experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel {name}`, or give "
+    "another --experiment name": (
+        "實驗 {name} 已經是工作 {job}；用 `finetune logs {name}` 看紀錄，"
+        "用 `finetune cancel {name}` 停止，或給別的 --experiment 名稱"
+    ),
+    "job {job} was cancelled": "工作 {job} 被取消",
+    "ended by Slurm; goes on by itself if it was not cancelled": "被 Slurm 結束；若不是被取消，會自行接著訓練",
+    "job {job} goes on; `finetune status {name}`, `finetune logs {name}`, `finetune cancel {name}`": (
+        "工作 {job} 繼續執行；`finetune status {name}`、`finetune logs {name}`、`finetune cancel {name}`"
+    ),
+    "job {job} was cancelled before it could save; it goes on from the newest checkpoint": (
+        "工作 {job} 還沒存檔就被取消；下次從最新的檢查點接著訓練"
+    ),
+    "job {job} reached its time limit before it had saved; give a larger --save_time_s": (
+        "工作 {job} 還沒存完檔就到了時間上限；請給更大的 --save_time_s"
+    ),
+    "job {job} used more memory of the node than it had asked for; give more --mem": (
+        "工作 {job} 用的節點記憶體超過要求的量；請給更大的 --mem"
+    ),
+    "a node of job {job} failed": "工作 {job} 有節點故障",
+    "job {job} had to give way to another before it had saved": "工作 {job} 還沒存檔就必須讓位給別的工作",
+    "asked {name} to stop; waiting until it has ended (Ctrl-C ends only the waiting) …": (
+        "已要求 {name} 停止；等它結束（Ctrl-C 只會停止等待）…"
+    ),
+    "{name} still runs after {seconds:.0f} s; finetune cancel --now does not wait": (
+        "{name} 過了 {seconds:.0f} 秒仍在執行；finetune cancel --now 不等它存檔"
+    ),
+    "experiment {name} does not run: {state} {reason}": "實驗 {name} 沒有在執行：{state} {reason}",
+    "experiment {name} was started by hand; end it where its torchrun runs": (
+        "實驗 {name} 是手動啟動的；請在執行 torchrun 的地方停止"
+    ),
+    "experiment {name} runs on {host}; cancel it there": "實驗 {name} 在 {host} 上執行；請到那裡取消",
+    "{name}: {state}, newest checkpoint at step {step}; the same command goes on from there": (
+        "{name}：{state}，最新的檢查點是第 {step} 步；同一個指令會從那裡接著訓練"
+    ),
+    "nothing here would stop a run": "這裡沒有會讓訓練失敗的問題",
+    "a run would fail here; see the red lines": "訓練在這裡會失敗；請看紅色的項目",
+    "allocation": "資源分配",
+    "node {node}": "節點 {node}",
+    "left no answer in {folder}: {reason}": "沒有在 {folder} 留下結果：{reason}",
+    "all nodes must share --experiments_dir and this Python environment": (
+        "所有節點必須共用 --experiments_dir 與目前的 Python 環境"
+    ),
+    "experiment": "實驗",
+    "state": "狀態",
+    "step": "步",
+    "where": "位置",
+    "last sign of life": "最後更新",
+    "reason": "原因",
+    "no experiments in {folder}": "{folder} 沒有任何實驗",
+    "experiment {name} has no {log} yet ({state})": "實驗 {name} 還沒有 {log}（{state}）",
+    "{progress}, newest checkpoint at step {saved}": "{progress}，最新的檢查點是第 {saved} 步",
+    "requeued {count} times": "已重新排隊 {count} 次",
+    "changed": "更新時間",
+    "log": "紀錄",
+    "{step}, loss {loss:.4f}": "{step}，loss {loss:.4f}",
+    "{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there": (
+        "{host} 有 {found} 個可用的 GPU，而 --num_gpus 要 {asked} 個；請在那裡看 `nvidia-smi`"
     ),
 }

@@ -12,7 +12,8 @@ from finetuning.i18n import t
 STATUS_FILE = "status.json"
 UPDATE_INTERVAL_S = 1.0
 
-STARTING, RUNNING, STOPPED, FINISHED, FAILED = "starting", "running", "stopped", "finished", "failed"
+QUEUED, STARTING, RUNNING, STOPPED, FINISHED, FAILED = "queued", "starting", "running", "stopped", "finished", "failed"
+LIVE_STATES = (QUEUED, STARTING, RUNNING)
 
 
 def read_status(experiment_dir: Path) -> dict[str, Any]:

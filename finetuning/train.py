@@ -20,6 +20,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
+from finetuning.address import choose_interface
 from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
@@ -29,7 +30,7 @@ from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import TokenizedSplit, open_split
-from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, StopRequested
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError, StopRequested
 from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
 from finetuning.generate import generate
@@ -258,8 +259,17 @@ class Worker:
 
 def start_process_group(device: str) -> None:
     """Joins the processes that torchrun started; CPU tensors travel by gloo also where the model is on GPUs."""
+    local_rank, num_processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if local_rank >= found:
+            raise RunError(
+                t("{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there",
+                  host=os.uname().nodename, found=found, asked=num_processes)
+            )  # fmt: skip
+        torch.cuda.set_device(local_rank)
+    if int(os.environ["WORLD_SIZE"]) > num_processes:
+        choose_interface(os.environ, os.environ["MASTER_ADDR"])
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import finetuning
-from finetuning.cli import FLAGS, build_parser
+from finetuning.cli import FLAGS, VERBS, build_parser
 from finetuning.i18n import set_language, t
 from finetuning.messages_zh_tw import MESSAGES
 
@@ -73,6 +73,7 @@ def translated_texts() -> list[tuple[str, str]]:
     texts = [(place, template) for place, template in calls_of_t() if template is not None]
     for title, flags in FLAGS.items():
         texts += [("finetuning/cli.py FLAGS", text) for text in (title, *(text for _, _, text in flags))]
+    texts += [("finetuning/cli.py VERBS", text) for _, text in VERBS.values()]
     return texts
 
 

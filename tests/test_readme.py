@@ -20,7 +20,14 @@ READMES = ["README.md", "README.zh-TW.md"]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FLAG_ROW = re.compile(r"^\| (?:`(-\w)`, )?`--(\w+)` \| (.*?) \| .+ \|$", re.MULTILINE)
 TREE_LINE = re.compile(r"^([\w./-]+) {2,}\S", re.MULTILINE)
-OWN_FLAGS = {"hf_token": None, "config": None, "dryrun": None, "help": "-h", "version": None}  # name -> short form
+OWN_FLAGS = {
+    "hf_token": None,
+    "config": None,
+    "dryrun": None,
+    "detach": None,
+    "help": "-h",
+    "version": None,
+}  # name -> short form
 
 
 @pytest.mark.parametrize("language", ["bash", "python", "json"])
@@ -60,7 +67,7 @@ def test_every_flag_is_in_a_table_with_its_short_form_and_default(name: str) -> 
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     for flag, (_, shown) in rows.items():
         default = defaults.get(flag)
-        if flag == "lang" or any(default is worked_out for worked_out in (None, False, dataclasses.MISSING)):
+        if flag == "lang" or default == () or any(default is worked_out for worked_out in (None, False, dataclasses.MISSING)):
             assert shown and "`" not in shown, f"{flag}: {shown} looks like a value, but its default is worked out or none"
         else:
             assert shown == f"`{','.join(default) if isinstance(default, tuple) else default}`", flag

@@ -18,7 +18,16 @@ SIZES = (
     "num_nodes", "num_gpus", "global_batch_size", "micro_batch_size", "tensor_model_parallel_size",
     "pipeline_model_parallel_size", "context_parallel_size", "data_parallel_replicate_size",
 )  # fmt: skip
-AT_LEAST_ONE = (*SIZES, "max_steps", "lora_rank", "val_check_interval", "keep_last", "max_new_tokens")
+AT_LEAST_ONE = (
+    *SIZES,
+    "max_steps",
+    "lora_rank",
+    "val_check_interval",
+    "keep_last",
+    "max_new_tokens",
+    "save_time_s",
+    "cpus_per_task",
+)
 AT_LEAST_ZERO = (
     "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers"
 )  # fmt: skip
@@ -29,6 +38,11 @@ AT_MOST = {
     "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
+# Those of the specification may stay when its command is run on one machine.
+SLURM_ONLY = (
+    "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
+    "dependency", "sbatch_options", "setup", "environment", "container_runtime", "mounts", "python", "slurm_template",
+)  # fmt: skip
 LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
@@ -75,6 +89,10 @@ def check_settings(config: RunConfig) -> list[str]:
         problems.append(
             t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)
         )
+    if config.executor == "local":
+        defaults = RunConfig(hf_model_id="", dataset_path="")
+        changed = [name for name in SLURM_ONLY if getattr(config, name) != getattr(defaults, name)]
+        problems += [t("--{name} has no effect without --executor slurm", name=name) for name in changed]
     for flag, package in (("wandb_project", "wandb"), ("mlflow_tracking_uri", "mlflow")):
         if getattr(config, flag) and importlib.util.find_spec(package) is None:
             problems.append(
@@ -195,14 +213,6 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
 def _not_yet(config: RunConfig) -> list[str]:
     """Settings that are understood and checked, but that this version cannot carry out."""
     problems = []
-    if config.executor == "slurm":
-        problems.append(
-            t("--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local")
-        )
-    elif config.num_nodes > 1:
-        problems.append(
-            t("--num_nodes {nodes}: --executor local runs on one machine; give --num_nodes 1", nodes=config.num_nodes)
-        )
     if config.nemo_model:
         problems.append(
             t("--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "

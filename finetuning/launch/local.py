@@ -5,21 +5,36 @@ finish their step, save and leave. torchrun itself would kill them after 30 seco
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 import finetuning
-from finetuning.failures import first_failure
+from finetuning.failures import first_failure, write_killed
 from finetuning.lifeline import LAUNCHER_PID, end_with_parent
 
 POLL_INTERVAL_S = 0.1
 # Workers need no token: the model is on this machine by then.
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_API_TOKEN")
 GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Of torchrun's report about the workers that failed.
+FAILED_WORKER = re.compile(r"^\s*rank +: (\d+) .*\n\s*exitcode +: -(\d+) ", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How the workers of this machine ended."""
+
+    code: int  # torchrun's exit code
+    asked: int | None = None  # the first signal that asked them to stop
+    killed: bool = False  # a second signal came
 
 
 def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
@@ -34,24 +49,51 @@ def torchrun_options(num_processes: int) -> list[str]:
     ]  # fmt: skip
 
 
-def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor: int) -> int:
-    """Starts the workers, passes signals on, and returns torchrun's exit code once all are gone.
+def torchrun_command_of_node(
+    run_file: Path, num_processes: int, *, num_nodes: int, node: str, first_node: str, port: int
+) -> list[str]:
+    """One of several machines; `node` counts from 0, and the first one must be reachable as `first_node`."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num_nodes), "--node_rank", node,
+        "--nproc_per_node", str(num_processes), "--master_addr", first_node, "--master_port", str(port),
+        "--max_restarts", "0", "-m", "finetuning.train", str(run_file),
+    ]  # fmt: skip
+
+
+def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor: int) -> Ended:
+    """Starts the workers of a run on this machine alone and returns when all are gone.
 
     `lock_descriptor` stays open in torchrun, so that the experiment is locked while any worker may live.
     """
-    with (logs / "torchrun.log").open("ab") as log:
+    environment = worker_environment(num_processes)
+    if sys.platform == "linux":  # whatever the host name resolves to, also while a VPN comes and goes
+        environment.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    command = torchrun_command(run_file, num_processes)
+    return supervise(command, environment, logs, "torchrun.log", STOP_SIGNALS, [lock_descriptor])
+
+
+def supervise(
+    command: Sequence[str], environment: dict[str, str], logs: Path, log_name: str, stop_signals: Sequence[int],
+    descriptors: Sequence[int] = (), *, kill_on_second: bool = True,
+) -> Ended:  # fmt: skip
+    """Runs torchrun, passes signals on to its workers, ends those that wait in vain for a failed one."""
+    with (logs / log_name).open("ab") as log:
+        log_start = log.tell()
         process = subprocess.Popen(
-            torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log,
-            env=worker_environment(num_processes), start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
+            command, stdin=subprocess.DEVNULL, stderr=log, env=environment, start_new_session=True,
+            pass_fds=descriptors, preexec_fn=end_with_parent,
         )  # fmt: skip
-    signals = _Signals(process.pid)
+    signals = _Signals(process.pid, stop_signals, kill_on_second)
     failed_at = None
+    given_up = False
     try:
         while (code := process.poll()) is None:
             time.sleep(POLL_INTERVAL_S)
+            signals.deliver()
             if failed_at is None and first_failure(logs) is not None:
                 failed_at = time.monotonic()
-            if failed_at is not None and time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S:
+            if failed_at is not None and (signals.received or time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S):
+                given_up = True
                 signal_workers(process.pid, signal.SIGKILL)
     finally:
         signals.restore()
@@ -59,11 +101,14 @@ def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor:
             signal_workers(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
-    return code
+    killed = kill_on_second and signals.received > 1
+    if code != 0 and not given_up and not killed:
+        _record_killed(logs, log_name, log_start)
+    return Ended(code, signals.first, killed)
 
 
-def signal_workers(torchrun_pid: int, number: int) -> None:
-    """Sends a signal to every worker; to torchrun where the system does not tell its children."""
+def signal_workers(torchrun_pid: int, number: int) -> bool:
+    """Sends a signal to every worker; False: there is none yet. To torchrun where the system does not tell its children."""
     try:
         children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
     except FileNotFoundError:
@@ -73,29 +118,50 @@ def signal_workers(torchrun_pid: int, number: int) -> None:
             os.kill(int(pid), number)
         except ProcessLookupError:
             continue
+    return bool(children)
+
+
+def worker_environment(num_processes: int) -> dict[str, str]:
+    """This environment for the workers, without the hub's token."""
+    environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    root = str(Path(finetuning.__file__).parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    environment[LAUNCHER_PID] = str(os.getpid())
+    return environment
 
 
 class _Signals:
-    """SIGINT and SIGTERM ask the workers to save and leave; the second one kills them."""
+    """The first signal asks the workers to save and leave; the second one kills them, where that is wanted."""
 
-    def __init__(self, torchrun_pid: int):
-        self.torchrun_pid = torchrun_pid
+    def __init__(self, torchrun_pid: int, numbers: Sequence[int], kill_on_second: bool):
+        self.torchrun_pid, self.wanted = torchrun_pid, 2 if kill_on_second else 1
         self.received = 0
-        self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.first: int | None = None
+        self.delivered = 0
+        self.previous = {number: signal.signal(number, self._receive) for number in numbers}
 
     def restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+    def deliver(self) -> None:
+        """Passes on what has come; again later, while torchrun has not started its workers yet."""
+        due = min(self.received, self.wanted)
+        if self.delivered < due and signal_workers(self.torchrun_pid, signal.SIGTERM if due == 1 else signal.SIGKILL):
+            self.delivered = due
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received += 1
-        signal_workers(self.torchrun_pid, signal.SIGTERM if self.received == 1 else signal.SIGKILL)
+        self.first = number if self.first is None else self.first
+        self.deliver()
 
 
-def worker_environment(num_processes: int) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
-    environment[LAUNCHER_PID] = str(os.getpid())
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
-    root = str(Path(finetuning.__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
-    return environment
+def _record_killed(logs: Path, log_name: str, start: int) -> None:
+    """Leaves a failure for each worker that a signal ended from outside, which could not write its own."""
+    with (logs / log_name).open("rb") as log:
+        log.seek(start)
+        report = log.read().decode(errors="replace")
+    for rank, number in FAILED_WORKER.findall(report):
+        if int(number) != signal.SIGTERM:  # torchrun sends that to the others itself
+            write_killed(logs, int(rank), signal.Signals(int(number)).name)

@@ -15,6 +15,7 @@ from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
+from finetuning.launch.sbatch import JobPlan
 from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.plan import choose_sharding
 
@@ -33,17 +34,26 @@ class Prepared:
     notes: list[str]  # worth knowing, nothing to mend
 
 
-def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_dir: Path, *, with_weights: bool) -> Prepared:
+def prepare(
+    config: RunConfig, token: str | None, experiment_dir: Path, tokens_dir: Path, *, with_weights: bool,
+    job: JobPlan | None = None,
+) -> Prepared:  # fmt: skip
     """Checks everything and resolves the run. Writes to `tokens_dir` and to the hub's cache only.
 
     Weights are downloaded last, when nothing else is wrong; without `with_weights`, not at all.
 
+    `job` is the plan of the Slurm job, whose nodes decide about the device; None: this machine does.
+
     Raises:
-        InputError: with the problems of settings, layout, model and data together.
+        InputError: with the problems of settings, cluster, layout, model and data together.
     """
     problems = check_settings(config)
-    visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    problems += check_devices(config, visible_gpus)
+    if job is not None:
+        visible_gpus = job.gpus_per_node
+        problems += job.problems
+    else:
+        visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        problems += check_devices(config, visible_gpus)
     model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
     dataset = _configure_dataset(config, model_path, model, tokens_dir, problems)
@@ -79,7 +89,8 @@ def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_d
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,
     )
-    return Prepared(run, model, dataset, start, _notes(config, dataset, num_samples, visible_gpus))
+    notes = job.notes if job is not None else _device_notes(config, visible_gpus)
+    return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
 
 
 def gpu_memory_gib(visible_gpus: int) -> float | None:
@@ -152,10 +163,14 @@ def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: 
     }
 
 
-def _notes(config: RunConfig, dataset: Dataset, num_samples: int, visible_gpus: int) -> list[str]:
+def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:
+    if visible_gpus:
+        return []
+    return [t("no CUDA GPU here: --num_gpus {count} means {count} CPU processes, in float32", count=config.num_gpus)]
+
+
+def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:
     notes = []
-    if not visible_gpus:
-        notes.append(t("no CUDA GPU here: --num_gpus {count} means {count} CPU processes, in float32", count=config.num_gpus))
     if dataset.was_split:
         sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
         notes.append(t("one raw file, split 98/1/1: {sizes}; the same samples each time", sizes=sizes))

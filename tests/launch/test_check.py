@@ -74,6 +74,11 @@ def test_the_defaults_keep_every_rule() -> None:
          ("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
           "--sharding step, or replicated with --peft lora")),
         ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
+        ({"time": "8:00:00"}, "--time has no effect without --executor slurm"),
+        ({"mounts": ("/scratch",)}, "--mounts has no effect without --executor slurm"),
+        ({"tensor_model_parallel_size": 2},
+         ("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 8 GPUs work "
+          "data parallel with sharded parameters")),
         ({"nemo_model": "a.nemo"},
          ("--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
           "--hf_model_id")),

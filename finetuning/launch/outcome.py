@@ -1,0 +1,85 @@
+"""How a run ended, from what its workers left behind: the failure files of the ranks and `status.json`."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED
+from finetuning.failures import first_failure
+from finetuning.i18n import t
+from finetuning.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
+
+LOG_LINES_SHOWN = 20
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How it ended; `reason` and `log` for all but a finished run, `first` is the failed rank if it left its error."""
+
+    state: str
+    exit_code: int
+    reason: str | None = None
+    log: Path | None = None
+    rank: int | None = None
+
+
+def decide_outcome(
+    experiment_dir: Path, *, log: Path, stop_asked: bool = False, killed: bool = False, unexplained: str | None = None
+) -> Outcome:  # fmt: skip
+    """Reads how the run ended; only once no worker of it is left.
+
+    Args:
+        log: where to look when no rank left its own error.
+        stop_asked: somebody asked it to save and leave; workers that had not started yet could not write so.
+        killed: somebody did not wait for it to save.
+        unexplained: what to say when nothing explains the end.
+    """
+    logs = experiment_dir / "logs"
+    failure, status = first_failure(logs), read_status(experiment_dir)
+    state = status.get("state")
+    if killed and state != FINISHED:
+        step = saved_step(experiment_dir)
+        return Outcome(
+            STOPPED, EXIT_INTERRUPTED, t("killed before it could save; the newest checkpoint is of step {step}", step=step)
+        )
+    if state == FINISHED and failure is None:
+        return Outcome(FINISHED, EXIT_FINISHED)
+    if state == STOPPED and failure is None:
+        return Outcome(STOPPED, EXIT_STOPPED, status.get("reason"))
+    if stop_asked and state == STARTING:
+        return Outcome(STOPPED, EXIT_STOPPED, t("asked to stop"))
+    if state == FAILED and failure is None and status.get("reason"):  # found out by the node part of a job
+        return Outcome(FAILED, EXIT_FAILED, status["reason"], log)
+    if failure is not None:
+        log = logs / f"rank_{failure['rank']}.log"
+        return Outcome(FAILED, EXIT_FAILED, failure["message"], log, failure["rank"])
+    reason = unexplained or t(
+        "a worker process was killed, or could not start (out of memory? see the last lines of {log})", log=log
+    )
+    return Outcome(FAILED, EXIT_FAILED, reason, log)
+
+
+def record_outcome(experiment_dir: Path, outcome: Outcome) -> None:
+    facts = {"reason": outcome.reason} if outcome.reason is not None else {}
+    write_status(experiment_dir, outcome.state, exit_code=outcome.exit_code, ended_at=time.time(), **facts)
+
+
+def show_failure(outcome: Outcome) -> None:
+    """The first failing rank's own error, in red, and where to read more; on standard error."""
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    head = outcome.reason or ""
+    if outcome.rank is not None:
+        head = t("Rank {rank} failed: {reason}", rank=outcome.rank, reason=outcome.reason)
+    errors.print(head, style="bold red")
+    if outcome.rank is None and outcome.log is not None and outcome.log.is_file():
+        lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+        errors.print("\n".join(lines))
+    errors.print(t("log: {log}", log=outcome.log))
+
+
+def saved_step(experiment_dir: Path) -> int:
+    """The step of the newest complete checkpoint, 0 without one."""
+    link = experiment_dir / "checkpoints" / "latest"
+    return int(link.readlink().name.partition("=")[2]) if link.is_symlink() else 0
