@@ -56,9 +56,6 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"lora_rank": 8}, "--lora_rank has no effect without --peft lora"),
         ({"wandb_project": "x"}, "--wandb_project needs a package that is not installed: pip install wandb"),
         ({"mlflow_tracking_uri": "x"}, "--mlflow_tracking_uri needs a package that is not installed: pip install mlflow"),
-        ({"executor": "slurm"},
-         "--executor slurm: this version starts jobs on one machine only; inside an allocation, use --executor local"),
-        ({"num_nodes": 2}, "--num_nodes 2: --executor local runs on one machine; give --num_nodes 1"),
         ({"pipeline_schedule": "interleaved"},
          "--pipeline_schedule interleaved has no effect without --pipeline_model_parallel_size 2 or more"),
         ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "compile": "on"},
@@ -76,9 +73,6 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
         ({"time": "8:00:00"}, "--time has no effect without --executor slurm"),
         ({"mounts": ("/scratch",)}, "--mounts has no effect without --executor slurm"),
-        ({"tensor_model_parallel_size": 2},
-         ("tensor, pipeline and context parallel are not available in this version; give 1 for each, and the 8 GPUs work "
-          "data parallel with sharded parameters")),
         ({"nemo_model": "a.nemo"},
          ("--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
           "--hf_model_id")),
