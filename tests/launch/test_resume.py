@@ -21,7 +21,7 @@ from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import Technique, build_model
-from finetuning.parallel.mesh import build_mesh
+from finetuning.parallel.mesh import Degrees, Layout
 from finetuning.status import FINISHED, STATUS_FILE, STOPPED, write_status
 from finetuning.training.optimizer import build_optimizer
 from tests.processes import run_processes
@@ -37,8 +37,7 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     model_path = Path(config.hf_model_id)
     lora = config.peft == "lora"
     technique = Technique(config.lora_rank if lora else None, config.lora_alpha, config.lora_targets)
-    mesh = build_mesh("cpu", pp=1, dp=1, cp=1, tp=1)
-    model = build_model(read_llama_config(model_path), mesh, torch.device("cpu"), technique)
+    model = build_model(read_llama_config(model_path), Layout("cpu", Degrees()), torch.device("cpu"), technique)
     load_base_weights(model_path, model)
     if lora:
         initialise_adapters(model, config.seed)
