@@ -42,7 +42,8 @@ def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor:
     with (logs / "torchrun.log").open("ab") as log:
         process = subprocess.Popen(
             torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log,
-            env=worker_environment(num_processes), start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
+            env=worker_environment(num_processes), start_new_session=True, pass_fds=[lock_descriptor],
+            preexec_fn=end_with_parent,
         )  # fmt: skip
     signals = _Signals(process.pid)
     failed_at = None

@@ -46,7 +46,7 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     for step in STEPS:
         info = {
-            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "layout": {"pp": 1, "dp": 2, "cp": 1, "tp": 1},
+            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
             "identity": identity, "lightning": {},
         }  # fmt: skip
         save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer, info)
@@ -243,9 +243,7 @@ def test_fewer_steps_than_are_done_are_refused(settings: Settings, experiment: P
 def test_another_number_of_ranks_is_accepted_and_said(settings: Settings, experiment: Path) -> None:
     start = start_of(settings(max_steps=10, num_gpus=1), experiment)
     assert start.checkpoint is not None
-    assert start.messages[1] == (
-        "saved by 2 data-parallel ranks, goes on with 1: the losses agree to rounding, not to the last bit"
-    )
+    assert start.messages[1] == ("saved as DP 2, goes on as DP 1: the losses agree to rounding, not to the last bit")
 
 
 @pytest.mark.parametrize(
