@@ -5,6 +5,7 @@ save, started by hand, killed by a second Ctrl-C, crashed after its last step. I
 """
 
 import json
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +156,9 @@ def test_a_finished_run_says_so_and_does_not_train_again(uninterrupted: Finished
 
 
 @pytest.fixture(scope="module")
-def extended(folder: Path, flags: list[str], run_again: Finished) -> Finished:
-    return run(folder, "uninterrupted", MORE_STEPS, flags)
+def extended(folder: Path, flags: list[str], uninterrupted: Finished) -> Finished:
+    shutil.copytree(uninterrupted.folder, folder / "experiments" / "extended", symlinks=True)
+    return run(folder, "extended", MORE_STEPS, flags)
 
 
 def test_more_steps_train_on_from_the_end(uninterrupted: Finished, extended: Finished) -> None:
