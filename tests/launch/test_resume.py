@@ -21,7 +21,8 @@ from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import Technique, build_model
-from finetuning.parallel.mesh import build_mesh
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from finetuning.status import FINISHED, STATUS_FILE, STOPPED, write_status
 from finetuning.training.optimizer import build_optimizer
 from tests.processes import run_processes
@@ -37,8 +38,8 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     model_path = Path(config.hf_model_id)
     lora = config.peft == "lora"
     technique = Technique(config.lora_rank if lora else None, config.lora_alpha, config.lora_targets)
-    mesh = build_mesh("cpu", pp=1, dp=1, cp=1, tp=1)
-    model = build_model(read_llama_config(model_path), mesh, torch.device("cpu"), technique)
+    layout = Layout("cpu", Degrees())
+    model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), technique)
     load_base_weights(model_path, model)
     if lora:
         initialise_adapters(model, config.seed)
@@ -46,8 +47,8 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     for step in STEPS:
         info = {
-            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
-            "identity": identity, "lightning": {},
+            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "identity": identity, "lightning": {},
+            "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
         }  # fmt: skip
         save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer, info)
 
