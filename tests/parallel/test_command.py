@@ -45,7 +45,7 @@ def test_a_run_of_eight_processes_is_killed_and_goes_on_in_another_layout(
         "--pipeline_model_parallel_size", "2", "--context_parallel_size", "2", "--pipeline_schedule", "interleaved",
     )  # fmt: skip
     moved = folder / "experiments" / "moved"
-    first.wait_until(lambda: (moved / "checkpoints" / f"step={KILLED_AFTER:06d}").is_dir())
+    first.wait_until((moved / "checkpoints" / f"step={KILLED_AFTER:06d}").is_dir)
     os.kill(first.process.pid, signal.SIGKILL)
     first.process.wait()
 
