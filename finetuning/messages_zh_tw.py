@@ -63,9 +63,6 @@ MESSAGES: dict[str, str] = {
     "largest global gradient norm; 0: no clipping": "全域梯度範數的上限；0 表示不裁剪",
     "decides sample order and adapter initialisation": "決定樣本順序與 adapter 的初始值",
     "Memory and speed": "記憶體與速度",
-    "full: recompute each block in the backward pass, less memory, slower": (
-        "full：反向傳播時重新計算每個 block，較省記憶體、較慢"
-    ),
     "torch.compile of each block; auto: with CUDA only": "以 torch.compile 編譯每個 block；auto：只在有 CUDA 時",
     "Evaluation, checkpoints and logs": "評估、檢查點與紀錄",
     "steps between validations; left out: ten in the run": "每幾步驗證一次；不給則整次執行共十次",
@@ -243,9 +240,6 @@ MESSAGES: dict[str, str] = {
         "--tensor_model_parallel_size {degree}：必須能整除 {heads} 個 attention head 與 {key_value_heads} 個 key/value head；"
         "{world} 個 GPU 可用 {choices}"
     ),
-    "--pipeline_model_parallel_size {degree}: the model has only {layers} layers": (
-        "--pipeline_model_parallel_size {degree}：模型只有 {layers} 層"
-    ),
     "--lora_rank {rank}: must be at most the model's hidden size, {hidden}": (
         "--lora_rank {rank}：不能超過模型的 hidden size，{hidden}"
     ),
@@ -265,10 +259,6 @@ MESSAGES: dict[str, str] = {
     "multiple of micro_batch_size x {found})": (
         "--num_gpus {asked}：本機只有 {found} 個；請給 --num_gpus {found}"
         "（--global_batch_size 則須為 micro_batch_size × {found} 的倍數）"
-    ),
-    "tensor, pipeline and context parallel are not available in this version; give 1 for each, and the "
-    "{world} GPUs work data parallel with sharded parameters": (
-        "這個版本還沒有張量、管線與上下文平行；請各給 1，{world} 個 GPU 會以資料平行、參數分片的方式運作"
     ),
     "--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "
     "as --hf_model_id": "--nemo_model {path}：這個版本無法讀取 NeMo 檢查點；請以 --hf_model_id 給 Hugging Face 格式的模型",
@@ -378,8 +368,8 @@ MESSAGES: dict[str, str] = {
     "resuming {name} at step {step} of {max_steps} (saved {age} ago)": (
         "從第 {step}／{max_steps} 步接續 {name}（{age}前存檔）"
     ),
-    "saved by {before} data-parallel ranks, goes on with {now}: the losses agree to rounding, not to the last bit": (
-        "存檔時有 {before} 個資料平行 rank，現在是 {now} 個：loss 在捨入誤差內一致，但不是逐位元相同"
+    "saved as {before}, goes on as {now}: the losses agree to rounding, not to the last bit": (
+        "存檔時是 {before}，現在是 {now}：loss 在捨入誤差內一致，但不是逐位元相同"
     ),
     "the schedule changes from {planned} to {max_steps} steps: the learning rate follows the new cosine, the order "
     "of the samples stays": "排程由 {planned} 步改為 {max_steps} 步：學習率依新的餘弦曲線，樣本順序不變",
@@ -402,9 +392,6 @@ MESSAGES: dict[str, str] = {
     "example": "範例",
     "line {line} · trained in brackets: ": "第 {line} 行 · 括號內是訓練的部分：",
     "layout": "配置",
-    "{world} {kind} = data parallel {data} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens": (
-        "{world} 個 {kind} = 資料平行 {data} · 每步 {samples} 個樣本，打包成 {rows} 列，約 {tokens:,} 個 token"
-    ),
     "GPUs": "GPU",
     "CPU processes": "CPU 行程",
     "schedule": "排程",
@@ -787,4 +774,74 @@ MESSAGES: dict[str, str] = {
     "{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there": (
         "{host} 有 {found} 個可用的 GPU，而 --num_gpus 要 {asked} 個；請在那裡看 `nvidia-smi`"
     ),
+    # finetuning/parallel, finetuning/selftest.py
+    "compare a parallel layout with one process, on this machine": "在這台機器上，將平行化配置與單一行程比較",
+    "whole copies of the sharded weights; a divisor of data parallel": "分片權重的完整份數；須整除資料平行數",
+    "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole": (
+        "full：每次使用時收集權重；step：每步一次；replicated：凍結的權重完整保存"
+    ),
+    "order of forward and backward passes in a pipeline": "管線中前向與反向的順序",
+    "recompute in the backward pass; selective: what is cheap or wide; full: all": (
+        "反向時重新計算；selective：便宜或寬的部分；full：全部"
+    ),
+    "--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more": (
+        "--pipeline_schedule {schedule}：沒有 --pipeline_model_parallel_size 2 以上時沒有作用"
+    ),
+    (
+        "--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not "
+        "allow; give --compile off"
+    ): ("--pipeline_schedule zero_bubble 會拆開區塊的反向傳播，--compile on 不允許這麼做；請給 --compile off"),
+    (
+        "--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and "
+        "--activation_checkpointing selective keeps its results for one; give full or none"
+    ): (
+        "--pipeline_schedule zero_bubble 的反向傳播會經過區塊兩次，而 --activation_checkpointing selective "
+        "的結果只保留一次；請給 full 或 none"
+    ),
+    (
+        "--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole "
+        "copies of trained weights give --data_parallel_replicate_size"
+    ): (
+        "--sharding replicated 完整保存凍結的權重，但沒有 --peft lora "
+        "就沒有凍結的權重；要完整保存所訓練的權重，請給 --data_parallel_replicate_size"
+    ),
+    (
+        "--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+        "--sharding step, or replicated with --peft lora"
+    ): ("--sharding full 每次使用時收集權重，但管線排程每步只收集一次；請給 --sharding step，或以 --peft lora 搭配 replicated"),
+    ("--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} features"): (
+        "--tensor_model_parallel_size {degree}：必須整除詞彙表大小 {vocabulary} 與 MLP 的 {inner} 個特徵"
+    ),
+    (
+        "--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but "
+        "the model has only {layers} layers"
+    ): (
+        "--pipeline_model_parallel_size {degree} 與 --pipeline_schedule {schedule} 會分成 {stages} "
+        "個階段，但模型只有 {layers} 層"
+    ),
+    "--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}": (
+        "--data_parallel_replicate_size {copies}：必須整除資料平行數 {data}；可用 {choices}"
+    ),
+    "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens": (
+        "{world} 個 {kind} = {axes} · 每步 {samples} 個樣本，打包成 {rows} 列，約 {tokens:,} 個 token"
+    ),
+    "tensor parallel": "張量平行",
+    "context parallel": "上下文平行",
+    "pipeline parallel": "管線平行",
+    "data parallel": "資料平行",
+    "Trains one batch of a tiny model in this layout and in one process, and compares every gradient.": (
+        "以此配置與單一行程訓練極小模型的一個批次，並比較每一個梯度。"
+    ),
+    "GPUs; without CUDA, CPU processes": "GPU 數；沒有 CUDA 時是 CPU 行程數",
+    "compare only this way of training; left out: all": "只比較這種訓練方式；不給則全部比較",
+    "{layout} against one process": "{layout} 與單一行程的比較",
+    "trained": "訓練對象",
+    "loss": "損失",
+    "one process": "單一行程",
+    "gradient norm": "梯度範數",
+    "largest difference": "最大差異",
+    "limit": "上限",
+    "verdict": "結果",
+    "equal": "相等",
+    "NOT EQUAL: {weight}": "不相等：{weight}",
 }

@@ -29,7 +29,8 @@ from finetuning.model.cross_entropy import IGNORED_LABEL
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model, trained_parameters
-from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import num_rows_rule, stage_indices
 from finetuning.parallel.weights import fill
 

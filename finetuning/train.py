@@ -39,7 +39,8 @@ from finetuning.lifeline import end_with_parent, launcher_is_gone
 from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.context import plan_context
-from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.degrees import degrees_of
+from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import num_rows_rule
 from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
@@ -111,7 +112,7 @@ class Worker:
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
         self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
-        self.layout = Layout(run.device, degrees(self.config))
+        self.layout = Layout(run.device, degrees_of(self.config))
         self.plan = row_plan(run, self.llama_config)
         self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
@@ -281,14 +282,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return found[0]
 
 
-def degrees(config: RunConfig) -> Degrees:
-    replicate = config.data_parallel_replicate_size
-    return Degrees(
-        pp=config.pipeline_model_parallel_size, dp_replicate=replicate, dp_shard=config.data_parallel_size // replicate,
-        cp=config.context_parallel_size, tp=config.tensor_model_parallel_size,
-    )  # fmt: skip
-
-
 def compiles(config: RunConfig, on_gpu: bool) -> bool:
     """Whether blocks are compiled; a zero-bubble schedule takes their backward pass apart and cannot have it compiled."""
     return config.compile == "on" or (config.compile == "auto" and on_gpu and config.pipeline_schedule != "zero_bubble")
@@ -298,7 +291,7 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     """Row lengths: with compiled blocks few different ones (sixteenths of a full row), on CPU close to the real length."""
     capacity = run.config.micro_batch_size * run.config.seq_length
     granularity = max(128, capacity // 16) if run.device == "cuda" else 8
-    wanted = degrees(run.config)
+    wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
     rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)
     return RowPlan(capacity, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)

@@ -12,7 +12,8 @@ from finetuning.checkpoint.huggingface import load_base_weights
 from finetuning.model.attention import make_documents
 from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model
-from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from finetuning.parallel.weights import gather_whole
 
 CPU = torch.device("cpu")

@@ -13,6 +13,7 @@ from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_check
 from finetuning.config import RunConfig, read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.parallel.degrees import Degrees, degrees_of
 from finetuning.status import FINISHED, read_status
 
 # What a checkpoint cannot take over: other tensors are trained, or the frozen ones would be others.
@@ -139,12 +140,11 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
         t("resuming {name} at step {step} of {max_steps} (saved {age} ago)", name=config.experiment, step=checkpoint.step,
           max_steps=max_steps, age=_duration(age.total_seconds()))
     ]  # fmt: skip
-    before = checkpoint.info["layout"]["dp"]
-    if before != config.data_parallel_size:
+    before, now = Degrees(**checkpoint.info["layout"]), degrees_of(config)
+    if before != now:
         messages.append(
-            t("saved by {before} data-parallel ranks, goes on with {now}: the losses agree to rounding, not to the last bit",
-              before=before, now=config.data_parallel_size)
-        )  # fmt: skip
+            t("saved as {before}, goes on as {now}: the losses agree to rounding, not to the last bit", before=before, now=now)
+        )
     planned = checkpoint.info["max_steps"]
     if planned != max_steps:
         messages.append(

@@ -5,39 +5,13 @@ Axes, outermost first: pp (pipeline stages), dp_replicate (whole copies), dp_sha
 inside one machine. Example: 8 processes as pp 2, dp_shard 2, tp 2: rank 5 is stage 1, data rank 0, tensor rank 1.
 """
 
-from dataclasses import dataclass
-
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from finetuning.parallel.degrees import Degrees
+
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
-
-
-@dataclass(frozen=True)
-class Degrees:
-    """Number of processes along each axis."""
-
-    pp: int = 1
-    dp_replicate: int = 1
-    dp_shard: int = 1
-    cp: int = 1
-    tp: int = 1
-
-    @property
-    def world_size(self) -> int:
-        return self.pp * self.dp_replicate * self.dp_shard * self.cp * self.tp
-
-    @property
-    def data_parallel(self) -> int:
-        """Processes that get samples of their own."""
-        return self.dp_replicate * self.dp_shard
-
-    def __str__(self) -> str:
-        """The axes that are more than one process wide, as in "TP 2 × DP 4"."""
-        named = {"TP": self.tp, "CP": self.cp, "PP": self.pp, "DP": self.data_parallel}
-        text = " × ".join(f"{name} {degree}" for name, degree in named.items() if degree > 1)
-        return text or "DP 1"
 
 
 class Layout:

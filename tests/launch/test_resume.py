@@ -21,7 +21,8 @@ from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import Technique, build_model
-from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from finetuning.status import FINISHED, STATUS_FILE, STOPPED, write_status
 from finetuning.training.optimizer import build_optimizer
 from tests.processes import run_processes
@@ -37,7 +38,8 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     model_path = Path(config.hf_model_id)
     lora = config.peft == "lora"
     technique = Technique(config.lora_rank if lora else None, config.lora_alpha, config.lora_targets)
-    model = build_model(read_llama_config(model_path), Layout("cpu", Degrees()), torch.device("cpu"), technique)
+    layout = Layout("cpu", Degrees())
+    model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), technique)
     load_base_weights(model_path, model)
     if lora:
         initialise_adapters(model, config.seed)
@@ -45,8 +47,8 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     for step in STEPS:
         info = {
-            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "layout": {"pp": 1, "dp": 2, "cp": 1, "tp": 1},
-            "identity": identity, "lightning": {},
+            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "identity": identity, "lightning": {},
+            "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
         }  # fmt: skip
         save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer, info)
 
@@ -242,9 +244,7 @@ def test_fewer_steps_than_are_done_are_refused(settings: Settings, experiment: P
 def test_another_number_of_ranks_is_accepted_and_said(settings: Settings, experiment: Path) -> None:
     start = start_of(settings(max_steps=10, num_gpus=1), experiment)
     assert start.checkpoint is not None
-    assert start.messages[1] == (
-        "saved by 2 data-parallel ranks, goes on with 1: the losses agree to rounding, not to the last bit"
-    )
+    assert start.messages[1] == ("saved as DP 2, goes on as DP 1: the losses agree to rounding, not to the last bit")
 
 
 @pytest.mark.parametrize(

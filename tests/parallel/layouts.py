@@ -15,7 +15,8 @@ from finetuning.model import llama
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.apply import Technique
-from finetuning.parallel.mesh import Degrees, Layout
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import stage_indices
 from finetuning.selftest import Comparison, compare, random_rows, tiny_config
 

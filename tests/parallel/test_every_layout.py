@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetuning.parallel.mesh import Degrees
+from finetuning.parallel.degrees import Degrees
 from finetuning.selftest import HALF_TOLERANCE, TOLERANCE, Comparison
 from tests.parallel.layouts import FULL, LORA, Case, compare_all
 from tests.processes import run_processes

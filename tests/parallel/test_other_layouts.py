@@ -20,7 +20,7 @@ from finetuning.generate import generate
 from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique
 from finetuning.parallel.context import plan_context
-from finetuning.parallel.mesh import Degrees
+from finetuning.parallel.degrees import Degrees
 from finetuning.training.optimizer import build_optimizer
 from finetuning.training.step import train_step
 from tests.models import build, whole_logits
@@ -63,7 +63,8 @@ def train_on(
 
 
 CHAIN = [
-    ONE, Degrees(pp=2, tp=2), Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2, tp=2), Degrees(dp_replicate=2), ONE,
+    ONE, Degrees(pp=2, tp=2), Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2, tp=2), Degrees(dp_replicate=2),
+    ONE,
 ]  # fmt: skip
 
 
