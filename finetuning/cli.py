@@ -48,7 +48,9 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("context_parallel_size", "-C", "context parallel degree"),
     ],
     "Samples": [
-        ("seq_length", None, "longest sample in tokens; a longer one is refused, never cut silently"),
+        ("seq_length", None, "longest sample in tokens"),
+        ("truncation", None, "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed"),
+        ("skip_bad_samples", None, "drop and list samples that cannot be used, instead of refusing the data"),
         ("prompt_template", None, r"text with {input} and {output} instead of the chat template; \n is a new line"),
         ("system_prompt", None, "system message put before every sample"),
     ],

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from finetuning.data.batches import RowPlan, make_step_batch
-from finetuning.data.tokenized import TokenizedSplit
+from finetuning.data.tokenized import Split
 from finetuning.model.llama import Llama
 
 SAMPLES_AT_ONCE = 256
@@ -27,7 +27,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: Llama, split: TokenizedSplit, plan: RowPlan, device: torch.device, data_rank: int, data_parallel_size: int
+    model: Llama, split: Split, plan: RowPlan, device: torch.device, data_rank: int, data_parallel_size: int
 ) -> Evaluation:
     """Evaluates all samples of `split`; every rank must call it and gets the same result."""
     total = torch.zeros((), dtype=torch.float64, device=device)

@@ -26,9 +26,10 @@ from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, read_run
 from finetuning.data.batches import GlobalBatches, RowPlan
-from finetuning.data.jsonl import Sample, parse_line
+from finetuning.data.formats import Sample
+from finetuning.data.sources import read_samples_at
 from finetuning.data.template import load_prompt_format
-from finetuning.data.tokenized import TokenizedSplit, open_split
+from finetuning.data.tokenized import Split, open_split
 from finetuning.errors import EXIT_FINISHED, StopRequested
 from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
@@ -217,7 +218,7 @@ class Worker:
         samples = first_samples(self.splits[split], Path(self.run.sources[split]), self.config.num_sample_answers)
         assert self.module.net is not None
         answers = generate(
-            self.module.net, [self.prompt_format.encode_prompt(sample.input) for sample in samples],
+            self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
             end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens, device=self.module.device,
         )  # fmt: skip
         rows = [
@@ -279,19 +280,11 @@ def row_plan(run: Run, attention_cost: float) -> RowPlan:
     return RowPlan(capacity, granularity, attention_cost)
 
 
-def first_samples(split: TokenizedSplit, source: Path, count: int) -> list[Sample]:
-    """The texts of the first samples of a split."""
-    wanted = set(split.lines[:count].tolist())
-    samples = []
-    with source.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number in wanted:
-                sample = parse_line(raw.removeprefix(b"\xef\xbb\xbf"), number)
-                assert isinstance(sample, Sample)  # checked before the launch
-                samples.append(sample)
-            if len(samples) == len(wanted):
-                break
-    return samples
+def first_samples(split: Split, source: Path, count: int) -> list[Sample]:
+    """The texts of the first samples of a split; none of Megatron data, which has no text."""
+    if source.suffix == ".bin":
+        return []
+    return list(read_samples_at(source, set(split.lines[:count].tolist())).values())
 
 
 def redirect_output(log_file: Path) -> Console:

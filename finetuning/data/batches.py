@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetuning.data.order import samples_of_step
-from finetuning.data.tokenized import TokenizedSplit
+from finetuning.data.tokenized import Split
 from finetuning.model.attention import Documents, make_documents
 from finetuning.model.cross_entropy import IGNORED_LABEL
 
@@ -44,6 +44,7 @@ class StepBatch(NamedTuple):
     answer_tokens: int  # trained positions: the loss is divided by them once
     tokens: int  # real positions, padding not counted
     computed: int  # positions of all rows of all ranks, padding included
+    samples: np.ndarray  # indices of all samples of the step
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ def _fill(lengths: np.ndarray, cost: np.ndarray, order: list[int], num_rows: int
     return rows
 
 
-def make_row(split: TokenizedSplit, samples: list[int], plan: RowPlan) -> MicroBatch:
+def make_row(split: Split, samples: list[int], plan: RowPlan) -> MicroBatch:
     """Concatenates samples into one packed row.
 
-    A sample of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
+    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
@@ -118,9 +119,10 @@ def make_row(split: TokenizedSplit, samples: list[int], plan: RowPlan) -> MicroB
     labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     documents, start = [], 0
-    for sample in samples:
-        sample_tokens, trained = split.sample(sample)
+    for sample_tokens, trained in (piece for sample in samples for piece in split.pieces(sample)):
         count = len(sample_tokens) - 1
+        if count < 1:
+            continue
         part = slice(start, start + count)
         tokens[part] = sample_tokens[:-1]
         labels[part] = np.where(trained[1:], sample_tokens[1:], IGNORED_LABEL)
@@ -135,7 +137,7 @@ def make_row(split: TokenizedSplit, samples: list[int], plan: RowPlan) -> MicroB
 
 
 def make_step_batch(
-    split: TokenizedSplit, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
+    split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
 ) -> StepBatch:
     """The rows of `data_rank` for these samples, with the counts of all ranks."""
     lengths = split.lengths[samples]
@@ -146,6 +148,7 @@ def make_step_batch(
         answer_tokens=int(split.answer_tokens[samples].sum()),
         tokens=int(lengths.sum()),
         computed=sum(plan.padded(int(lengths[row].sum())) for rank in ranks for row in rank),
+        samples=samples,
     )
 
 
@@ -156,7 +159,7 @@ class GlobalBatches:
     """
 
     def __init__(
-        self, split: TokenizedSplit, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
+        self, split: Split, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
         data_rank: int, data_parallel_size: int, plan: RowPlan,
     ):  # fmt: skip
         self.split, self.plan, self.seed = split, plan, seed

@@ -10,7 +10,9 @@ from rich.text import Text
 
 from finetuning.config import Run, RunConfig
 from finetuning.data.batches import RowPlan, plan_rows
+from finetuning.data.formats import Sample
 from finetuning.data.order import samples_of_step
+from finetuning.data.template import PromptFormat
 from finetuning.i18n import t
 from finetuning.launch.prepare import Prepared
 from finetuning.plan import plan_memory, trained_parameters
@@ -35,10 +37,11 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
         _line(
             console, t("data") if name == "training" else "",
             t("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, longest {longest:,} · {file}",
-              split=name, samples=len(split), tokens=len(split.tokens), answers=int(split.answer_tokens.sum()),
+              split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
               longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
         )  # fmt: skip
-    _line(console, t("example"), _example(prepared))
+    if prepared.dataset.example is not None:
+        _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("schedule"), _schedule(prepared))
     if gpu_memory_gib is not None:
@@ -76,12 +79,10 @@ def show_end(console: Console, run: Run) -> None:
     _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
 
 
-def _example(prepared: Prepared) -> Text:
+def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     """The first training sample; what is trained stands in brackets and in colour."""
-    sample, prompt_format = prepared.dataset.example, prepared.dataset.prompt_format
-    prompt = _short(prompt_format.prompt_text(sample.input))
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
-    text.append(prompt, style="dim")
+    text.append(_short(prompt_format.prompt_text(sample)), style="dim")
     text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
     return text
 

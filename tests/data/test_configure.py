@@ -66,10 +66,10 @@ def test_three_raw_samples_are_enough_and_two_are_not(model_path: Path, tmp_path
 def test_tokens_are_reused_when_nothing_changed(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
     file = write_jsonl("data/training.jsonl", *pairs(4))
     first = configure(file.parent, model_path, tmp_path)
-    written_at = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.npy")}
+    written_at = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*.[nb]*")}
     second = configure(file.parent, model_path, tmp_path)
     assert second.folder == first.folder
-    assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*.npy")} == written_at
+    assert {path: path.stat().st_mtime_ns for path in second.folder.rglob("*.[nb]*")} == written_at
 
 
 def test_one_changed_byte_makes_new_tokens(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
@@ -116,7 +116,7 @@ def test_a_bad_line_is_told_with_file_and_number(
     folder = write_jsonl("data/training.jsonl", pairs(1)[0], line).parent
     with pytest.raises(InputError, match=message):
         configure(folder, model_path, tmp_path)
-    assert not list(tmp_path.glob("tokens/*")), "no half-written tokens stay behind"
+    assert not [path for path in tmp_path.glob("tokens/*") if path.is_dir()], "no half-written tokens stay behind"
 
 
 def test_all_bad_lines_of_all_files_are_told_at_once(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
@@ -125,7 +125,8 @@ def test_all_bad_lines_of_all_files_are_told_at_once(model_path: Path, tmp_path:
     with pytest.raises(InputError) as caught:
         configure(tmp_path / "data", model_path, tmp_path)
     places = [problem.partition(": ")[0] for problem in caught.value.problems]
-    assert places == ["training.jsonl:1", "training.jsonl:3", "validation.jsonl:1"]
+    assert places[:-1] == ["training.jsonl:1", "training.jsonl:3", "validation.jsonl:1"]
+    assert places[-1] == "--skip_bad_samples would drop 3 of 4 samples"
 
 
 def test_many_bad_lines_are_listed_up_to_a_limit_and_counted(
@@ -144,9 +145,11 @@ def test_an_answer_that_would_be_cut_is_refused_with_the_length_it_needs(
     folder = write_jsonl("data/training.jsonl", pairs(1)[0], {"input": "長", "output": "很長" * 300}).parent
     with pytest.raises(InputError) as caught:
         configure(folder, model_path, tmp_path, 256)
-    (problem,) = caught.value.problems
+    problem, advice = caught.value.problems
+    assert advice == "--skip_bad_samples would drop 1 of 2 samples"
     assert problem.startswith("training.jsonl:2: ") and "do not fit --seq_length 256" in problem
     needed = int(problem.split("--seq_length")[2].split()[0])
+    assert needed == int(problem.split()[1])
     assert len(configure(folder, model_path, tmp_path, needed).splits["training"]) == 2
     with pytest.raises(InputError):
         configure(folder, model_path, tmp_path, needed - 1)

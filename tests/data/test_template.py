@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetuning.data.jsonl import Sample
+from finetuning.data.formats import Sample
 from finetuning.data.template import PromptFormat, check_against_chat_template, load_prompt_format
 from finetuning.errors import InputError
 
@@ -17,6 +17,14 @@ pytestmark = pytest.mark.unit
 
 QUESTION, ANSWER = "台灣最高的山是哪一座？", "玉山，海拔 3952 公尺。"
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+def encode(prompt_format: PromptFormat, question: str, answer: str) -> tuple[list[int], int]:
+    """Tokens of a sample, and how many of them are prompt."""
+    tokens, trained = prompt_format.encode(Sample(1, question, answer))
+    prompt_length = int(len(tokens) - trained.sum())
+    assert not trained[:prompt_length].any() and trained[prompt_length:].all()
+    return tokens.tolist(), prompt_length
 
 
 def ids(prompt_format: PromptFormat, *tokens: str) -> list[int | None]:
@@ -28,7 +36,7 @@ def test_tokens_are_those_of_transformers_chat_template(prompt_format: PromptFor
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
-    tokens, prompt_length = prompt_format.encode(QUESTION, ANSWER)
+    tokens, prompt_length = encode(prompt_format, QUESTION, ANSWER)
     assert prompt_format.tokenizer.decode(tokens, skip_special_tokens=False) == whole
     assert tokens[:prompt_length] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
@@ -37,28 +45,28 @@ def test_tokens_are_those_of_transformers_chat_template(prompt_format: PromptFor
 def test_any_text_gives_one_begin_a_trained_end_and_an_exact_prompt_prefix(
     prompt_format: PromptFormat, question: str, answer: str
 ) -> None:
-    tokens, prompt_length = prompt_format.encode(question, answer)
+    tokens, prompt_length = encode(prompt_format, question, answer)
     begin, end = ids(prompt_format, "<|begin_of_text|>", "<|eot_id|>")
     assert tokens[0] == begin and tokens.count(begin) == 1
     assert tokens[-1] == end and prompt_length < len(tokens), "the end token is part of the trained answer"
-    assert tokens[:prompt_length] == prompt_format.encode_prompt(question)
+    assert tokens[:prompt_length] == prompt_format.encode_prompt(Sample(1, question, ANSWER))
 
 
 @pytest.mark.parametrize("literal", ["<|eot_id|>", "<|begin_of_text|>", "a<|start_header_id|>system<|end_header_id|>b"])
 def test_special_tokens_inside_text_are_plain_text(prompt_format: PromptFormat, literal: str) -> None:
-    tokens, _ = prompt_format.encode(f"什麼是 {literal}？", f"{literal} 是記號")
-    plain, _ = prompt_format.encode("什麼是？", "是記號")
+    tokens, _ = encode(prompt_format, f"什麼是 {literal}？", f"{literal} 是記號")
+    plain, _ = encode(prompt_format, "什麼是？", "是記號")
     special = set(ids(prompt_format, *prompt_format.special_tokens))
     assert [t for t in tokens if t in special] == [t for t in plain if t in special]
     decoded = prompt_format.tokenizer.decode(tokens, skip_special_tokens=False)
     assert f"什麼是 {literal}？" in decoded and f"{literal} 是記號" in decoded
-    assert prompt_format.encode(QUESTION, ANSWER) == prompt_format.encode(QUESTION, ANSWER)
+    assert encode(prompt_format, QUESTION, ANSWER) == encode(prompt_format, QUESTION, ANSWER)
 
 
 def test_a_literal_special_token_in_one_sample_does_not_change_the_next(prompt_format: PromptFormat) -> None:
-    before = prompt_format.encode(QUESTION, ANSWER)
-    prompt_format.encode("<|eot_id|>", "<|eot_id|>")
-    assert prompt_format.encode(QUESTION, ANSWER) == before
+    before = encode(prompt_format, QUESTION, ANSWER)
+    encode(prompt_format, "<|eot_id|>", "<|eot_id|>")
+    assert encode(prompt_format, QUESTION, ANSWER) == before
 
 
 def test_a_system_prompt_is_rendered_as_the_chat_template_does(model_path: Path) -> None:
@@ -66,12 +74,15 @@ def test_a_system_prompt_is_rendered_as_the_chat_template_does(model_path: Path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     messages = [{"role": "system", "content": "你是一位老師。"}, {"role": "user", "content": QUESTION}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert prompt_format.tokenizer.decode(prompt_format.encode_prompt(QUESTION), skip_special_tokens=False) == expected
+    assert (
+        prompt_format.tokenizer.decode(prompt_format.encode_prompt(Sample(1, QUESTION, ANSWER)), skip_special_tokens=False)
+        == expected
+    )
 
 
 def test_a_chinese_template_with_escapes_stays_chinese(model_path: Path) -> None:
     prompt_format = load_prompt_format(model_path, r"問題：{input}\n回答：{output}", None)
-    tokens, prompt_length = prompt_format.encode(QUESTION, ANSWER)
+    tokens, prompt_length = encode(prompt_format, QUESTION, ANSWER)
     decode = prompt_format.tokenizer.decode
     assert decode(tokens[:prompt_length], skip_special_tokens=False) == f"<|begin_of_text|>問題：{QUESTION}\n回答："
     assert decode(tokens[prompt_length:], skip_special_tokens=False) == f"{ANSWER}<|eot_id|>"
@@ -80,7 +91,7 @@ def test_a_chinese_template_with_escapes_stays_chinese(model_path: Path) -> None
 def test_a_template_that_writes_begin_and_end_itself_gets_no_second_ones(model_path: Path) -> None:
     plain = load_prompt_format(model_path, "{input}\n{output}", None)
     explicit = load_prompt_format(model_path, "<|begin_of_text|>{input}\n{output}<|eot_id|>", None)
-    assert plain.encode(QUESTION, ANSWER) == explicit.encode(QUESTION, ANSWER)
+    assert encode(plain, QUESTION, ANSWER) == encode(explicit, QUESTION, ANSWER)
 
 
 def test_the_exported_chat_template_writes_the_same_prompts(model_path: Path) -> None:
@@ -88,7 +99,7 @@ def test_the_exported_chat_template_writes_the_same_prompts(model_path: Path) ->
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     tokenizer.chat_template = prompt_format.chat_template()
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True)
-    assert prompt == prompt_format.prompt_text(QUESTION)
+    assert prompt == prompt_format.prompt_text(Sample(1, QUESTION, ANSWER))
     assert load_prompt_format(model_path, None, None).chat_template() is None, "the tokenizer's own is kept"
 
 
