@@ -6,6 +6,8 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,8 +16,8 @@ from typing import Any
 
 from finetuning import __version__
 from finetuning.config import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
-from finetuning.errors import EXIT_BAD_INPUT, InputError
-from finetuning.i18n import language_of_environment, set_language, t
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from finetuning.i18n import language_of_environment, set_language, t, translated
 
 # Group title -> (flag, short form, help). The first six groups are the specification's.
 FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
@@ -92,28 +94,34 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
+    """The parser, with its help in the language that is set now."""
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
-        description="Fine-tunes Llama 3.1 on a folder of {\"input\": …, \"output\": …} JSONL.",
+        description=t('Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.'),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved.",
-    )  # fmt: skip
+        add_help=False,  # below, so that its text is translated as well
+        epilog=t(
+            "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
+            "130 interrupted before the start."
+        ),
+    )
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(translated(title))
         for name, short, text in flags:
-            _add_flag(group, name, short, text, defaults[name])
+            _add_flag(group, name, short, translated(text), defaults[name])
         if title == "Model and data":
             group.add_argument(
                 "--hf_token", metavar="TOKEN", default=None,
-                help="Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder",
+                help=t("Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder"),
             )  # fmt: skip
-    group = parser.add_argument_group("This command")
-    group.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings; flags override it")
-    group.add_argument("--dryrun", action="store_true", help="check everything, print the resolved run and stop")
-    group.add_argument("--version", action="version", version=f"finetune {__version__}")
+    group = parser.add_argument_group(t("This command"))
+    group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
+    group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
+    group.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
+    group.add_argument("--version", action="version", version=f"finetune {__version__}", help=t("show the version and stop"))
     return parser
 
 
@@ -122,32 +130,63 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         _hide_token(arguments)
-    set_language(language_of_environment())
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without Chinese shows question marks instead of a traceback
+    set_language(_language_asked_for(arguments))
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
     try:
         config = _resolve_config(given, config_file)
         from finetuning.launch.command import launch
 
-        return launch(config, token or os.environ.get("HF_TOKEN") or None, dryrun=dryrun)
+        return launch(config, (token or os.environ.get("HF_TOKEN") or "").strip() or None, dryrun=dryrun)
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # once the workers run, Ctrl-C is theirs
+        print(t("Stopped. Nothing was started."), file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def verbs() -> dict[str, tuple[str, str]]:
+    """Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does."""
+    return {
+        "train": ("finetuning.cli", t("fine-tune a model; `finetune train --help` lists the flags")),
+        "data": ("finetuning.data_command", t("check, preview and convert training data; what a step was trained on")),
+    }
 
 
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
-    verbs = {"train": "fine-tune a model; `finetune train --help` lists the flags"}
-    if len(sys.argv) < 2 or sys.argv[1] not in verbs:
+    set_language(language_of_environment())
+    known = verbs()
+    if len(sys.argv) < 2 or sys.argv[1] not in known:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")
             sys.exit(0)
         asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = ["usage: finetune VERB …", ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
+        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<8}{text}" for verb, (_, text) in known.items()]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else EXIT_BAD_INPUT)
-    del sys.argv[1]
-    sys.exit(main())
+    verb = sys.argv.pop(1)
+    if verb == "train":
+        sys.exit(main())  # reads sys.argv itself, to hide the token
+    try:
+        sys.exit(importlib.import_module(known[verb][0]).main(sys.argv[1:]))
+    except InputError as error:
+        _print_problems(error.problems)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _language_asked_for(arguments: list[str]) -> str:
+    """The language of `--help`, which answers while the flags are still being parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--lang", nargs="?")
+    given = parser.parse_known_args(arguments)[0].lang
+    return given if given in CHOICES["lang"] else language_of_environment()
 
 
 def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfig:
@@ -172,7 +211,7 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
         return
     if default not in (None, dataclasses.MISSING):
         shown = ",".join(default) if isinstance(default, tuple) else default
-        text += f" (default: {shown})"
+        text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
     group.add_argument(
         *names, type=kind, default=argparse.SUPPRESS, help=text.replace("%", "%%"), choices=CHOICES.get(name),

@@ -175,6 +175,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(t("--config {path}: there is no such file", path=path)) from None
+    except OSError as error:
+        raise InputError(t("--config {path}: cannot be read: {reason}", path=path, reason=error.strerror or error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(t("--config {path}: not valid YAML: {error}", path=path, error=error)) from None
     if values is None:

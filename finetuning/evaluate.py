@@ -7,7 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from finetuning.data.batches import RowPlan, make_step_batch
+from finetuning.data.batches import make_step_batch
+from finetuning.data.rows import RowPlan
 from finetuning.data.tokenized import Split
 from finetuning.model.llama import Llama
 

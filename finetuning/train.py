@@ -25,8 +25,9 @@ from finetuning.checkpoint.adapters import export_adapters, initialise_adapters,
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, read_run
-from finetuning.data.batches import GlobalBatches, RowPlan
+from finetuning.data.batches import GlobalBatches
 from finetuning.data.formats import Sample
+from finetuning.data.rows import RowPlan
 from finetuning.data.sources import read_samples_at
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import Split, open_split
@@ -56,19 +57,22 @@ def main(run_file: Path) -> int:
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
-        start_process_group(run.device)
-        Worker(run, rank, terminal, stop).work()
-        return EXIT_FINISHED
+        try:
+            start_process_group(run.device)
+            Worker(run, rank, terminal, stop).work()
+        except BaseException as error:
+            # A partner that was asked to stop a moment earlier breaks our collective. Our own signal is then pending and
+            # raises StopRequested here, at the first call.
+            if not isinstance(error, StopRequested):
+                write_failure(logs, rank, error, run.config)
+            raise
     except StopRequested:
         if rank == 0:
             write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
-        return EXIT_FINISHED
-    except BaseException as error:
-        write_failure(logs, rank, error, run.config)
-        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    return EXIT_FINISHED
 
 
 class StopSwitch:
@@ -125,9 +129,9 @@ class Worker:
             data_parallel_size=config.data_parallel_size, plan=self.plan,
         )  # fmt: skip
         record = StepRecord(
-            run, self.display, self.resume_step,
+            run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
-            before_first_step=self._look_before,
+            before_first_step=self._look_before, training_split=self.splits["training"],
         )  # fmt: skip
         strategy = MeshStrategy(
             pp=config.pipeline_model_parallel_size, dp=config.data_parallel_size, cp=config.context_parallel_size,

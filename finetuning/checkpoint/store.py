@@ -115,6 +115,13 @@ def prune(folder: Path, keep_last: int) -> None:
             shutil.rmtree(checkpoint.path)
 
 
+def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
+    """Adds the validation loss to a checkpoint that was saved without; rank 0 calls it."""
+    temporary = checkpoint.path / f".{INFO_FILE}"
+    _write_synced(temporary, json.dumps({**checkpoint.info, "val_loss": val_loss}, indent=1, ensure_ascii=False))
+    temporary.replace(checkpoint.path / INFO_FILE)
+
+
 def remove_incomplete(folder: Path) -> None:
     """Clears what interrupted saves left behind; only while no job of the experiment runs."""
     for path in folder.glob(".incomplete-*"):

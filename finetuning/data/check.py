@@ -67,6 +67,7 @@ class Report:
     splits: dict[str, SplitReport] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     was_split: bool = False
+    counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> tokens of each sample; not part of the JSON
 
     @property
     def has_errors(self) -> bool:
@@ -153,6 +154,7 @@ def _scan(
         chosen = part == number
         path = sources[name].path
         if settings.prompt_format is not None:
+            report.counts[name] = samples.counts[chosen]
             report.splits[name] = _split_report(path.name, samples.counts[chosen], samples.answers[chosen])
         if folder is not None:
             select_samples(

@@ -122,7 +122,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.lock").open("a") as lock:
+    lock_file = folder.parent / f"{folder.name}.lock"
+    with lock_file.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
         if folder.is_dir():
             return
@@ -138,6 +139,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
                     raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+            lock_file.unlink(missing_ok=True)  # who waits for it still gets it; a second builder has a name of its own
 
 
 def _remove_abandoned(folder: Path) -> None:

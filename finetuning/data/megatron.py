@@ -14,6 +14,7 @@ Example: documents [1 2 3 4] and [5 6 7], 4 positions a sample: (1→2, 2→3, 3
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -114,24 +115,24 @@ class MegatronSplit:
     def __len__(self) -> int:
         return (int(self.before[-1]) + self.seq_length - 1) // self.seq_length
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         lengths = np.full(len(self), self.seq_length, dtype=np.int64)
         if len(self):
             lengths[-1] = int(self.before[-1]) - (len(self) - 1) * self.seq_length
         return lengths
 
-    @property
+    @cached_property
     def answer_tokens(self) -> np.ndarray:
         return self.lengths
 
-    @property
+    @cached_property
     def lines(self) -> np.ndarray:
         """The document, from 1, in which each sample begins."""
         starts = np.arange(len(self)) * self.seq_length
         return self.documents[np.searchsorted(self.before, starts, side="right") - 1] + 1
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         return int((self.data.ends - self.data.starts)[self.documents].sum())
 

@@ -239,9 +239,13 @@ def _messages(system: str | None, turns: Iterable[tuple[str, str]]) -> list[dict
 
 def _chat_renderer(model_path: Path) -> Renderer:
     """A function from messages to text, as transformers renders them."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+    except Exception as error:  # transformers raises what it and its file formats' libraries have
+        raise InputError(t("{path}: transformers cannot read the tokenizer: {error}", path=model_path, error=error)) from None
     if not tokenizer.chat_template:
         raise InputError(
             t("{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
@@ -250,9 +254,15 @@ def _chat_renderer(model_path: Path) -> Renderer:
 
     def render(messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         # Llama 3.2's template would otherwise write today's date into every sample: another prompt each day.
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
+            )
+        except TemplateError as error:
+            raise InputError(
+                t("{path}: the chat template cannot be used ({error}); mend it, or give --prompt_template", path=model_path,
+                  error=error)
+            ) from None  # fmt: skip
         return str(text)
 
     return render
@@ -285,7 +295,7 @@ def _system_parts(render: Renderer, turn: tuple[str, str], trims: bool, between:
     """What stands before a sample's own system message, and between it and the question; None: it has no place."""
     try:
         prompt = render(_messages(f" {SYSTEM_MARK} ", [turn])[:-1], add_generation_prompt=True)
-    except Exception:  # a template may refuse a system message by raising whatever it likes
+    except InputError:  # some templates refuse a system message
         return None
     system, question = (SYSTEM_MARK, INPUT_MARK) if trims else (f" {SYSTEM_MARK} ", turn[0])
     if prompt.count(system) != 1 or prompt.count(question) != 1 or not prompt.endswith(question + between):
@@ -341,4 +351,7 @@ def _token_text(value: str | dict[str, Any] | None) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(t("{file}: not valid JSON: {error}", file=path, error=error)) from None

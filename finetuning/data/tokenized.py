@@ -9,6 +9,7 @@ the source file, from 1). Several splits of one raw file share its tokens.
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -52,12 +53,12 @@ class TokenizedSplit:
     def __len__(self) -> int:
         return len(self.lines)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """A sample's last token is only a label, so it takes no position."""
         return np.maximum(self.counts - 1, 0)
 
-    @property
+    @cached_property
     def num_tokens(self) -> int:
         return int(self.counts.sum())
 

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.text import Text
 
 from finetuning.config import Run, RunConfig
-from finetuning.data.batches import RowPlan, plan_rows
 from finetuning.data.formats import Sample
 from finetuning.data.order import samples_of_step
+from finetuning.data.report import finding_summary
+from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.template import PromptFormat
 from finetuning.i18n import t
 from finetuning.launch.prepare import Prepared
@@ -40,6 +41,8 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
               split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
               longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
         )  # fmt: skip
+    if summary := finding_summary(prepared.dataset.report):
+        _line(console, t("checked"), t("{summary} · see data/report.html in the folder below", summary=summary))
     if prepared.dataset.example is not None:
         _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
     _line(console, t("layout"), _layout(prepared))
@@ -82,7 +85,7 @@ def show_end(console: Console, run: Run) -> None:
 def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     """The first training sample; what is trained stands in brackets and in colour."""
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
-    text.append(_short(prompt_format.prompt_text(sample)), style="dim")
+    text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
     text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
     return text
 
@@ -166,6 +169,15 @@ def _line(console: Console, label: str, value: str | Text) -> None:
 def _short(text: str) -> str:
     text = " ".join(text.split()) or t("(nothing)")
     return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + " …"
+
+
+def _short_in_the_middle(text: str) -> str:
+    """Keeps both ends: a prompt begins with the template's tokens and ends with the question."""
+    text = " ".join(text.split())
+    if len(text) <= EXAMPLE_CHARACTERS:
+        return text
+    head = EXAMPLE_CHARACTERS // 4
+    return f"{text[:head]} … {text[head - EXAMPLE_CHARACTERS :]}"
 
 
 def _count(number: int) -> str:

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetuning.data.batches import GlobalBatches, MicroBatch, RowPlan, make_row, make_step_batch, plan_rows
+from finetuning.data.batches import GlobalBatches, MicroBatch, make_row, make_step_batch
+from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import TokenizedSplit, open_split, write_split
 from finetuning.model.cross_entropy import IGNORED_LABEL
 
@@ -85,7 +86,7 @@ def test_packing_keeps_every_token_and_every_label(
 
     labels = [label for _, part in pieces for label in part if label != IGNORED_LABEL]
     first = batches[0]
-    assert all(batch[2:5] == first[2:5] for batch in batches), "the counts are those of all ranks"
+    assert all(batch[2:6] == first[2:6] for batch in batches), "the counts are those of all ranks"
     assert first.answer_tokens == len(labels)
     assert first.tokens == sum(length - 1 for length in lengths)
     assert first.computed == sum(row.tokens.numel() for batch in batches for row in batch.micro_batches)
