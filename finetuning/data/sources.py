@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import zstandard
+from typing_extensions import override
+
 from finetuning.data.findings import Finding, Problem
 from finetuning.data.formats import Sample, parse_line, parse_record
 from finetuning.errors import InputError
@@ -141,15 +144,43 @@ def _open_lines(path: Path) -> Iterator[tuple[io.BufferedIOBase, IO[bytes]]]:
             with gzip.open(file) as lines:
                 yield lines, file
         elif path.suffix == ".zst":
-            import zstandard
-
-            try:
-                with zstandard.open(file, "rb") as stream:
-                    yield io.BufferedReader(stream), file
-            except zstandard.ZstdError as error:
-                raise OSError(str(error)) from None
+            yield io.BufferedReader(_ZstandardFile(file), BATCH_BYTES), file
         else:
             yield file, file
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Reads Zstandard frames one after another; unlike the library's own reader, notices when the last one is cut off."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.frame = zstandard.ZstdDecompressor().decompressobj()
+        self.is_inside = False  # of a frame
+        self.ready = b""
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            compressed = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame, self.is_inside = zstandard.ZstdDecompressor().decompressobj(), False
+            compressed = compressed or self.file.read(BATCH_BYTES)
+            if not compressed:
+                if self.is_inside:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            self.is_inside = True
+            try:
+                self.ready = self.frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+        count = min(len(self.ready), len(buffer))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
 
 
 def _read_lines(name: str, lines: io.BufferedIOBase, compressed: IO[bytes]) -> Iterator[RawBatch | Finding]:
