@@ -1,9 +1,10 @@
 """Equal and almost equal texts among millions, in a few hundred bytes a text.
 
-Equal texts have equal digests. Almost equal ones are found by MinHash (Broder 1997) over shingles of SHINGLE characters:
-64 minima, of which the share that two texts agree in estimates the Jaccard similarity of their shingles. Texts meet when
-one of 8 bands of 8 minima is equal: at a similarity of 0.9 that happens with a probability of 99 %, at 0.5 with 3 %.
-There, white space and letter case are ignored.
+Equal texts have equal digests. Almost equal ones are found by MinHash over shingles of SHINGLE characters, with one hash
+function: its values fall into 64 bins, the smallest of each is kept, and an empty bin borrows from the next one that is
+not (Li, Owen and Zhang 2012; Shrivastava and Li 2014). The share of the minima in which two texts agree estimates the
+Jaccard similarity of their shingles, with a standard deviation of 0.02 for texts of 400 characters and 0.07 for 40. Texts
+are compared when one of 16 bands of 4 minima is equal: at a similarity of 0.8 that happens with a probability above 99.9 %. White space and letter case are ignored.
 """
 
 import hashlib
@@ -12,14 +13,14 @@ from collections.abc import Iterator
 import numpy as np
 
 SHINGLE = 5
-NUM_MINIMA, NUM_BANDS = 64, 8
+NUM_MINIMA, NUM_BANDS = 64, 16
 LEAST_SIMILARITY = 0.8
 LONGEST_TEXT = 20_000  # characters that are compared
 DIGEST_BYTES = 16
 
-_words = np.random.PCG64(20_240_726).random_raw(2 * NUM_MINIMA)
-_FACTORS, _TERMS = _words[:NUM_MINIMA] | np.uint64(1), _words[NUM_MINIMA:]
-_POWERS = [pow(0x9E3779B97F4A7C15, exponent, 2**64) for exponent in range(SHINGLE)]
+_POWERS = [np.uint64(pow(0x9E3779B97F4A7C15, exponent, 2**64)) for exponent in range(SHINGLE)]
+_MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of SplitMix64
+_EMPTY = np.uint16(0xFFFF)
 
 
 def digest(text: str) -> bytes:
@@ -28,27 +29,37 @@ def digest(text: str) -> bytes:
 
 
 def minima(texts: list[str]) -> np.ndarray:
-    """uint16 [texts, NUM_MINIMA]: the top bits of the smallest value of each hash function."""
+    """uint16 [texts, NUM_MINIMA]: the smallest hash value in each bin."""
     if not texts:
         return np.zeros((0, NUM_MINIMA), np.uint16)
     # A text shorter than a shingle is filled up, so that it has one.
     cut = ["".join(text.split()).casefold()[:LONGEST_TEXT].ljust(SHINGLE, "\0") for text in texts]
-    counts = np.array([len(text) - SHINGLE + 1 for text in cut])
+    sizes = np.array([len(text) for text in cut])
     characters = np.frombuffer("".join(cut).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-    hashes = np.zeros(len(characters) - SHINGLE + 1, dtype=np.uint64)
+    count = len(characters) - SHINGLE + 1
+    hashes = np.zeros(count, dtype=np.uint64)
     for shift, power in enumerate(_POWERS):
-        hashes += characters[shift : len(characters) - SHINGLE + 1 + shift] * np.uint64(power)
-    hashes ^= hashes >> np.uint64(29)
-    ends = np.cumsum([len(text) for text in cut])
-    inside = np.ones(len(hashes), dtype=bool)
-    for back in range(1, SHINGLE):  # shingles that reach from one text into the next
-        inside[ends[:-1] - back] = False
-    hashes = hashes[inside]
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    result = np.empty((len(texts), NUM_MINIMA), np.uint16)
-    for index in range(NUM_MINIMA):
-        result[:, index] = np.minimum.reduceat(hashes * _FACTORS[index] + _TERMS[index], starts) >> np.uint64(48)
-    return result
+        hashes += characters[shift : count + shift] * power
+    for factor, shift in zip(_MIX, (30, 27), strict=True):
+        hashes ^= hashes >> np.uint64(shift)
+        hashes *= factor
+    hashes ^= hashes >> np.uint64(31)
+    owner = np.repeat(np.arange(len(texts)), sizes)[:count]
+    inside = owner == np.repeat(np.arange(len(texts)), sizes)[SHINGLE - 1 :]  # not from one text into the next
+    bins = owner * NUM_MINIMA + (hashes >> np.uint64(58)).astype(np.int64)
+    values = np.minimum((hashes & np.uint64(0xFFFF)).astype(np.uint16), _EMPTY - np.uint16(1))
+    smallest = np.full(len(texts) * NUM_MINIMA, _EMPTY)
+    np.minimum.at(smallest, bins[inside], values[inside])
+    return _fill_empty_bins(smallest.reshape(len(texts), NUM_MINIMA))
+
+
+def _fill_empty_bins(smallest: np.ndarray) -> np.ndarray:
+    """An empty bin takes the value of the next filled one, around the end, changed by the distance."""
+    twice = np.concatenate((smallest, smallest), axis=1)
+    places = np.where(twice == _EMPTY, 4 * NUM_MINIMA, np.arange(2 * NUM_MINIMA))
+    nearest = np.minimum.accumulate(places[:, ::-1], axis=1)[:, ::-1][:, :NUM_MINIMA]
+    distance = nearest - np.arange(NUM_MINIMA)
+    return (np.take_along_axis(twice, nearest, axis=1) + (distance * 40503).astype(np.uint16)).astype(np.uint16)
 
 
 def equal_to_earlier(digests: np.ndarray) -> np.ndarray:
