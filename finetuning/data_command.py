@@ -2,22 +2,31 @@
 
 import argparse
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from finetuning.config import CHOICES, RunConfig, read_run
 from finetuning.data.check import Report, scan_sources
 from finetuning.data.configure import find_megatron
+from finetuning.data.convert import (
+    split_groups,
+    unpack_json_array,
+    write_folder,
+    write_megatron_parts,
+)
 from finetuning.data.facts import PackingFacts, packing_facts
+from finetuning.data.findings import Finding
 from finetuning.data.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.page import report_page
 from finetuning.data.preview import Preview, preview_line, preview_text
-from finetuning.data.report import reading_progress, show_report
+from finetuning.data.report import SHOWN_PER_CODE, reading_progress, show_findings, show_report
 from finetuning.data.rows import RowPlan
 from finetuning.data.scan import ScanSettings
-from finetuning.data.sources import SPLITS, Source, find_sources, stem_of
+from finetuning.data.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
 from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
@@ -63,6 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; left out: the first that can be used"))
     preview.add_argument("--html", type=Path, metavar="FILE", help=t("also write a page for a browser"))
 
+    prepare = verbs.add_parser("prepare", help=t("convert data, drop duplicates, and split it without leakage"))
+    prepare.set_defaults(action=_prepare)
+    prepare.add_argument("source", type=Path, metavar="SRC", help=t("file, or folder of files, in any readable format"))
+    prepare.add_argument("target", type=Path, metavar="OUT", help=t("folder to write; must be new or empty"))
+    _add_sample_flags(prepare, needs_model=False)
+    prepare.add_argument("--to", choices=("jsonl", "megatron"), default="jsonl",
+                         help=t("jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx"))  # fmt: skip
+    prepare.add_argument("--validation_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
+    prepare.add_argument("--test_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
+    prepare.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help=t("decides which samples are held out"))
+    prepare.add_argument("--keep_duplicates", action="store_true", help=t("keep samples that are there twice"))
+
     ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"))
     ledger.set_defaults(action=_ledger)
     ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
@@ -70,7 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
                         help=t("folder that holds the experiments"))  # fmt: skip
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
-    for verb in (check, preview, ledger):
+    for verb in (check, preview, prepare, ledger):
         verb.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))
     return parser
 
@@ -117,6 +138,80 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
     if given.html:
         _write(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
     return EXIT_FINISHED if all(holds for _, holds in preview.promises) else EXIT_BAD_INPUT
+
+
+def _prepare(given: argparse.Namespace, console: Console) -> int:
+    _check_prepare(given)
+    prompt_format = None
+    if given.to == "megatron":
+        model_path = find_model(given.hf_model_id, None, with_weights=False)
+        prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = _readable_files(given.source, Path(scratch))
+        sources = {str(index): Source(path) for index, path in enumerate(paths)}
+        with reading_progress(paths) as progress:
+            report = scan_sources(sources, ScanSettings(None, 0), None, progress, is_one_body=True)
+        show_findings(console, report, SHOWN_PER_CODE)
+        selection = report.selection
+        assert selection is not None
+        is_kept = ~selection.is_repeated | given.keep_duplicates
+        shares = (1 - given.validation_share - given.test_share, given.validation_share, given.test_share)
+        part = np.full(len(is_kept), -1)
+        part[is_kept] = split_groups(selection.groups[is_kept], shares, given.seed)
+        if not is_kept.any():
+            raise InputError(t("{path}: holds no samples", path=given.source))
+        if prompt_format is not None:
+            parts = write_megatron_parts(paths, selection, part, given.target, prompt_format)
+        else:
+            parts = write_folder(paths, selection, part, given.target)
+    records = sum(file.records for file in report.files)
+    written = sum(part.samples for part in parts)
+    sizes = ", ".join(f"{part.name} {part.samples:,}" for part in parts)
+    console.print(t("{folder}: {written:,} of {records:,} samples written ({sizes}); the others are listed above",
+                    folder=given.target, written=written, records=records, sizes=sizes))  # fmt: skip
+    return EXIT_FINISHED
+
+
+def _check_prepare(given: argparse.Namespace) -> None:
+    problems = []
+    for name in ("validation_share", "test_share"):
+        if not 0 <= getattr(given, name) <= 0.5:
+            problems.append(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 0 to 0.5")))
+    if given.to == "megatron" and not given.hf_model_id:
+        problems.append(t("--to megatron writes tokens; give the model whose tokenizer makes them as --hf_model_id"))
+    if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
+        problems.append(t("{folder}: exists and is not empty; give a new folder", folder=given.target))
+    if problems:
+        raise InputError(problems)
+
+
+def _readable_files(source: Path, scratch: Path) -> list[Path]:
+    """The data files of SRC; a JSON array is unpacked into `scratch`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if source.is_dir():
+        candidates = sorted(file for file in source.iterdir() if file.is_file())
+    elif source.is_file():
+        candidates = [source]
+    else:
+        raise InputError(t("{path}: there is no such file", path=source))
+    paths = []
+    for file in candidates:
+        if file.suffix == ".json" or (stem_of(file) and _is_array(file)):
+            unpack_json_array(file, scratch / f"{file.name}.jsonl")
+            paths.append(scratch / f"{file.name}.jsonl")
+        elif stem_of(file):
+            paths.append(file)
+    if not paths:
+        raise InputError(t("{path}: not a data file; use {suffixes}", path=source, suffixes=", ".join((*SUFFIXES, ".json"))))
+    return paths
+
+
+def _is_array(path: Path) -> bool:
+    first = next(iter(read_batches(path)), None)
+    return isinstance(first, Finding) and first.code == "json_array"
 
 
 def _ledger(given: argparse.Namespace, console: Console) -> int:

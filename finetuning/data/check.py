@@ -67,7 +67,9 @@ class Report:
     splits: dict[str, SplitReport] = field(default_factory=dict)
     findings: Findings = field(default_factory=Findings)
     was_split: bool = False
-    counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> tokens of each sample; not part of the JSON
+    # Not part of the JSON:
+    counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> tokens of each sample
+    selection: "Selection | None" = None  # every usable sample
 
     @property
     def has_errors(self) -> bool:
@@ -91,6 +93,16 @@ def read_report(path: Path) -> Report:
     )
 
 
+@dataclass(frozen=True)
+class Selection:
+    """Every usable sample of the files that were checked."""
+
+    file: np.ndarray  # its number among them
+    lines: np.ndarray
+    groups: np.ndarray  # the same for texts that are alike
+    is_repeated: np.ndarray  # equal to an earlier one
+
+
 @dataclass
 class _Samples:
     """The usable samples of all files, one array entry each, in the order they were read."""
@@ -109,29 +121,31 @@ class _Samples:
 
 
 def scan_sources(
-    sources: dict[str, Source], settings: ScanSettings, folder: Path | None = None, progress: Progress | None = None
-) -> Report:
+    sources: dict[str, Source], settings: ScanSettings, folder: Path | None = None, progress: Progress | None = None, *,
+    is_one_body: bool = False,
+) -> Report:  # fmt: skip
     """Checks all files of `sources`, and writes their tokens and splits to `folder`.
 
-    A raw file is split 98/1/1 by a fixed shuffle of its usable lines. With `folder`, `findings.jsonl` there lists all findings.
+    A raw file is split 98/1/1 by a fixed shuffle of its usable lines. With `is_one_body`, nothing can leak between the files,
+    as they are still to be split. With `folder`, `findings.jsonl` there lists all findings.
     """
     paths = list(dict.fromkeys(source.path for source in sources.values()))
     was_split = any(source.is_shared for source in sources.values())
     report = Report(was_split=was_split)
     if folder is None:
-        _scan(sources, paths, settings, None, progress, report)
+        _scan(sources, paths, settings, None, progress, report, is_one_body)
         return report
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "findings.jsonl").open("w", encoding="utf-8") as complete_list:
         report.findings.complete_list = complete_list
-        _scan(sources, paths, settings, folder, progress, report)
+        _scan(sources, paths, settings, folder, progress, report, is_one_body)
     report.findings.complete_list = None
     return report
 
 
 def _scan(
     sources: dict[str, Source], paths: list[Path], settings: ScanSettings, folder: Path | None, progress: Progress | None,
-    report: Report,
+    report: Report, is_one_body: bool,
 ) -> None:  # fmt: skip
     pool = make_pool(paths, settings)
     try:
@@ -146,7 +160,7 @@ def _scan(
             signatures = np.zeros((0, NUM_MINIMA), np.uint16)
             if len(samples):
                 signatures = np.memmap(signatures_file, np.uint16, "r", shape=(len(samples), NUM_MINIMA))
-            _compare(samples, part, list(sources), paths, signatures, report)
+            _compare(samples, part * (not is_one_body), paths, signatures, report)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -245,14 +259,16 @@ class _Later:
 
 
 def _compare(
-    samples: _Samples, part: np.ndarray, names: list[str], paths: list[Path], signatures: np.ndarray, report: Report
+    samples: _Samples, part: np.ndarray, paths: list[Path], signatures: np.ndarray, report: Report
 ) -> None:  # fmt: skip
     """Duplicates, leakage and foreign script: what only shows between samples."""
     found = _find_equal(samples, part, paths)
-    told = {entry.sample for entry in found}
-    alone = np.array([index for index in range(len(samples)) if index not in told], np.int64)
-    for later, earlier, similarity in similar_pairs(signatures[alone]):
-        found.append(_pair("near", int(alone[later]), int(alone[earlier]), samples, part, paths, round(100 * similarity)))
+    earlier_equal = equal_to_earlier(samples.digests)
+    alone = np.flatnonzero(earlier_equal < 0)
+    pairs = [(int(alone[later]), int(alone[earlier]), alike) for later, earlier, alike in similar_pairs(signatures[alone])]
+    report.selection = Selection(samples.file, samples.lines, _group(samples, pairs), earlier_equal >= 0)
+    for later, earlier, alike in pairs:
+        found.append(_pair("near", later, earlier, samples, part, paths, round(100 * alike)))
     told = {entry.sample for entry in found}
     found += [entry for entry in _find_equal_questions(samples, part, paths) if entry.sample not in told]
     found += _find_foreign(samples)
@@ -271,6 +287,25 @@ def _compare(
         if entry.code.endswith("_chinese"):
             values = {"characters": _foreign_characters(entry.code, sample) if sample else "…"}
         report.findings.add(Finding(entry.code, paths[file].name, line, values, excerpt(sample.input) if sample else ""))
+
+
+def _group(samples: _Samples, pairs: list[tuple[int, int, float]]) -> np.ndarray:
+    """The number of each sample's group: the same question, or almost the same text, also by way of a third one."""
+    leader = list(range(len(samples)))
+
+    def find(sample: int) -> int:
+        while leader[sample] != sample:
+            leader[sample] = leader[leader[sample]]
+            sample = leader[sample]
+        return sample
+
+    for digests in (samples.digests, samples.questions):
+        earlier = equal_to_earlier(digests)
+        for sample in np.flatnonzero(earlier >= 0).tolist():
+            leader[find(sample)] = find(int(earlier[sample]))
+    for later, first, _ in pairs:
+        leader[find(later)] = find(first)
+    return np.array([find(sample) for sample in range(len(leader))], np.int64)
 
 
 def _find_equal(samples: _Samples, part: np.ndarray, paths: list[Path]) -> list[_Later]:

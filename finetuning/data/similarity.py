@@ -4,7 +4,8 @@ Equal texts have equal digests. Almost equal ones are found by MinHash over shin
 function: its values fall into 64 bins, the smallest of each is kept, and an empty bin borrows from the next one that is
 not (Li, Owen and Zhang 2012; Shrivastava and Li 2014). The share of the minima in which two texts agree estimates the
 Jaccard similarity of their shingles, with a standard deviation of 0.02 for texts of 400 characters and 0.07 for 40. Texts
-are compared when one of 16 bands of 4 minima is equal: at a similarity of 0.8 that happens with a probability above 99.9 %. White space and letter case are ignored.
+are compared when one of 16 bands of 4 minima is equal: at a similarity of 0.8 that happens with a probability above
+99.9 %. White space and letter case are ignored.
 """
 
 import hashlib

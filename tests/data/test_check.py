@@ -52,7 +52,8 @@ def test_there_is_nothing_to_complain_about_in_the_shipped_example(path: Path, p
 
 def test_traditional_characters_are_foreign_in_simplified_data(write_jsonl: WriteJsonl) -> None:
     path = write_jsonl("zh.jsonl", *[{"input": f"这个问题{i}怎么办？", "output": "请先说明。"} for i in range(9)],
-                       {"input": "這個怎麼辦？", "output": "请先说明。"}, {"input": "日本語の国会", "output": "です、国会図書館"})  # fmt: skip
+                       {"input": "這個怎麼辦？", "output": "请先说明。"},
+                       {"input": "日本語の国会", "output": "です、国会図書館"})  # fmt: skip
     report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
     foreign = [finding for finding in report.findings.sorted() if finding.code.endswith("_chinese")]
     assert [str(finding) for finding in foreign] == [
