@@ -108,7 +108,10 @@ class Worker:
         self.model_path = Path(run.model_path)
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
-        self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
+        self.prompt_format = load_prompt_format(
+            self.model_path, self.config.prompt_template, self.config.system_prompt,
+            has_text=not run.sources["training"].endswith(".bin"),
+        )  # fmt: skip
         self.plan = row_plan(run, self.llama_config.attention_cost)
         self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0

@@ -73,8 +73,13 @@ def configure_dataset(
     path, tokens_dir = Path(dataset_path), Path(tokens_dir)
     megatron = find_megatron(path)
     sources = megatron or find_sources(path)
+    if megatron:
+        texts = {"prompt_template": prompt_template, "system_prompt": system_prompt}
+        useless = [t("--{name} has no effect: Megatron data holds tokens", name=name) for name, text in texts.items() if text]
+        if useless:
+            raise InputError(useless)
     try:
-        prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt)
+        prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt, has_text=not megatron)
     except InputError as error:  # of the model; what is wrong with the data is told as well
         raise InputError(error.problems + ([] if megatron else check_files(path))) from None
     identity = fingerprint(sources)

@@ -166,8 +166,12 @@ class PromptFormat:
         return tokens
 
 
-def load_prompt_format(model_path: Path, prompt_template: str | None, system_prompt: str | None) -> PromptFormat:
+def load_prompt_format(
+    model_path: Path, prompt_template: str | None, system_prompt: str | None, *, has_text: bool = True
+) -> PromptFormat:  # fmt: skip
     """Reads the tokenizer of a local model folder and settles the prompt format.
+
+    With `has_text=False` the data are tokens already, and a tokenizer without chat template, that of a base model, will do.
 
     Raises:
         InputError: no tokenizer, no chat template, or a template that cannot train a proper end of answer.
@@ -181,7 +185,9 @@ def load_prompt_format(model_path: Path, prompt_template: str | None, system_pro
     special = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     begin, end = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
     end_token_ids = _end_token_ids(model_path, tokenizer, settings)
-    if prompt_template is None:
+    if prompt_template is None and not has_text and not has_chat_template(model_path):
+        parts = _template_parts("{input}{output}", None, begin, end)
+    elif prompt_template is None:
         parts = _chat_parts(model_path, system_prompt)
     else:
         parts = _template_parts(prompt_template, system_prompt, begin, end)
@@ -191,6 +197,11 @@ def load_prompt_format(model_path: Path, prompt_template: str | None, system_pro
     return PromptFormat(
         tokenizer, special, *parts, prompt_template is not None, tuple(sorted(end_token_ids)), digest.hexdigest()[:16]
     )
+
+
+def has_chat_template(model_path: Path) -> bool:
+    is_file = any((model_path / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
+    return is_file or bool(_read_json(model_path / "tokenizer_config.json").get("chat_template"))
 
 
 class TemplateParts(NamedTuple):

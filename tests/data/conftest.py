@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.i18n import set_language
@@ -13,6 +14,10 @@ from finetuning.i18n import set_language
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
 from make_tiny_model import make_tiny_model  # noqa: E402
+
+# No deadline: a machine that runs several tests at once is slow now and then.
+settings.register_profile("data", deadline=None, max_examples=40)
+settings.load_profile("data")
 
 WriteJsonl = Callable[..., Path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
@@ -101,7 +101,6 @@ def test_any_json_value_is_a_sample_or_a_problem(value: object) -> None:
             assert describe(problem.code, problem.values)
 
 
-@settings(max_examples=40)
 @given(content=st.binary(max_size=400))
 def test_any_bytes_are_read_to_the_end_without_a_crash(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     for name in ("x.jsonl", "x.jsonl.gz", "x.jsonl.zst", "x.parquet"):

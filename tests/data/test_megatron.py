@@ -1,12 +1,15 @@
 """Megatron's indexed data, in and out: the bytes, what is refused, and documents cut into samples without loss."""
 
 import os
+import shutil
 import struct
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,14 +80,10 @@ def test_documents_stay_apart_in_a_packed_row(tmp_path: Path) -> None:
     batch = make_step_batch(split, np.arange(len(split)), 0, 0, 1, RowPlan(16, 1, 0.0))
     (row,) = batch.micro_batches
     boundaries = row.documents.boundaries[: int(row.documents.extent[0]) + 1].tolist()
-    pieces = [row.tokens[0, a:b].tolist() for a, b in zip(boundaries[:-1], boundaries[1:], strict=True)]
+    pieces = [row.tokens[0, a:b].tolist() for a, b in pairwise(boundaries)]
     assert sorted(pieces) == [[1, 2, 3], [5], [6], [8, 9, 10], [11]]
     assert IGNORED_LABEL not in row.labels and batch.answer_tokens == 9
-    assert torch_equal_to_next(row.tokens[0].tolist(), row.labels[0].tolist())
-
-
-def torch_equal_to_next(tokens: list[int], labels: list[int]) -> bool:
-    return all(label == token + 1 for token, label in zip(tokens, labels, strict=True))
+    assert torch.equal(row.labels, row.tokens + 1)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +130,15 @@ def test_named_parts_are_taken_as_they_are(tmp_path: Path, model_path: Path) -> 
         write_megatron(tmp_path / f"{name}_text_document", documents_from([30] * count), 1000)
     dataset = configure_dataset(tmp_path, model_path, tmp_path / "tokens", seq_length=64)
     assert {name: int(split.lengths.sum()) for name, split in dataset.splits.items()} == {"training": 145, "validation": 58}
+
+
+def test_a_base_model_without_chat_template_will_do(tmp_path: Path, model_path: Path) -> None:
+    base = Path(shutil.copytree(model_path, tmp_path / "base", ignore=shutil.ignore_patterns("*.safetensors", "*.jinja")))
+    write_megatron(tmp_path / "training_text_document", documents_from([30] * 5), 1000)
+    dataset = configure_dataset(tmp_path / "training_text_document", base, tmp_path / "tokens", seq_length=64)
+    assert dataset.prompt_format.chat_template() is None
+    with pytest.raises(InputError, match="--prompt_template has no effect: Megatron data holds tokens"):
+        configure_dataset(tmp_path, base, tmp_path / "tokens", seq_length=64, prompt_template="{input}{output}")
 
 
 @pytest.mark.slow
