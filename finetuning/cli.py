@@ -199,7 +199,7 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
     settings.setdefault("lang", language_of_environment())
     if settings["lang"] in CHOICES["lang"]:
         set_language(settings["lang"])
-    return config_from_dict(settings, str(config_file) if config_file else "command line")
+    return config_from_dict(settings, str(config_file) if config_file else t("command line"))
 
 
 def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any) -> None:
@@ -209,7 +209,7 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
     if hint is bool:
         group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if default not in (None, dataclasses.MISSING):
+    if default not in (None, dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
         shown = ",".join(default) if isinstance(default, tuple) else default
         text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str

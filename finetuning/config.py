@@ -229,4 +229,5 @@ def _convert(value: Any, hint: Any) -> Any:
 def _type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of names")
+    names = {int: t("a whole number"), float: t("a number"), bool: t("true or false"), str: t("text")}
+    return names.get(hint, t("a list of names"))

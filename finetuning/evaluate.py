@@ -11,6 +11,7 @@ from finetuning.data.batches import make_step_batch
 from finetuning.data.rows import RowPlan
 from finetuning.data.tokenized import Split
 from finetuning.model.llama import Llama
+from finetuning.parallel.shard import release_root
 
 SAMPLES_AT_ONCE = 256
 
@@ -38,6 +39,7 @@ def evaluate(
         for row in batch.micro_batches:
             row = row.to(device)
             total += model(row.tokens, row.positions, row.documents, labels_BT=row.labels)
+    release_root(model)
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())
     return Evaluation(total.item() / answer_tokens, len(split), answer_tokens)

@@ -149,11 +149,9 @@ def _histogram(split: SplitReport) -> str:
 def _previews(previews: list[Preview]) -> str:
     if not previews:
         return ""
-    parts = [
-        f"<h2>{escape(t('As the model sees it'))}</h2>",
-        f'<p class="tokens"><span class="trained">{escape(t("trained"))}</span> ',
-        f'<span>{escape(t("not trained"))}</span> <span class="special">{escape(t("control token"))}</span></p>',
-    ]
+    legend = (("trained", t("trained")), ("", t("not trained")), ("special", t("control token")))
+    samples = " ".join(f'<span class="{css}">{escape(label)}</span>' for css, label in legend)
+    parts = [f"<h2>{escape(t('As the model sees it'))}</h2>", f'<p class="tokens">{samples}</p>']
     for preview in previews:
         facts = t("{tokens} tokens, {trained} of them trained", tokens=len(preview.tokens), trained=preview.trained)
         place = f"{preview.file}:{preview.line}"

@@ -76,7 +76,8 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
               model=model_id, ways=_ways_to_give_a_token())
         ) from None  # fmt: skip
     except (HTTPError, LocalEntryNotFoundError, OSError) as error:
-        cause = error.__cause__ or error
+        # Without a download of its own to fall back on, huggingface_hub raises "not in the cache" from the hub's answer.
+        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code == 401:
             raise InputError(
                 t("--hf_model_id {model}: the hub does not know this token (expired, or not copied whole?); see "

@@ -55,7 +55,8 @@ window.addEventListener('load', () => {
     window: innerWidth, contrast: worst, where: where, text: document.body.innerText,
     requests: performance.getEntriesByType('resource').length,
   };
-  document.body.insertAdjacentHTML('beforeend', '<pre id="probe">' + btoa(unescape(encodeURIComponent(JSON.stringify(result)))));
+  const encoded = btoa(unescape(encodeURIComponent(JSON.stringify(result))));
+  document.body.insertAdjacentHTML('beforeend', '<pre id="probe">' + encoded);
 });
 </script>
 """
@@ -70,8 +71,8 @@ def look_at(page: str, folder: Path, *, dark: bool, width: int) -> dict:
     file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [
         browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=5000", *(["--force-dark-mode"] if dark else []), "--dump-dom",
-        file.as_uri(),
+        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=5000",
+        *(["--force-dark-mode"] if dark else []), "--dump-dom", file.as_uri(),
     ]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     found = re.search(r'<pre id="probe">([A-Za-z0-9+/=]+)', run.stdout)

@@ -8,20 +8,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from finetuning.checkpoint.adapters import load_adapters
-from finetuning.checkpoint.huggingface import load_base_weights
 from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import StepBatch, make_step_batch
 from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import open_split
-from finetuning.model.config import read_llama_config
-from finetuning.model.llama import Llama
-from finetuning.parallel.apply import Technique, build_model, trained_parameters
-from finetuning.parallel.mesh import build_mesh
+from finetuning.parallel.apply import Technique, trained_parameters
 from finetuning.training.optimizer import build_optimizer
 from finetuning.training.step import backward, global_grad_norm, train_step
+from tests.models import CPU, build, whole
 from tests.processes import run_processes
 from tests.references import (
     PEFT_PREFIX,
@@ -34,7 +29,6 @@ from tests.references import (
 
 pytestmark = pytest.mark.dist
 
-CPU = torch.device("cpu")
 # float32; sums of some hundred terms of order 1 in another order.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -49,28 +43,14 @@ FULL = Technique()
 LORA = Technique(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)  # 3 does not divide by 2 or 4 processes
 
 
-def build(model_folder: Path, adapter: Path | None, technique: Technique) -> Llama:
-    world_size = torch.distributed.get_world_size()
-    mesh = build_mesh("cpu", pp=1, dp=world_size, cp=1, tp=1)
-    model = build_model(read_llama_config(model_folder), mesh, CPU, technique)
-    load_base_weights(model_folder, model)
-    if adapter is not None:
-        load_adapters(adapter, model)
-    return model
-
-
 def share(split_folder: Path, samples: np.ndarray, step: int = 0) -> StepBatch:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     return make_step_batch(open_split(split_folder), samples, step, rank, world_size, PLAN)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Technique, split_folder: Path) -> dict[str, Any]:
     """On every rank: the mean loss, the gradient norm and all whole gradients of one global batch."""
-    model = build(model_folder, adapter, technique)
+    model = build(model_folder, technique, adapter)
     samples = np.arange(len(open_split(split_folder)))
     batch = share(split_folder, samples)
     loss_sum = backward(model, batch, CPU)
@@ -87,7 +67,7 @@ def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Tech
 def losses_of_steps(
     model_folder: Path, adapter: Path | None, technique: Technique, split_folder: Path, steps: list[list[int]], clip_grad: float
 ) -> list[float]:
-    model = build(model_folder, adapter, technique)
+    model = build(model_folder, technique, adapter)
     optimizer = build_optimizer(model, learning_rate=3e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     losses = []
     for step, samples in enumerate(steps):
