@@ -50,15 +50,15 @@ def parse_line(raw: bytes, line: int) -> tuple[Sample | None, str, list[Problem]
     except UnicodeDecodeError as error:
         found: dict[str, str | int] = {"position": error.start + 1, "looks_like": _other_encoding(raw)}
         return None, "", [*problems, Problem("not_utf8", found, excerpt(raw.decode("utf-8", "replace")))]
-    doubled: list[str] = []
+    _DOUBLED.clear()
     try:
-        value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, doubled))
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         values: dict[str, str | int] = {"message": error.msg, "column": error.colno}
         return None, "", [*problems, Problem("bad_json", values, excerpt(text))]
     except (RecursionError, ValueError) as error:  # nested too deeply; a number with thousands of digits
         return None, "", [*problems, Problem("bad_json", {"message": str(error), "column": 1}, excerpt(text))]
-    problems += [Problem("duplicate_key", {"name": name}, excerpt(text)) for name in doubled[:1]]
+    problems += [Problem("duplicate_key", {"name": name}, excerpt(text)) for name in _DOUBLED[:1]]
     sample, name, found_in_record = parse_record(value, line)
     return sample, name, problems + found_in_record
 
@@ -77,7 +77,10 @@ def parse_record(value: Any, line: int) -> tuple[Sample | None, str, list[Proble
         name, outcome = INPUT_OUTPUT, _from_pair(value, "input", "output", line)
     if isinstance(outcome, Problem):
         return None, name, [outcome]
-    if any("\ud800" <= character <= "\udfff" for text in outcome.texts() if not text.isascii() for character in text):
+    try:
+        for text in outcome.texts():
+            text.encode("utf-8")
+    except UnicodeEncodeError:
         return None, name, [Problem("lone_surrogate", {}, excerpt(outcome.input))]
     return outcome, name, []
 
@@ -132,12 +135,16 @@ def _empty(answer: str, name: str, question: str) -> Problem | None:
     return None if answer.strip() else Problem("empty_answer", {"name": name}, excerpt(question))
 
 
-def _object(pairs: list[tuple[str, Any]], doubled: list[str]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        doubled += [name for name, number in counts.items() if number > 1]
+        _DOUBLED.extend(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
     return value
+
+
+# One decoder for all lines: making one takes longer than a line. The keys that stood twice in the last line are left here.
+_DOUBLED: list[str] = []
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _other_encoding(raw: bytes) -> str:
