@@ -3,10 +3,10 @@
     python benchmarks/data_tokenise.py MODEL --samples 200000 --peer_python OTHER_VENV/bin/python
 
 Ours checks the data as well (every finding, duplicates, leakage, script), writes memory-mapped arrays, and starts from them
-again. The peer loads the file with `datasets.load_dataset("json")`, renders the chat template, tokenises and masks the prompt in a
-batched `map` on all cores, which is how SFT trainers do it, and starts again from its cache. OTHER_VENV needs `datasets`
-and `transformers`; it is no dependency of this project. Wall seconds and CPU seconds (children included) of each phase; the
-machine should have nothing else to do.
+again. The peer loads the file with `datasets.load_dataset("json")`, renders the chat template, tokenises and masks the
+prompt in a batched `map` on all cores, which is how SFT trainers do it, and starts again from its cache. OTHER_VENV needs
+`datasets` and `transformers`, which is no dependency of this project. Wall seconds and CPU seconds (children included) of
+each phase; the machine should have nothing else to do.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
