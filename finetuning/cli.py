@@ -71,7 +71,9 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
     ],
     "Samples": [
-        ("seq_length", None, "longest sample in tokens; a longer one is refused, never cut silently"),
+        ("seq_length", None, "longest sample in tokens"),
+        ("truncation", None, "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed"),
+        ("skip_bad_samples", None, "drop and list samples that cannot be used, instead of refusing the data"),
         ("prompt_template", None, r"text with {input} and {output} instead of the chat template; \n is a new line"),
         ("system_prompt", None, "system message put before every sample"),
     ],
@@ -177,6 +179,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
 VERBS = {
     "train": ("finetuning.cli", "fine-tune a model; `finetune train --help` lists the flags"),
     "selftest": ("finetuning.launch.selftest", "compare a parallel layout with one process, on this machine"),
+    "data": ("finetuning.data_command", "check, preview and convert training data; what a step was trained on"),
     "list": ("finetuning.launch.verbs.list", "all experiments and how they are"),
     "status": ("finetuning.launch.verbs.status", "how an experiment is, or how it ended"),
     "logs": ("finetuning.launch.verbs.logs", "what an experiment has printed; -f follows it"),

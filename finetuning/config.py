@@ -20,6 +20,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 CHOICES = {
     "executor": ("local", "slurm"),
+    "truncation": ("refuse", "cut_input", "drop"),
     "peft": ("none", "lora"),
     "sharding": ("auto", "full", "step", "replicated"),
     "pipeline_schedule": ("1f1b", "interleaved", "zero_bubble"),
@@ -75,6 +76,8 @@ class RunConfig:
     global_batch_size: int = 2048
     micro_batch_size: int = 1  # a packed row holds at most micro_batch_size * seq_length tokens
     seq_length: int = 8192  # tokens of the longest sample
+    truncation: str = "refuse"  # of a longer one: refuse the data, cut its input, drop it
+    skip_bad_samples: bool = False  # drop and list what cannot be used, instead of refusing the data
 
     # Layout.
     tensor_model_parallel_size: int = 1

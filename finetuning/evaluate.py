@@ -7,8 +7,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from finetuning.data.batches import RowPlan, make_step_batch
-from finetuning.data.tokenized import TokenizedSplit
+from finetuning.data.batches import make_step_batch
+from finetuning.data.rows import RowPlan
+from finetuning.data.tokenized import Split
 from finetuning.parallel.apply import ParallelLlama
 
 SAMPLES_AT_ONCE = 256
@@ -26,7 +27,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: ParallelLlama, split: TokenizedSplit, plan: RowPlan) -> Evaluation:
+def evaluate(model: ParallelLlama, split: Split, plan: RowPlan) -> Evaluation:
     """Evaluates all samples of `split`; every rank must call it and gets the same result."""
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     layout = model.layout

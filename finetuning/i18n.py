@@ -20,6 +20,11 @@ def set_language(language: str) -> None:
     _language = language
 
 
+def language() -> str:
+    """The language of the messages: 'en' or 'zh-TW'."""
+    return _language
+
+
 def t(template: str, /, **values: object) -> str:
     """The message in the chosen language, with `values` put in by `str.format`."""
     return translated(template).format(**values)

@@ -38,9 +38,6 @@ MESSAGES: dict[str, str] = {
     "pipeline parallel degree": "管線平行數",
     "context parallel degree": "上下文平行數",
     "Samples": "樣本",
-    "longest sample in tokens; a longer one is refused, never cut silently": (
-        "單一樣本的 token 上限；超過的樣本會被拒絕，絕不會默默截斷"
-    ),
     r"text with {input} and {output} instead of the chat template; \n is a new line": (
         r"含有 {input} 與 {output} 的文字，用來取代 chat template；\n 代表換行"
     ),
@@ -128,19 +125,11 @@ MESSAGES: dict[str, str] = {
     "{path}: {count} samples cannot be split into training, validation and test; 3 are needed": (
         "{path}：{count} 個樣本不夠切成訓練、驗證與測試，至少要 3 個"
     ),
-    "{file}:{line}: {tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be cut; "
-    "shorten it or give --seq_length {needed} or more": (
-        "{file}:{line}：{tokens} 個 token（其中 prompt {prompt} 個）超過 --seq_length {seq_length}，回答會被截斷；請縮短，"
-        "或給 --seq_length {needed} 以上"
-    ),
     "{file}: and {rest} more lines like these": "{file}：另外還有 {rest} 行有類似問題",
     # finetuning/data/jsonl.py
     "not UTF-8 (byte {position}); save the file as UTF-8": "不是 UTF-8（第 {position} 個位元組）；請以 UTF-8 存檔",
-    "not valid JSON ({message} at column {column}): {excerpt}": "不是有效的 JSON（第 {column} 欄：{message}）：{excerpt}",
-    "must be a JSON object with 'input' and 'output': {excerpt}": "必須是含有 'input' 與 'output' 的 JSON 物件：{excerpt}",
     "field '{name}' is missing; found {found}": "缺少欄位 '{name}'；目前有 {found}",
     "field '{name}' must be text, but is {value}": "欄位 '{name}' 必須是文字，但現在是 {value}",
-    "the answer ('output') is empty": "回答（'output'）是空的",
     # finetuning/data/template.py
     "{file}: cannot read the tokenizer: {error}": "{file}：無法讀取 tokenizer：{error}",
     "the tokenizer's chat template depends on the text itself (line {line}); give --prompt_template": (
@@ -616,7 +605,6 @@ MESSAGES: dict[str, str] = {
     "it is down": "目前停用",
     "not installed": "沒有安裝",
     "{hub} cannot be reached ({reason})": "連不到 {hub}（{reason}）",
-    "none": "沒有",
     "not set": "未設定",
     "meeting": "會合",
     "{nodes} nodes at {place} · {via} adds up {speed:.0f} MiB/s": (
@@ -835,7 +823,6 @@ MESSAGES: dict[str, str] = {
     "GPUs; without CUDA, CPU processes": "GPU 數；沒有 CUDA 時是 CPU 行程數",
     "compare only this way of training; left out: all": "只比較這種訓練方式；不給則全部比較",
     "{layout} against one process": "{layout} 與單一行程的比較",
-    "trained": "訓練對象",
     "loss": "損失",
     "one process": "單一行程",
     "gradient norm": "梯度範數",
@@ -844,4 +831,250 @@ MESSAGES: dict[str, str] = {
     "verdict": "結果",
     "equal": "相等",
     "NOT EQUAL: {weight}": "不相等：{weight}",
+    # data: findings, formats, check, preview, prepare, ledger, and the pages about them
+    "check, preview and convert training data; what a step was trained on": "檢查、預覽、轉換訓練資料；查詢某一步用了哪些資料",
+    "longest sample in tokens": "最長樣本的 token 數",
+    "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed": (
+        "樣本更長時：refuse 拒絕這份資料、cut_input 截掉輸入的結尾、drop 捨棄該樣本；一律列出"
+    ),
+    "drop and list samples that cannot be used, instead of refusing the data": "捨棄並列出無法使用的樣本，而不是拒絕整份資料",
+    "--{name} has no effect: Megatron data holds tokens": "--{name} 沒有作用：Megatron 資料存的是 token",
+    "--skip_bad_samples would drop {bad} of {total} samples": ("加上 --skip_bad_samples 會捨棄 {total} 筆樣本中的 {bad} 筆"),
+    ("--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of them"): (
+        "--dataset_path {path}：{files} — 請命名為 training*.bin、validation*.bin、test*.bin，或指定其中一個"
+    ),
+    "{path}: {count} documents cannot be split into training, validation and test; 3 are needed": (
+        "{path}：{count} 份文件無法分成訓練、驗證、測試三部分；至少需要 3 份"
+    ),
+    "cannot be read ({reason}); the file is damaged, or not what its name says": (
+        "無法讀取（{reason}）；檔案已損壞，或內容與副檔名不符"
+    ),
+    "the file is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8": (
+        "檔案是 UTF-16 編碼；請另存為 UTF-8：iconv -f UTF-16 -t UTF-8"
+    ),
+    "one JSON array; a line for each object is needed: `finetune data prepare` converts it": (
+        "整個檔案是一個 JSON 陣列；必須一行一個物件：`finetune data prepare` 可以轉換"
+    ),
+    "a line of more than {limit_mib} MiB; is a line end missing?": "有一行超過 {limit_mib} MiB；是不是少了換行？",
+    "not UTF-8 (byte {position}), it looks like {looks_like}; save the file as UTF-8": (
+        "不是 UTF-8（第 {position} 個位元組），看起來是 {looks_like}；請將檔案另存為 UTF-8"
+    ),
+    "not valid JSON ({message} at column {column})": "不是有效的 JSON（第 {column} 欄：{message}）",
+    "must be a JSON object with 'input' and 'output'": "必須是含有 'input' 與 'output' 的 JSON 物件",
+    (
+        "'messages' must be an optional system message, then user and assistant in turns, ending with the ass"
+        "istant; found {found}"
+    ): ("'messages' 可以先有一則 system 訊息，接著 user 與 assistant 輪流，並以 assistant 結尾；目前是 {found}"),
+    "half a character (an unpaired \\ud800 … \\udfff escape), which no text can hold": (
+        "只有半個字元（不成對的 \\ud800 … \\udfff 跳脫序列），任何文字都無法表示"
+    ),
+    "the answer ('{name}') is empty": "答案（'{name}'）是空的",
+    "has a system message, for which --prompt_template has no place": ("有 system 訊息，但 --prompt_template 沒有放它的位置"),
+    "has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template": (
+        "有多輪對話，但 tokenizer 的聊天模板無法重複；請給 --prompt_template"
+    ),
+    (
+        "{tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be "
+        "cut; shorten it, give --seq_length {tokens} or more, or choose with --truncation"
+    ): (
+        "{tokens} 個 token（其中 {prompt} 個是提示）超過 --seq_length {seq_lengt"
+        "h}，答案會被截斷；請縮短、把 --seq_length 設為 {tokens} 以上，或用 --truncation "
+        "選擇處理方式"
+    ),
+    "begins with a byte order mark; it is skipped": "開頭有位元組順序記號（BOM）；已略過",
+    "key '{name}' stands twice; the last one counts": "鍵 '{name}' 出現兩次；以最後一個為準",
+    "holds '\ufffd', the trace of a text read in the wrong encoding": "含有 '\ufffd'，這是用錯編碼讀取文字留下的痕跡",
+    "a chat template's '{text}' is part of the text; the template is added here, so it would stand twice": (
+        "文字裡有聊天模板的 '{text}'；模板會由本程式加上，這樣會重複"
+    ),
+    "'{token}' inside the text is treated as plain text, never as a control token": (
+        "文字裡的 '{token}' 一律當成普通文字，不會當成控制 token"
+    ),
+    "the same as {other}": "與 {other} 相同",
+    "almost the same as {other} (about {percent} %)": "與 {other} 幾乎相同（約 {percent} %）",
+    "also in {other}: measured on it, the model looks better than it is": "{other} 也有：用它評估，模型會顯得比實際更好",
+    "the same question as {other}: measured on it, the model looks better than it is": (
+        "與 {other} 是同一個問題：用它評估，模型會顯得比實際更好"
+    ),
+    "almost the same as {other} (about {percent} %): measured on it, the model looks better than it is": (
+        "與 {other} 幾乎相同（約 {percent} %）：用它評估，模型會顯得比實際更好"
+    ),
+    "Simplified characters in Traditional Chinese data: {characters}": "繁體中文資料裡有簡體字：{characters}",
+    "Traditional characters in Simplified Chinese data: {characters}": "簡體中文資料裡有繁體字：{characters}",
+    "{tokens} tokens do not fit --seq_length {seq_length}: {removed} tokens of the input are cut": (
+        "{tokens} 個 token 超過 --seq_length {seq_length}：輸入截掉了 {removed} 個 token"
+    ),
+    "{tokens} tokens do not fit --seq_length {seq_length}: the sample is dropped": (
+        "{tokens} 個 token 超過 --seq_length {seq_length}：捨棄這筆樣本"
+    ),
+    "unreadable file": "無法讀取的檔案",
+    "UTF-16 file": "UTF-16 檔案",
+    "JSON array": "JSON 陣列",
+    "line too large": "行過大",
+    "not UTF-8": "不是 UTF-8",
+    "not valid JSON": "不是有效的 JSON",
+    "not an object": "不是物件",
+    "missing field": "缺少欄位",
+    "wrong type": "型別錯誤",
+    "wrong turns": "對話順序錯誤",
+    "half a character": "半個字元",
+    "empty answer": "答案是空的",
+    "system message without a place": "system 訊息沒有位置",
+    "several turns without a place": "多輪對話沒有位置",
+    "too long": "過長",
+    "byte order mark": "位元組順序記號",
+    "key twice": "重複的鍵",
+    "replacement character": "替代字元",
+    "pasted template": "貼上的模板",
+    "special token in the text": "文字裡的特殊 token",
+    "exact duplicate": "完全重複",
+    "near duplicate": "近似重複",
+    "leakage between the parts": "各部分之間的資料洩漏",
+    "Simplified in Traditional Chinese": "繁體中文裡的簡體字",
+    "Traditional in Simplified Chinese": "簡體中文裡的繁體字",
+    "input cut": "輸入被截短",
+    "dropped: too long": "捨棄：過長",
+    "{file}: not a Megatron index (its first bytes are not MMIDIDX)": "{file}：不是 Megatron 索引檔（開頭不是 MMIDIDX）",
+    "{file}: version {version} with data type {code} cannot be read; version 1 with whole numbers can": (
+        "{file}：無法讀取版本 {version}、資料型別 {code}；可以讀取的是版本 1 的整數"
+    ),
+    "{file}: {found} bytes, but its header promises {needed}; is it complete?": (
+        "{file}：只有 {found} 個位元組，但檔頭說有 {needed} 個；檔案完整嗎？"
+    ),
+    "{file}: {found} bytes, but its index needs {needed}; is it complete?": (
+        "{file}：只有 {found} 個位元組，但索引需要 {needed} 個；檔案完整嗎？"
+    ),
+    "{file}: there is no such file; Megatron data is a .bin and an .idx of the same name": (
+        "{file}：沒有這個檔案；Megatron 資料是同名的一個 .bin 和一個 .idx"
+    ),
+    "Training data: {subject}": "訓練資料：{subject}",
+    "{samples:,} samples, median {median:,}, longest {longest:,} tokens": (
+        "{samples:,} 筆樣本，中位數 {median:,}、最長 {longest:,} 個 token"
+    ),
+    "{tokens} tokens, {trained} of them trained": "{tokens} 個 token，其中訓練 {trained} 個",
+    "usable samples": "可用的樣本",
+    "file": "檔案",
+    "format": "格式",
+    "usable": "可用",
+    "MiB": "MiB",
+    "the first {shown} of {total}": "{total} 項中的前 {shown} 項",
+    "trained": "訓練",
+    "not trained": "不訓練",
+    "control token": "控制 token",
+    "training tokens": "訓練用的 token",
+    "answer tokens among them": "其中答案的 token",
+    "longest sample, tokens": "最長樣本的 token 數",
+    "steps per epoch, {batch} samples each": "每個 epoch 的步數，每步 {batch} 筆樣本",
+    "computed positions that are real tokens": "計算的位置中真正是 token 的比例",
+    "work of the slowest of {ranks} ranks above the mean": "{ranks} 個 rank 中最慢者比平均多出的工作量",
+    "times as much, if padded instead of packed": "倍：若用補齊而不打包所需的計算量",
+    "Files": "檔案",
+    "Findings": "發現的問題",
+    "Token lengths": "token 長度",
+    "tokens": "token 數",
+    "samples": "樣本數",
+    "As the model sees it": "模型看到的樣子",
+    "{count} errors stop a training": "{count} 個錯誤，無法開始訓練",
+    "none": "沒有",
+    "no errors, {count} warnings": "沒有錯誤，{count} 個警告",
+    "nothing to complain about": "沒有發現問題",
+    "place": "位置",
+    "what": "說明",
+    "{place}: holds no sample that can be used; `finetune data check` says why": (
+        "{place}：沒有可以使用的樣本；`finetune data check` 會說明原因"
+    ),
+    "{file}:{line} · {tokens} tokens, {trained} of them trained (in brackets)": (
+        "{file}:{line} · {tokens} 個 token，其中訓練 {trained} 個（方括號內）"
+    ),
+    "exactly one begin-of-text token": "開頭 token 剛好一個",
+    "every answer ends with a trained end token": "每個答案都以有訓練的結束 token 結尾",
+    "the prompt is, token for token, the beginning of the sample": "提示的每個 token 都與樣本的開頭一致",
+    "reading the data": "讀取資料",
+    "{file}: {samples:,} usable of {records:,} records, {formats}, {size:.1f} MiB": (
+        "{file}：{records:,} 筆中可用 {samples:,} 筆，{formats}，{size:.1f} MiB"
+    ),
+    ("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, median {median:,}, longest {longest:,}"): (
+        "{split}：{samples:,} 筆樣本，{tokens:,} 個 token，其中答案 {answers:,} 個，中位數 {median:,}，最長 {longest:,}"
+    ),
+    (
+        "packing: {steps:,} steps per epoch of {batch} samples; {fill:.1%} of the computed positions are real"
+        " tokens; the slowest of {ranks} ranks has {imbalance:.1%} more work than the mean; padded instead, i"
+        "t would be {padded:.1f} times as much"
+    ): (
+        "打包：每個 epoch {steps:,} 步，每步 {batch} 筆樣本；計算的位置有 {fill:.1%} 是真正"
+        "的 token；{ranks} 個 rank 中最慢的比平均多 {imbalance:.1%} 的工作量；若改用補齊，計"
+        "算量是 {padded:.1f} 倍"
+    ),
+    "✗ {errors} errors, {warnings} warnings: errors stop a training": (
+        "✗ {errors} 個錯誤、{warnings} 個警告：有錯誤就不會開始訓練"
+    ),
+    "✓ no errors, {warnings} warnings": "✓ 沒有錯誤，{warnings} 個警告",
+    "… and {rest:,} more": "… 還有 {rest:,} 項",
+    "{path}: not a JSON array": "{path}：不是 JSON 陣列",
+    "{path}: not a JSON array: {error}": "{path}：不是 JSON 陣列：{error}",
+    "--dataset_path {path}: not a data file; use {suffixes}": "--dataset_path {path}：不是資料檔；可用 {suffixes}",
+    "--dataset_path {path}: {files} are for the same split; keep one": (
+        "--dataset_path {path}：{files} 屬於同一部分；請只留一個"
+    ),
+    "{folder}: {written:,} of {records:,} samples written ({sizes}); the others are listed above": (
+        "{folder}：寫入 {records:,} 筆樣本中的 {written:,} 筆（{sizes}）；其餘列在上面"
+    ),
+    "written: {path}": "已寫入：{path}",
+    "Training data, looked at before and after a training.": "在訓練之前與之後檢視訓練資料。",
+    "report everything that is wrong or suspicious, with file and line": "報告所有錯誤與可疑之處，附檔名與行號",
+    "data folder, or files": "資料夾，或檔案",
+    "of a sample that is too long": "樣本過長時怎麼處理",
+    "samples per optimizer step, for the steps of an epoch and the packing": (
+        "每個最佳化步驟的樣本數，用來計算每個 epoch 的步數與打包"
+    ),
+    "ranks that share a global batch": "分擔一個 global batch 的 rank 數",
+    "also write the report as JSON": "另外把報告寫成 JSON",
+    "also write the report as a page for a browser": "另外把報告寫成可用瀏覽器開啟的網頁",
+    "show a sample exactly as the model sees it": "顯示模型實際看到的樣本",
+    "data folder or file": "資料夾或檔案",
+    "file of the folder": "資料夾裡的哪一個檔案",
+    "line of the file; left out: the first that can be used": "檔案的第幾行；不給則為第一筆可用的樣本",
+    "also write a page for a browser": "另外寫成可用瀏覽器開啟的網頁",
+    "convert data, drop duplicates, and split it without leakage": "轉換資料、去除重複，並在不洩漏的情況下分割",
+    "file, or folder of files, in any readable format": "任何可讀格式的檔案，或放這些檔案的資料夾",
+    "folder to write; must be new or empty": "要寫入的資料夾；必須是新的或空的",
+    "jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx": (
+        "jsonl：training.jsonl、validation.jsonl、test.jsonl；megatron：.bin 與 .idx"
+    ),
+    "part of the samples, 0 to 0.5": "占樣本的比例，0 到 0.5",
+    "decides which samples are held out": "決定保留哪些樣本",
+    "keep samples that are there twice": "保留重複的樣本",
+    "print the lines that a step of an experiment was trained on": "列出實驗的某一步用哪些行訓練",
+    "name of the experiment": "實驗名稱",
+    "optimizer step, from 1; left out: a line for each step": "最佳化步驟，從 1 起算；不給則每步一行",
+    "the steps that consumed this line instead": "改為列出用過這一行的步驟",
+    "model whose tokenizer counts the tokens: a local folder, or a name on the hub": (
+        "用來計算 token 的模型：本機資料夾，或 hub 上的名稱"
+    ),
+    "text with {{input}} and {{output}} instead of the chat template": "以含有 {{input}} 與 {{output}} 的文字取代聊天模板",
+    "tokens were not counted; give --hf_model_id for lengths, packing and previews": (
+        "沒有計算 token；給 --hf_model_id 就會有長度、打包與預覽"
+    ),
+    "{path}: has no {split} file": "{path}：沒有 {split} 檔",
+    "--to megatron writes tokens; give the model whose tokenizer makes them as --hf_model_id": (
+        "--to megatron 會寫入 token；請用 --hf_model_id 指定產生 token 的模型"
+    ),
+    "{folder}: exists and is not empty; give a new folder": "{folder}：已存在而且不是空的；請指定新的資料夾",
+    "{path}: not a data file; use {suffixes}": "{path}：不是資料檔；可用 {suffixes}",
+    "{folder}: there is no ledger; is --experiment the name of one that has been trained?": (
+        "{folder}：沒有帳本；--experiment 是訓練過的實驗名稱嗎？"
+    ),
+    "{folder}: the ledger has no such step or line": "{folder}：帳本裡沒有這一步或這一行",
+    "{path}: there is no such file": "{path}：沒有這個檔案",
+    "step {step}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers": (
+        "第 {step} 步：{samples:,} 筆樣本，{tokens:,} 個 token，其中答案 {answers:,} 個"
+    ),
+    "{path}: Megatron data holds tokens; there is no text to check": "{path}：Megatron 資料存的是 token，沒有文字可以檢查",
+    "{path}: not a data file": "{path}：不是資料檔",
+    "must be 0 to 0.5": "必須介於 0 與 0.5 之間",
+    "step {step}  {place}  {tokens:,} tokens, {answers:,} of them answers": (
+        "第 {step} 步  {place}  {tokens:,} 個 token，其中答案 {answers:,} 個"
+    ),
+    "checked": "檢查",
+    "{summary} · see data/report.html in the folder below": "{summary} · 詳見下方資料夾的 data/report.html",
 }

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
@@ -164,7 +165,9 @@ def share_of(rows: list[MicroBatch], data_rank: int, data_parallel: int) -> Step
     each = len(rows) // data_parallel
     answer_tokens = sum(int((row.labels != IGNORED_LABEL).sum()) for row in rows)
     tokens = sum(row.tokens.numel() for row in rows)
-    return StepBatch(0, rows[data_rank * each : (data_rank + 1) * each], answer_tokens, tokens, tokens)
+    return StepBatch(
+        0, rows[data_rank * each : (data_rank + 1) * each], answer_tokens, tokens, tokens, 0.0, np.arange(len(rows))
+    )
 
 
 def random_weight(name: str, shape: torch.Size) -> Tensor:

@@ -26,10 +26,12 @@ from finetuning.checkpoint.adapters import export_adapters, initialise_adapters,
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, RunConfig, read_run
-from finetuning.data.batches import GlobalBatches, RowPlan
-from finetuning.data.jsonl import Sample, parse_line
+from finetuning.data.batches import GlobalBatches
+from finetuning.data.formats import Sample
+from finetuning.data.rows import RowPlan
+from finetuning.data.sources import read_samples_at
 from finetuning.data.template import load_prompt_format
-from finetuning.data.tokenized import TokenizedSplit, open_split
+from finetuning.data.tokenized import Split, open_split
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError, StopRequested
 from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
@@ -111,9 +113,12 @@ class Worker:
         self.model_path = Path(run.model_path)
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
-        self.prompt_format = load_prompt_format(self.model_path, self.config.prompt_template, self.config.system_prompt)
         self.layout = Layout(run.device, degrees_of(self.config))
         self.plan = row_plan(run, self.llama_config)
+        self.prompt_format = load_prompt_format(
+            self.model_path, self.config.prompt_template, self.config.system_prompt,
+            has_text=not run.sources["training"].endswith(".bin"),
+        )  # fmt: skip
         self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
@@ -137,7 +142,7 @@ class Worker:
         record = StepRecord(
             run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
-            before_first_step=self._look_before,
+            before_first_step=self._look_before, training_split=self.splits["training"],
         )  # fmt: skip
         strategy = MeshStrategy(
             self.layout, max_steps=run.max_steps, identity=run.identity,
@@ -221,7 +226,7 @@ class Worker:
         samples = first_samples(self.splits[split], Path(self.run.sources[split]), self.config.num_sample_answers)
         assert self.module.net is not None
         answers = generate(
-            self.module.net, [self.prompt_format.encode_prompt(sample.input) for sample in samples],
+            self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
             end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens,
         )  # fmt: skip
         rows = [
@@ -297,19 +302,11 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     return RowPlan(capacity, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
 
 
-def first_samples(split: TokenizedSplit, source: Path, count: int) -> list[Sample]:
-    """The texts of the first samples of a split."""
-    wanted = set(split.lines[:count].tolist())
-    samples = []
-    with source.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            if number in wanted:
-                sample = parse_line(raw.removeprefix(b"\xef\xbb\xbf"), number)
-                assert isinstance(sample, Sample)  # checked before the launch
-                samples.append(sample)
-            if len(samples) == len(wanted):
-                break
-    return samples
+def first_samples(split: Split, source: Path, count: int) -> list[Sample]:
+    """The texts of the first samples of a split; none of Megatron data, which has no text."""
+    if source.suffix == ".bin":
+        return []
+    return list(read_samples_at(source, set(split.lines[:count].tolist())).values())
 
 
 def redirect_output(log_file: Path) -> Console:

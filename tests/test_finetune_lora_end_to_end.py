@@ -11,6 +11,7 @@ import transformers
 
 from finetuning.checkpoint.store import find_checkpoints
 from finetuning.config import read_run
+from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import open_split
 from finetuning.status import read_status
@@ -88,7 +89,7 @@ def test_the_tokenizer_of_the_result_writes_the_prompt_that_was_trained(experime
         sample = json.loads(source[split.lines[index] - 1])
         prompt = tokenizer.apply_chat_template([{"role": "user", "content": sample["input"]}], return_dict=False)
         tokens, trained = split.sample(index)
-        assert prompt == prompt_format.encode_prompt(sample["input"])
+        assert prompt == prompt_format.encode_prompt(Sample(1, sample["input"], sample["output"]))
         assert prompt == tokens[~trained].tolist()
     assert tokenizer.decode(prompt).startswith("<|begin_of_text|>以下是一個問題。\n問題：")
 

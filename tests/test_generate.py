@@ -7,6 +7,7 @@ import torch
 import transformers
 from torch.distributed.tensor import DTensor
 
+from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format
 from finetuning.generate import generate
 from tests.models import build
@@ -21,7 +22,7 @@ NEW_TOKENS = 12
 
 def prompts(model_folder: Path) -> list[list[int]]:
     prompt_format = load_prompt_format(model_folder, None, None)
-    return [prompt_format.encode_prompt(question) for question in QUESTIONS]
+    return [prompt_format.encode_prompt(Sample(1, question, "")) for question in QUESTIONS]
 
 
 def answers(model_folder: Path, end_token_ids: tuple[int, ...]) -> list[list[int]]:

@@ -1,16 +1,11 @@
 """The exact global batch, laid out over ranks and micro-batches as packed rows.
 
-A step's samples are spread over data-parallel ranks x micro-batches so that the work of the rows — tokens and the
-quadratic attention cost — is even; each row holds whole samples one after another, at most `capacity` positions,
-and ends in padding up to a multiple of `granularity` so that few row lengths occur. Every rank gets the same number of
-micro-batches, because sharded parameters are gathered together. All ranks compute the same plan from the same lengths;
-nothing is communicated.
+A step's samples are spread over data-parallel ranks x micro-batches by `finetuning.data.rows`; each row holds whole samples
+one after another and ends in padding. All ranks compute the same plan from the same lengths; nothing is communicated.
 """
 
-import heapq
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +13,8 @@ import torch
 from torch import Tensor
 
 from finetuning.data.order import samples_of_step
-from finetuning.data.tokenized import TokenizedSplit
+from finetuning.data.rows import RowPlan, measure, plan_rows
+from finetuning.data.tokenized import Split
 from finetuning.model.attention import Documents, make_documents
 from finetuning.model.cross_entropy import IGNORED_LABEL
 
@@ -44,85 +40,14 @@ class StepBatch(NamedTuple):
     answer_tokens: int  # trained positions: the loss is divided by them once
     tokens: int  # real positions, padding not counted
     computed: int  # positions of all rows of all ranks, padding included
+    imbalance: float  # work of the slowest rank above the mean, 0.03 = 3 %
+    samples: np.ndarray  # indices of all samples of the step
 
 
-@dataclass(frozen=True)
-class RowPlan:
-    """How rows are filled. `capacity` and `granularity` in positions; `attention_cost` as in LlamaConfig.
-
-    Parallel layouts ask for more: every row length a `multiple`; with a pipeline, the number of rows of a rank a multiple
-    of `rows_multiple`, and all rows of a rank as long as its longest (`same_length`).
-    """
-
-    capacity: int
-    granularity: int
-    attention_cost: float
-    multiple: int = 1
-    rows_multiple: int = 1
-    same_length: bool = False
-
-    def padded(self, positions: int) -> int:
-        """Row length for this many real positions."""
-        length = min(-(-max(positions, 1) // self.granularity) * self.granularity, max(self.capacity, positions))
-        return -(-length // self.multiple) * self.multiple
-
-    def row_lengths(self, positions: list[int]) -> list[int]:
-        """Lengths of the rows of one rank, with these many real positions each."""
-        lengths = [self.padded(count) for count in positions]
-        return [max(lengths)] * len(lengths) if self.same_length else lengths
-
-
-def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: RowPlan) -> list[list[list[int]]]:
-    """Assigns samples to rows: result[rank][micro_batch] lists indices into `lengths`.
-
-    Longest first into the row with the least work that still has room; one micro-batch more for every rank when a
-    sample finds no room. Rows may stay empty when there are fewer samples than rows.
-
-    Example: lengths [5, 3, 2], two ranks, capacity 8 -> [[[0]], [[1, 2]]].
-
-    Raises:
-        ValueError: a sample is longer than the capacity.
-    """
-    if len(lengths) and int(lengths.max()) > plan.capacity:
-        raise ValueError(f"a sample has {int(lengths.max())} positions, a row at most {plan.capacity}")
-    cost = lengths + plan.attention_cost * lengths.astype(np.float64) ** 2
-    order = np.argsort(-lengths, kind="stable").tolist()
-    rows_per_rank = max(1, -(-int(lengths.sum()) // (data_parallel_size * plan.capacity)))
-    rows_per_rank = -(-rows_per_rank // plan.rows_multiple) * plan.rows_multiple
-    while (rows := _fill(lengths, cost, order, data_parallel_size * rows_per_rank, plan.capacity)) is None:
-        rows_per_rank += plan.rows_multiple
-    # The heaviest rows first, dealt back and forth: rank totals even out.
-    rows.sort(key=lambda row: -cost[row].sum())
-    ranks: list[list[list[int]]] = [[] for _ in range(data_parallel_size)]
-    for index, row in enumerate(rows):
-        turn, place = divmod(index, data_parallel_size)
-        ranks[place if turn % 2 == 0 else data_parallel_size - 1 - place].append(row)
-    return ranks
-
-
-def _fill(lengths: np.ndarray, cost: np.ndarray, order: list[int], num_rows: int, capacity: int) -> list[list[int]] | None:
-    rows: list[list[int]] = [[] for _ in range(num_rows)]
-    used = [0] * num_rows
-    heap = [(0.0, row) for row in range(num_rows)]
-    for sample in order:
-        passed = []
-        while heap and used[heap[0][1]] + lengths[sample] > capacity:
-            passed.append(heapq.heappop(heap))
-        if not heap:
-            return None
-        work, row = heapq.heappop(heap)
-        rows[row].append(sample)
-        used[row] += int(lengths[sample])
-        heapq.heappush(heap, (work + float(cost[sample]), row))
-        for entry in passed:
-            heapq.heappush(heap, entry)
-    return rows
-
-
-def make_row(split: TokenizedSplit, samples: list[int], length: int) -> MicroBatch:
+def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
     """Concatenates samples into one packed row of `length` positions.
 
-    A sample of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
+    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
@@ -130,9 +55,10 @@ def make_row(split: TokenizedSplit, samples: list[int], length: int) -> MicroBat
     labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     documents, start = [], 0
-    for sample in samples:
-        sample_tokens, trained = split.sample(sample)
+    for sample_tokens, trained in (piece for sample in samples for piece in split.pieces(sample)):
         count = len(sample_tokens) - 1
+        if count < 1:
+            continue
         part = slice(start, start + count)
         tokens[part] = sample_tokens[:-1]
         labels[part] = np.where(trained[1:], sample_tokens[1:], IGNORED_LABEL)
@@ -147,19 +73,22 @@ def make_row(split: TokenizedSplit, samples: list[int], length: int) -> MicroBat
 
 
 def make_step_batch(
-    split: TokenizedSplit, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
+    split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
 ) -> StepBatch:
     """The rows of `data_rank` for these samples, with the counts of all ranks."""
     lengths = split.lengths[samples]
     ranks = plan_rows(lengths, data_parallel_size, plan)
-    row_lengths = [plan.row_lengths([int(lengths[row].sum()) for row in rows]) for rows in ranks]
-    mine = zip(ranks[data_rank], row_lengths[data_rank], strict=True)
+    packing = measure(lengths, ranks, plan)
+    row_lengths = plan.row_lengths([int(lengths[row].sum()) for row in ranks[data_rank]])
+    mine = zip(ranks[data_rank], row_lengths, strict=True)
     return StepBatch(
         step=step,
         micro_batches=[make_row(split, samples[row].tolist(), length) for row, length in mine],
         answer_tokens=int(split.answer_tokens[samples].sum()),
-        tokens=int(lengths.sum()),
-        computed=sum(map(sum, row_lengths)),
+        tokens=packing.tokens,
+        computed=packing.computed,
+        imbalance=packing.imbalance,
+        samples=samples,
     )
 
 
@@ -170,7 +99,7 @@ class GlobalBatches:
     """
 
     def __init__(
-        self, split: TokenizedSplit, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
+        self, split: Split, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
         data_rank: int, data_parallel_size: int, plan: RowPlan,
     ):  # fmt: skip
         self.split, self.plan, self.seed = split, plan, seed

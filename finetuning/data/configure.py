@@ -4,30 +4,33 @@
 started; the workers only see the arrays it leaves behind (`finetuning.data.tokenized`).
 """
 
+import fcntl
 import hashlib
+import json
+import os
 import shutil
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from finetuning.data.jsonl import Sample, read_samples
-from finetuning.data.template import PromptFormat, check_against_chat_template, load_prompt_format
-from finetuning.data.tokenized import TokenizedSplit, open_split, write_split
+from finetuning.data.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
+from finetuning.data.findings import ERROR, ERRORS, Finding
+from finetuning.data.formats import Sample
+from finetuning.data.megatron import read_megatron, with_ending
+from finetuning.data.report import reading_progress
+from finetuning.data.scan import REFUSE, ScanSettings
+from finetuning.data.sources import SPLITS, Source, find_sources, fingerprint, read_samples_at, stem_of
+from finetuning.data.template import CHECKED_SAMPLES, PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.tokenized import SPLIT_FILE, Split, open_split
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
-SPLITS = ("training", "validation", "test")
 LISTED_PROBLEMS = 20
-SPLIT_SEED = 98_1_1  # of the 98/1/1 split of a raw file; fixed, so that it never depends on the run
-
-
-@dataclass(frozen=True)
-class Source:
-    """The JSONL file of one split, and which of its good lines belong to it (None: all)."""
-
-    path: Path
-    lines: frozenset[int] | None = None
+LAYOUT_VERSION = 2  # of the arrays and of what a check finds: a change makes old tokens unused
+REPORT_FILE = "report.json"
 
 
 @dataclass(frozen=True)
@@ -37,140 +40,192 @@ class Dataset:
     folder: Path  # of the arrays, one folder a split
     sources: dict[str, Source]
     prompt_format: PromptFormat
-    splits: dict[str, TokenizedSplit]
+    splits: dict[str, Split]
     was_split: bool  # a raw file was split 98/1/1
     fingerprint: str  # of the files' bytes and the split
-    example: Sample  # the first training sample
+    example: Sample | None  # the first training sample; None: Megatron data, which has no text
+    report: Report
 
 
 def configure_dataset(
     dataset_path: str | Path, model_path: str | Path, tokens_dir: str | Path, *, seq_length: int,
-    prompt_template: str | None = None, system_prompt: str | None = None,
+    prompt_template: str | None = None, system_prompt: str | None = None, truncation: str = REFUSE,
+    skip_bad_samples: bool = False,
 ) -> Dataset:  # fmt: skip
     """Finds, checks and tokenises the data set of a run.
 
     Args:
         dataset_path: folder with training.jsonl (and validation.jsonl, test.jsonl), or with one raw .jsonl, which is
-            split 98/1/1; or the path of that raw file.
+            split 98/1/1; or the path of that raw file. `.jsonl.gz`, `.jsonl.zst` and `.parquet` work as well, and a folder
+            or prefix of Megatron's .bin and .idx.
         model_path: local model folder in Hugging Face format; only its tokenizer is read.
-        tokens_dir: where the arrays go, in a sub-folder named by content; reused when it is there.
+        tokens_dir: where the arrays go, in a sub-folder named by content; reused when it is there. Several processes may
+            ask for the same one at once: one builds it, the others wait.
         seq_length: longest sample, in tokens.
         prompt_template: text with {input} and {output}; None: the tokenizer's chat template.
         system_prompt: system message of the chat template.
+        truncation: what happens to a longer sample: refuse, cut_input or drop.
+        skip_bad_samples: drop what cannot be used, instead of refusing the data.
 
     Raises:
         InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
     """
-    sources, samples, was_split = read_dataset(Path(dataset_path))
-    prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt)
-    if prompt_template is None:
-        check_against_chat_template(prompt_format, Path(model_path), system_prompt, samples["training"])
-    fingerprint = _fingerprint(sources)
-    key = hashlib.sha256(f"{fingerprint} {prompt_format.fingerprint} {seq_length}".encode()).hexdigest()[:16]
-    folder = Path(tokens_dir) / key
-    if not folder.is_dir():
-        _tokenize(folder, sources, samples, prompt_format, seq_length)
-    splits = {name: open_split(folder / name) for name in sources}
-    return Dataset(folder, sources, prompt_format, splits, was_split, fingerprint, samples["training"][0])
+    path, tokens_dir = Path(dataset_path), Path(tokens_dir)
+    megatron = find_megatron(path)
+    sources = megatron or find_sources(path)
+    if megatron:
+        texts = {"prompt_template": prompt_template, "system_prompt": system_prompt}
+        useless = [t("--{name} has no effect: Megatron data holds tokens", name=name) for name, text in texts.items() if text]
+        if useless:
+            raise InputError(useless)
+    try:
+        prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt, has_text=not megatron)
+    except InputError as error:  # of the model; what is wrong with the data is told as well
+        raise InputError(error.problems + ([] if megatron else check_files(path))) from None
+    identity = fingerprint(sources)
+    facts = [LAYOUT_VERSION, identity, prompt_format.fingerprint, seq_length, truncation, skip_bad_samples]
+    folder = tokens_dir / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def build(target: Path) -> None:
+        if megatron:
+            _write_megatron_splits(sources, target, seq_length)
+        else:
+            settings = ScanSettings(prompt_format, seq_length, truncation)
+            with reading_progress([source.path for source in sources.values()]) as progress:
+                report = scan_sources(sources, settings, target, progress)
+            _refuse_bad_data(report, sources, skip_bad_samples)
+            (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
+
+    build_once(folder, build)
+    splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
+    report = Report() if megatron else read_report(folder / REPORT_FILE)
+    first = (
+        {} if megatron else read_samples_at(sources["training"].path, set(splits["training"].lines[:CHECKED_SAMPLES].tolist()))
+    )
+    samples = list(first.values())
+    if prompt_template is None and samples:
+        check_against_chat_template(prompt_format, Path(model_path), system_prompt, samples)
+    was_split = any(source.is_shared for source in sources.values())
+    return Dataset(folder, sources, prompt_format, splits, was_split, identity, samples[0] if samples else None, report)
 
 
-def read_dataset(path: Path) -> tuple[dict[str, Source], dict[str, list[Sample]], bool]:
-    """Source and samples of each split, and whether a raw file was split.
+def check_files(path: Path) -> list[str]:
+    """What is wrong with the files of a data set, as far as it can be told without a model."""
+    try:
+        sources = find_sources(path)
+        _refuse_bad_data(scan_sources(sources, ScanSettings(None, 0)), sources, skip_bad_samples=False)
+    except InputError as error:
+        return error.problems
+    return []
 
-    Raises:
-        InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Makes `folder` by `build(temporary folder)` unless it is there; it appears complete or not at all.
+
+    Safe when several processes, also on several machines, do it at once, and when one of them is killed half-way.
     """
-    sources, was_split = find_sources(path)
-    samples: dict[str, list[Sample]] = {}
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = folder.parent / f"{folder.name}.lock"
+    with lock_file.open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
+        if folder.is_dir():
+            return
+        # The name is our own, should the file system not know locks.
+        temporary = folder.parent / f"{folder.name}.{socket.gethostname()}-{os.getpid()}.incomplete"
+        _remove_abandoned(folder)
+        try:
+            build(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock_file.unlink(missing_ok=True)  # who waits for it still gets it; a second builder has a name of its own
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What builders of this machine that were killed have left."""
+    for left in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.incomplete"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def problems_of(report: Report) -> list[str]:
+    """The errors as lines to read, at most LISTED_PROBLEMS of each file."""
     problems: list[str] = []
-    for file in dict.fromkeys(source.path for source in sources.values()):
-        found, wrong = read_samples(file)
-        problems += _shorten(wrong, file)
-        if not found and not wrong:
-            problems.append(t("{path}: holds no samples", path=file))
-        if was_split and not problems:
-            sources = _split_lines(file, [sample.line for sample in found])
-        for name, source in sources.items():
-            if source.path == file:
-                samples[name] = [sample for sample in found if source.lines is None or sample.line in source.lines]
-    if problems:
-        raise InputError(problems)
-    return sources, samples, was_split
+    by_file: dict[str, list[Finding]] = {}
+    for finding in bad_lines(report.findings):
+        by_file.setdefault(finding.file, []).append(finding)
+    for file, found in by_file.items():
+        problems += [str(finding) for finding in found[:LISTED_PROBLEMS]]
+        total = sum(number for (name, code), number in report.findings.counts.items() if name == file and code in ERRORS)
+        if total > LISTED_PROBLEMS:
+            problems.append(t("{file}: and {rest} more lines like these", file=file, rest=total - LISTED_PROBLEMS))
+    return problems
 
 
-def find_sources(path: Path) -> tuple[dict[str, Source], bool]:
-    """The file of each split, and whether they are still to be split from one raw file."""
-    if path.is_file():
-        return {name: Source(path) for name in SPLITS}, True
-    if not path.is_dir():
-        raise InputError(t("--dataset_path {path}: there is no such folder", path=path))
-    named = {name: Source(path / f"{name}.jsonl") for name in SPLITS if (path / f"{name}.jsonl").is_file()}
-    if "training" in named:
-        return named, False
-    raw = sorted(file for file in path.glob("*.jsonl") if file.stem not in SPLITS)
-    if len(raw) == 1 and not named:
-        return {name: Source(raw[0]) for name in SPLITS}, True
-    found = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or t("nothing")
-    raise InputError(
-        t("--dataset_path {path}: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other .jsonl "
-          "file to be split 98/1/1; found {found}", path=path, found=found)
-    )  # fmt: skip
+def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_samples: bool) -> None:
+    problems = [] if skip_bad_samples else problems_of(report)
+    broken = {finding.file for finding in bad_lines(report.findings)}
+    for file in report.files:
+        if file.samples == 0 and (skip_bad_samples or file.name not in broken):
+            problems.append(t("{path}: holds no samples", path=file.name))
+        elif file.samples < len(SPLITS) and report.was_split and not problems:
+            problems.append(
+                t("{path}: {count} samples cannot be split into training, validation and test; 3 are needed", path=file.name,
+                  count=file.samples)
+            )  # fmt: skip
+    if not problems:
+        return
+    usable = sum(file.samples for file in report.files)
+    bad = report.findings.count(ERROR)
+    if usable and bad and not skip_bad_samples:
+        total = sum(file.records for file in report.files)
+        problems.append(t("--skip_bad_samples would drop {bad} of {total} samples", bad=total - usable, total=total))
+    raise InputError(problems)
 
 
-def _split_lines(path: Path, lines: list[int]) -> dict[str, Source]:
-    """98/1/1 by a fixed shuffle of the good lines; at least one sample each for validation and test."""
-    if len(lines) < 3:
-        raise InputError(t("{path}: {count} samples cannot be split into training, validation and test; 3 are needed",
-                           path=path, count=len(lines)))  # fmt: skip
-    words = np.random.PCG64(SPLIT_SEED).random_raw(len(lines))
-    shuffled = [lines[index] for index in np.argsort(words, kind="stable")]
-    held_out = max(1, round(len(lines) * 0.01))
-    return {
-        "training": Source(path, frozenset(shuffled[2 * held_out :])),
-        "validation": Source(path, frozenset(shuffled[:held_out])),
-        "test": Source(path, frozenset(shuffled[held_out : 2 * held_out])),
-    }
+def find_megatron(path: Path) -> dict[str, Source]:
+    """The splits of Megatron data: a prefix, its .bin or .idx, or a folder with `training*.bin` or one pair.
+
+    Empty where it is none, or where the folder has other training data as well.
+    """
+    if path.is_dir():
+        if any(stem_of(file) == "training" for file in path.iterdir()):
+            return {}
+        pairs = sorted(file for file in path.glob("*.idx") if with_ending(file, ".bin").is_file())
+        named = {name: [file for file in pairs if file.name.startswith(name)] for name in SPLITS}
+        if named["training"] and all(len(files) <= 1 for files in named.values()):
+            return {name: Source(with_ending(files[0], ".bin")) for name, files in named.items() if files}
+        if len(pairs) == 1:
+            return {name: Source(with_ending(pairs[0], ".bin"), is_shared=True) for name in SPLITS}
+        if pairs:
+            raise InputError(
+                t("--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of "
+                  "them", path=path, files=", ".join(file.name for file in pairs))
+            )  # fmt: skip
+        return {}
+    if path.suffix in (".bin", ".idx") or with_ending(path, ".idx").is_file():
+        return {name: Source(with_ending(path, ".bin"), is_shared=True) for name in SPLITS}
+    return {}
 
 
-def _tokenize(
-    folder: Path, sources: dict[str, Source], samples: dict[str, list[Sample]], prompt_format: PromptFormat, seq_length: int
-) -> None:
-    """Writes the arrays of all splits; the folder appears only when they are complete."""
-    temporary = folder.with_name(folder.name + ".incomplete")
-    shutil.rmtree(temporary, ignore_errors=True)
-    problems: list[str] = []
+def _write_megatron_splits(sources: dict[str, Source], folder: Path, seq_length: int) -> None:
     for name, source in sources.items():
-        tokenized, too_long = [], []
-        for sample in samples[name]:
-            tokens, prompt_length = prompt_format.encode(sample.input, sample.output)
-            if len(tokens) > seq_length:
-                too_long.append(
-                    t("{file}:{line}: {tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; "
-                      "the answer would be cut; shorten it or give --seq_length {needed} or more",
-                      file=source.path.name, line=sample.line, tokens=len(tokens), prompt=prompt_length,
-                      seq_length=seq_length, needed=len(tokens))
+        documents = np.arange(len(read_megatron(source.path)))
+        if source.is_shared:
+            if len(documents) < len(SPLITS):
+                raise InputError(
+                    t("{path}: {count} documents cannot be split into training, validation and test; 3 are needed",
+                      path=source.path, count=len(documents))
                 )  # fmt: skip
-            trained = [position >= prompt_length for position in range(len(tokens))]
-            tokenized.append((tokens, trained, sample.line))
-        problems += _shorten(too_long, source.path)
-        write_split(temporary / name, tokenized)
-    if problems:
-        shutil.rmtree(temporary)
-        raise InputError(problems)
-    temporary.rename(folder)
-
-
-def _fingerprint(sources: dict[str, Source]) -> str:
-    digest = hashlib.sha256()
-    for name, source in sources.items():
-        with source.path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{name} {content} {sorted(source.lines or [])}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _shorten(problems: list[str], path: Path) -> list[str]:
-    if len(problems) <= LISTED_PROBLEMS:
-        return problems
-    rest = len(problems) - LISTED_PROBLEMS
-    return [*problems[:LISTED_PROBLEMS], t("{file}: and {rest} more lines like these", file=path.name, rest=rest)]
+            documents = documents[split_98_1_1(len(documents)) == SPLITS.index(name)]
+        if not len(documents):
+            raise InputError(t("{path}: holds no samples", path=source.path))
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "documents.npy", documents)
+        settings = {"megatron": str(source.path.resolve()), "seq_length": seq_length}
+        (folder / name / SPLIT_FILE).write_text(json.dumps(settings), encoding="utf-8")

@@ -18,6 +18,7 @@ from finetuning.failures import clear_failures
 from finetuning.i18n import t
 from finetuning.launch.check import check_settings
 from finetuning.launch.container import package_folder
+from finetuning.launch.data_report import write_data_report
 from finetuning.launch.local import run_workers, torchrun_command, torchrun_command_of_node
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
@@ -28,6 +29,7 @@ from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, 
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
+TOKENS_FOLDER = ".tokens"  # of all experiments beside it: tokens are named by what they were made from
 
 
 def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool = False) -> int:
@@ -75,7 +77,7 @@ def _run(
     config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, job: JobPlan | None,
     detach: bool,
 ) -> int:  # fmt: skip
-    prepared = prepare(config, token, experiment_dir, experiment_dir / "data", with_weights=True, job=job)
+    prepared = prepare(config, token, experiment_dir, experiment_dir.parent / TOKENS_FOLDER, with_weights=True, job=job)
     run = prepared.run
     if prepared.start.finished_at is not None:
         _say_finished(console, prepared)
@@ -86,6 +88,7 @@ def _run(
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete(checkpoints)
     clear_failures(logs)
+    write_data_report(prepared, experiment_dir / "data")
     show_start(console, prepared, _gpu_memory_gib(run))
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)
@@ -134,7 +137,7 @@ def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, conso
         if prepared.start.finished_at is not None:
             _say_finished(console, prepared)
         run_file = Path(scratch) / "run.yaml"
-        tokens_dir = experiment_dir / "data" / Path(prepared.run.tokens_dir).name
+        tokens_dir = experiment_dir.parent / TOKENS_FOLDER / Path(prepared.run.tokens_dir).name
         run = dataclasses.replace(prepared.run, tokens_dir=str(tokens_dir))
         write_run(run, run_file)
         console.print("\n# run.yaml")

@@ -8,7 +8,7 @@ import torch
 
 from finetuning.checkpoint.huggingface import check_weights, fingerprint
 from finetuning.config import Run, RunConfig
-from finetuning.data.configure import Dataset, configure_dataset, read_dataset
+from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -126,11 +126,12 @@ def _configure_dataset(
     """The data set, or None with its problems added; without a readable model the files are checked all the same."""
     try:
         if model_path is None or model is None:
-            read_dataset(Path(config.dataset_path))
+            problems += check_files(Path(config.dataset_path))
             return None
         return configure_dataset(
             config.dataset_path, model_path, tokens_dir, seq_length=config.seq_length,
-            prompt_template=config.prompt_template, system_prompt=config.system_prompt,
+            prompt_template=config.prompt_template, system_prompt=config.system_prompt, truncation=config.truncation,
+            skip_bad_samples=config.skip_bad_samples,
         )  # fmt: skip
     except InputError as error:
         problems += error.problems
@@ -155,6 +156,7 @@ def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: 
         f"vocabulary {model.vocab_size}",
         "global_batch_size": config.global_batch_size,
         "seq_length": config.seq_length,
+        "truncation": config.truncation,
         "seed": config.seed,
         "peft": config.peft,
         "lora_rank": config.lora_rank if lora else None,

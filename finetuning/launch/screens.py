@@ -9,8 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from finetuning.config import Run, RunConfig
-from finetuning.data.batches import RowPlan, plan_rows
+from finetuning.data.formats import Sample
 from finetuning.data.order import samples_of_step
+from finetuning.data.report import finding_summary
+from finetuning.data.rows import RowPlan, plan_rows
+from finetuning.data.template import PromptFormat
 from finetuning.i18n import t
 from finetuning.launch.prepare import Prepared
 from finetuning.parallel.stages import num_rows_rule
@@ -36,10 +39,13 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
         _line(
             console, t("data") if name == "training" else "",
             t("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, longest {longest:,} · {file}",
-              split=name, samples=len(split), tokens=len(split.tokens), answers=int(split.answer_tokens.sum()),
+              split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
               longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
         )  # fmt: skip
-    _line(console, t("example"), _example(prepared))
+    if summary := finding_summary(prepared.dataset.report):
+        _line(console, t("checked"), t("{summary} · see data/report.html in the folder below", summary=summary))
+    if prepared.dataset.example is not None:
+        _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("schedule"), _schedule(prepared))
     if gpu_memory_gib is not None:
@@ -77,12 +83,10 @@ def show_end(console: Console, run: Run) -> None:
     _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
 
 
-def _example(prepared: Prepared) -> Text:
+def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     """The first training sample; what is trained stands in brackets and in colour."""
-    sample, prompt_format = prepared.dataset.example, prepared.dataset.prompt_format
-    prompt = _short_in_the_middle(prompt_format.prompt_text(sample.input))
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
-    text.append(prompt, style="dim")
+    text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
     text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
     return text
 

@@ -10,7 +10,7 @@ import torch
 
 COLUMNS = (
     "step", "train_loss", "val_loss", "learning_rate", "grad_norm", "samples", "tokens", "answer_tokens",
-    "tokens_per_second", "fill", "memory_gib", "seconds",
+    "tokens_per_second", "fill", "imbalance", "memory_gib", "seconds",
 )  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from typing_extensions import override
 from finetuning.checkpoint.store import Checkpoint, checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config import Run
 from finetuning.data.batches import StepBatch
+from finetuning.data.ledger import LEDGER_FILE, Ledger, ledger_entry
+from finetuning.data.tokenized import Split
 from finetuning.evaluate import Evaluation
 from finetuning.i18n import t
 from finetuning.parallel.apply import ParallelLlama
@@ -145,10 +147,10 @@ class MeshStrategy(ModelParallelStrategy):
 
 @dataclass
 class StepRecord(pl.Callback):
-    """After each step, in this order: validate, write the row of metrics.csv, save, show.
+    """After each step, in this order: validate, write the row of metrics.csv and the ledger's entry, save, show.
 
-    One callback, because the order matters: a row must be on disk before the checkpoint that claims its step, with the
-    validation loss in it, or a crash in between would lose it.
+    One callback, because the order matters: both must be on disk before the checkpoint that claims their step, the row with
+    the validation loss in it, or a crash in between would lose them.
     """
 
     run: Run
@@ -156,11 +158,13 @@ class StepRecord(pl.Callback):
     resumed: Checkpoint | None
     validate: Callable[[], Evaluation] | None
     before_first_step: Callable[[], None]
+    training_split: Split
 
     def __post_init__(self) -> None:
         self.folder = Path(self.run.experiment_dir)
         resume_step = self.resumed.step if self.resumed else 0
         self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
+        self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
         self.step_started_at = self.status_written_at = 0.0
 
     @override
@@ -187,9 +191,12 @@ class StepRecord(pl.Callback):
             "step": step, "train_loss": result.loss, "val_loss": val_loss, "learning_rate": pl_module.learning_rate(batch.step),
             "grad_norm": result.grad_norm, "samples": step * self.run.config.global_batch_size, "tokens": batch.tokens,
             "answer_tokens": batch.answer_tokens, "tokens_per_second": batch.tokens / seconds,
-            "fill": batch.tokens / batch.computed, "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
+            "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
+            "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
         }  # fmt: skip
         self._publish(trainer, pl_module, row)
+        if self.ledger:
+            self.ledger.append(ledger_entry(self.training_split, step, batch.samples))
         save_every = self.run.save_every_n_steps
         if save_every and (last or result.stop or step % save_every == 0):
             self._save(trainer, step, val_loss)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from finetuning.checkpoint import huggingface
 from finetuning.checkpoint.huggingface import export_model
+from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
@@ -95,8 +96,9 @@ def test_a_custom_chinese_template_becomes_the_chat_template_of_the_export(tiny_
     for question in ("請解釋「遞迴」\n與\\n 的差別。", "Name a colour  ", 'say "hi" {input}'):
         messages = [{"role": "user", "content": question}]
         found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        assert found == trained_with.encode_prompt(question)
-        whole, _ = trained_with.encode(question, "答案。")
+        sample = Sample(1, question, "答案。")
+        assert found == trained_with.encode_prompt(sample)
+        whole = trained_with.encode(sample)[0].tolist()
         assert (
             tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "答案。"}], return_dict=False) == whole
         )

@@ -116,7 +116,8 @@ def experiment(folder: Path) -> Path:
     config = RunConfig(hf_model_id="m", dataset_path="d", executor="slurm", num_gpus=1)
     run = Run(
         config=config, experiment_dir=str(folder), device="cpu", model_path="m", tokens_dir="t", sources={}, max_steps=10,
-        warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None, identity={}, sharding="full",
+        warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None, identity={},
+        sharding="full",
     )  # fmt: skip
     write_run(run, folder / "run.yaml")
     return folder / "run.yaml"

@@ -84,7 +84,7 @@ def test_problems_of_settings_layout_and_data_are_listed_together(settings: Sett
     assert problems_of(config, tmp_path) == [
         "--max_steps 0: must be 1 or more",
         "--tensor_model_parallel_size 4: must divide 4 attention heads and 2 key/value heads; with 4 GPUs use 1, 2",
-        "training.jsonl:1: the answer ('output') is empty",
+        "training.jsonl:1: the answer ('output') is empty: a",
         'training.jsonl:2: not valid JSON (Expecting value at column 1): {"input":',
     ]
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from finetuning.config import LORA_TARGETS
-from finetuning.data.batches import RowPlan, StepBatch, make_step_batch, plan_rows
+from finetuning.data.batches import StepBatch, make_step_batch
+from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import open_split
 from finetuning.parallel.apply import Technique, trained_parameters
 from finetuning.training.optimizer import build_optimizer

@@ -1,0 +1,263 @@
+"""What a check of data finds: one finding a place, with file, line and an excerpt; and the words for it.
+
+A finding holds a code and values, not a sentence, so that it can be counted, cached and shown in either language.
+Errors stop a training, warnings do not.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from finetuning.i18n import t
+
+EXCERPT_LENGTH = 40
+KEPT_PER_CODE = 100  # findings of one kind in one file that stay in memory; all of them are counted, and written to the list
+
+ERROR, WARNING = "error", "warning"
+ERRORS = (
+    "unreadable", "utf_16", "json_array", "line_too_large", "not_utf8", "bad_json", "not_an_object", "missing_field",
+    "wrong_type", "wrong_turns", "lone_surrogate", "empty_answer", "system_has_no_place", "turns_have_no_place", "too_long",
+)  # fmt: skip
+WARNINGS = (
+    "byte_order_mark", "duplicate_key", "replacement_character", "pasted_template", "special_token", "exact_duplicate",
+    "near_duplicate", "leakage", "simplified_chinese", "traditional_chinese", "input_cut", "dropped_too_long",
+)  # fmt: skip
+
+Values = Mapping[str, str | int]
+
+
+class Problem(NamedTuple):
+    """What is wrong with one record, before it is known where it stands."""
+
+    code: str
+    values: Values
+    excerpt: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found in the data. `line` counts from 1 (a row, in Parquet); 0: the file as a whole."""
+
+    code: str
+    file: str
+    line: int
+    values: Values
+    excerpt: str = ""
+
+    @property
+    def severity(self) -> str:
+        return ERROR if self.code in ERRORS else WARNING
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.line else self.file
+
+    @property
+    def message(self) -> str:
+        return describe(self.code, self.values)
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" + (f": {self.excerpt}" if self.excerpt else "")
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "severity": self.severity, "code": self.code, "file": self.file, "line": self.line, "values": dict(self.values),
+            "message": self.message, "excerpt": self.excerpt,
+        }  # fmt: skip
+
+
+def finding_from_json(value: dict[str, Any]) -> Finding:
+    return Finding(value["code"], value["file"], value["line"], value["values"], value["excerpt"])
+
+
+@dataclass
+class Findings:
+    """Collects findings in bounded memory: all are counted, the first of each kind and file are kept.
+
+    `complete_list` gets every finding as a JSON line.
+    """
+
+    complete_list: TextIO | None = None
+    kept: list[Finding] = field(default_factory=list)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # (file, code)
+
+    def add(self, finding: Finding) -> None:
+        key = (finding.file, finding.code)
+        self.counts[key] += 1
+        if self.counts[key] <= KEPT_PER_CODE:
+            self.kept.append(finding)
+        if self.complete_list is not None:
+            self.complete_list.write(json.dumps(finding.as_json(), ensure_ascii=False) + "\n")
+
+    def extend(self, findings: Iterable[Finding]) -> None:
+        for finding in findings:
+            self.add(finding)
+
+    def count(self, severity: str) -> int:
+        codes = ERRORS if severity == ERROR else WARNINGS
+        return sum(number for (_, code), number in self.counts.items() if code in codes)
+
+    def by_code(self) -> dict[str, int]:
+        """Code -> number, errors first, in the order of ERRORS and WARNINGS."""
+        totals: Counter[str] = Counter()
+        for (_, code), number in self.counts.items():
+            totals[code] += number
+        return {code: totals[code] for code in (*ERRORS, *WARNINGS) if totals[code]}
+
+    def sorted(self) -> list[Finding]:
+        """What was kept, by file and line; errors before warnings of the same line."""
+        return sorted(self.kept, key=lambda finding: (finding.file, finding.line, finding.severity))
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "findings": [finding.as_json() for finding in self.sorted()],
+            "counts": [[file, code, number] for (file, code), number in self.counts.items()],
+        }
+
+
+def findings_from_json(value: dict[str, Any]) -> Findings:
+    counts: Counter[tuple[str, str]] = Counter({(file, code): number for file, code, number in value["counts"]})
+    return Findings(None, [finding_from_json(item) for item in value["findings"]], counts)
+
+
+def write_findings(findings: Findings, path: Path) -> None:
+    path.write_text(json.dumps(findings.as_json(), ensure_ascii=False), encoding="utf-8")
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text on one line, safe to print anywhere."""
+    text = " ".join(text[: 4 * EXCERPT_LENGTH].split()).encode("utf-8", "replace").decode("utf-8")
+    return text if len(text) <= EXCERPT_LENGTH else text[:EXCERPT_LENGTH] + "…"
+
+
+def describe(code: str, values: Values) -> str:
+    """The sentence for a finding, without its place and excerpt."""
+    match code:
+        case "unreadable":
+            return t("cannot be read ({reason}); the file is damaged, or not what its name says", **values)
+        case "utf_16":
+            return t("the file is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8")
+        case "json_array":
+            return t("one JSON array; a line for each object is needed: `finetune data prepare` converts it")
+        case "line_too_large":
+            return t("a line of more than {limit_mib} MiB; is a line end missing?", **values)
+        case "not_utf8" if values["looks_like"]:
+            return t("not UTF-8 (byte {position}), it looks like {looks_like}; save the file as UTF-8", **values)
+        case "not_utf8":
+            return t("not UTF-8 (byte {position}); save the file as UTF-8", **values)
+        case "bad_json":
+            return t("not valid JSON ({message} at column {column})", **values)
+        case "not_an_object":
+            return t("must be a JSON object with 'input' and 'output'")
+        case "missing_field":
+            return t("field '{name}' is missing; found {found}", **values)
+        case "wrong_type":
+            return t("field '{name}' must be text, but is {value}", **values)
+        case "wrong_turns":
+            return t("'messages' must be an optional system message, then user and assistant in turns, ending with the "
+                     "assistant; found {found}", **values)  # fmt: skip
+        case "lone_surrogate":
+            return t("half a character (an unpaired \\ud800 … \\udfff escape), which no text can hold")
+        case "empty_answer":
+            return t("the answer ('{name}') is empty", **values)
+        case "system_has_no_place":
+            return t("has a system message, for which --prompt_template has no place")
+        case "turns_have_no_place":
+            return t("has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template")
+        case "too_long":
+            return t("{tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be cut; "
+                     "shorten it, give --seq_length {tokens} or more, or choose with --truncation", **values)  # fmt: skip
+        case "byte_order_mark":
+            return t("begins with a byte order mark; it is skipped")
+        case "duplicate_key":
+            return t("key '{name}' stands twice; the last one counts", **values)
+        case "replacement_character":
+            return t("holds '\ufffd', the trace of a text read in the wrong encoding")
+        case "pasted_template":
+            return t("a chat template's '{text}' is part of the text; the template is added here, so it would stand twice",
+                     **values)  # fmt: skip
+        case "special_token":
+            return t("'{token}' inside the text is treated as plain text, never as a control token", **values)
+        case "exact_duplicate":
+            return t("the same as {other}", **values)
+        case "near_duplicate":
+            return t("almost the same as {other} (about {percent} %)", **values)
+        case "leakage" if values["kind"] == "same":
+            return t("also in {other}: measured on it, the model looks better than it is", **values)
+        case "leakage" if values["kind"] == "question":
+            return t("the same question as {other}: measured on it, the model looks better than it is", **values)
+        case "leakage":
+            return t("almost the same as {other} (about {percent} %): measured on it, the model looks better than it is",
+                     **values)  # fmt: skip
+        case "simplified_chinese":
+            return t("Simplified characters in Traditional Chinese data: {characters}", **values)
+        case "traditional_chinese":
+            return t("Traditional characters in Simplified Chinese data: {characters}", **values)
+        case "input_cut":
+            return t("{tokens} tokens do not fit --seq_length {seq_length}: {removed} tokens of the input are cut", **values)
+        case "dropped_too_long":
+            return t("{tokens} tokens do not fit --seq_length {seq_length}: the sample is dropped", **values)
+    raise AssertionError(code)
+
+
+def title(code: str) -> str:
+    """The name of a kind of finding, for headings and counts."""
+    match code:
+        case "unreadable":
+            return t("unreadable file")
+        case "utf_16":
+            return t("UTF-16 file")
+        case "json_array":
+            return t("JSON array")
+        case "line_too_large":
+            return t("line too large")
+        case "not_utf8":
+            return t("not UTF-8")
+        case "bad_json":
+            return t("not valid JSON")
+        case "not_an_object":
+            return t("not an object")
+        case "missing_field":
+            return t("missing field")
+        case "wrong_type":
+            return t("wrong type")
+        case "wrong_turns":
+            return t("wrong turns")
+        case "lone_surrogate":
+            return t("half a character")
+        case "empty_answer":
+            return t("empty answer")
+        case "system_has_no_place":
+            return t("system message without a place")
+        case "turns_have_no_place":
+            return t("several turns without a place")
+        case "too_long":
+            return t("too long")
+        case "byte_order_mark":
+            return t("byte order mark")
+        case "duplicate_key":
+            return t("key twice")
+        case "replacement_character":
+            return t("replacement character")
+        case "pasted_template":
+            return t("pasted template")
+        case "special_token":
+            return t("special token in the text")
+        case "exact_duplicate":
+            return t("exact duplicate")
+        case "near_duplicate":
+            return t("near duplicate")
+        case "leakage":
+            return t("leakage between the parts")
+        case "simplified_chinese":
+            return t("Simplified in Traditional Chinese")
+        case "traditional_chinese":
+            return t("Traditional in Simplified Chinese")
+        case "input_cut":
+            return t("input cut")
+        case "dropped_too_long":
+            return t("dropped: too long")
+    raise AssertionError(code)

@@ -1,0 +1,37 @@
+"""What a run folder says about its data: `data/report.html`, `report.json`, `findings.jsonl` and `preview.txt`."""
+
+import json
+import shutil
+from pathlib import Path
+
+from finetuning.data.facts import packing_facts
+from finetuning.data.page import report_page
+from finetuning.data.preview import preview_line, preview_text
+from finetuning.data.rows import RowPlan
+from finetuning.data.tokenized import TokenizedSplit
+from finetuning.launch.prepare import Prepared
+
+
+def write_data_report(prepared: Prepared, folder: Path) -> None:
+    """Writes the four files; nothing for Megatron data, which has no text."""
+    dataset, config = prepared.dataset, prepared.run.config
+    training = dataset.splits["training"]
+    if not isinstance(training, TokenizedSplit):
+        return
+    folder.mkdir(exist_ok=True)
+    capacity = config.micro_batch_size * config.seq_length
+    facts = packing_facts(
+        training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
+        plan=RowPlan(capacity, max(128, capacity // 16), prepared.model.attention_cost), seed=config.seed,
+    )  # fmt: skip
+    previews = [
+        preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format)
+        for name, source in dataset.sources.items()
+    ]
+    value = dataset.report.as_json() | {"packing": facts.as_json()}
+    (folder / "report.json").write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    page = report_page(dataset.report, facts, previews, config.dataset_path)
+    (folder / "report.html").write_text(page, encoding="utf-8")
+    shutil.copyfile(dataset.folder / "findings.jsonl", folder / "findings.jsonl")
+    text = "\n\n".join(preview_text(preview).plain for preview in previews)
+    (folder / "preview.txt").write_text(text + "\n", encoding="utf-8")
