@@ -47,7 +47,7 @@ def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, tec
 
 def _block_forward(forward: Callable[..., Tensor], technique: Technique) -> Callable[..., Tensor]:
     """`forward` compiled and recomputed as asked; plain without gradients, so that evaluation never compiles."""
-    trained = torch.compile(forward, fullgraph=True, dynamic=False) if technique.compile else forward
+    trained = torch.compile(forward, fullgraph=True, dynamic=True) if technique.compile else forward
 
     def run(*inputs: object) -> Tensor:
         if not torch.is_grad_enabled():
