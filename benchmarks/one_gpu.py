@@ -115,7 +115,9 @@ def flop_per_token(config: LlamaConfig, lora: bool) -> float:
 
 def make_model(folder: Path, layers: int) -> None:
     """A random checkpoint in bfloat16, in shards; its tokenizer is the example's, so only a few ids occur in the data."""
-    make_tiny_model(folder, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=64)
+    make_tiny_model(
+        folder, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=64
+    )
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     settings |= {**SHAPE_8B, "num_hidden_layers": layers, "dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")

@@ -71,7 +71,8 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
     ],
     "Memory and speed": [
         ("activation_checkpointing", None, "full: recompute each block in the backward pass, less memory, slower"),
-        ("compile", None, "torch.compile of each block; auto: with CUDA only"),
+        ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
+        ("fp8", None, "frozen base weights in fp8, with --peft lora: faster, a little less exact"),
     ],
     "Evaluation, checkpoints and logs": [
         ("val_check_interval", None, "steps between validations; left out: ten in the run"),

@@ -161,6 +161,8 @@ class Worker:
             compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
             activation_checkpointing=config.activation_checkpointing == "full",
             compile=config.compile == "on" or (config.compile == "auto" and on_gpu),
+            fuse=on_gpu and config.compile != "off",
+            fp8=config.fp8,
         )  # fmt: skip
         model = build_model(self.llama_config, mesh, device, technique)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.checkpoint import checkpoint
 
 from finetuning.model.config import LlamaConfig
+from finetuning.model.fused import FusedBlock, can_fuse
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.shard import shard_parameters
@@ -24,6 +25,8 @@ class Technique:
     compute_dtype: torch.dtype = torch.float32
     activation_checkpointing: bool = False
     compile: bool = False
+    fuse: bool = False  # hand-written blocks where they apply: LoRA on every layer, one data-parallel rank
+    fp8: bool = False  # frozen weights of fused blocks
 
 
 def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, technique: Technique) -> Llama:
@@ -37,6 +40,12 @@ def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, tec
             add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
+    blocks = list(model.model.layers.values())
+    if technique.fuse and mesh["dp"].size() == 1 and all(can_fuse(block) for block in blocks):
+        model.to_empty(device=device)
+        for block in blocks:
+            block.forward = _fused_forward(FusedBlock(block, fp8=technique.fp8), technique)
+        return model
     shard_parameters(model, mesh["dp"], technique.compute_dtype)
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
@@ -55,6 +64,15 @@ def _block_forward(forward: Callable[..., Tensor], technique: Technique) -> Call
         if technique.activation_checkpointing:
             return checkpoint(trained, *inputs, use_reentrant=False)
         return trained(*inputs)
+
+    return run
+
+
+def _fused_forward(block: FusedBlock, technique: Technique) -> Callable[..., Tensor]:
+    def run(*inputs: object) -> Tensor:
+        if technique.activation_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     return run
 

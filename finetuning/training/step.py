@@ -64,8 +64,8 @@ def backward(model: Llama, batch: StepBatch, device: torch.device) -> Tensor:
     last = len(batch.micro_batches) - 1
     alone = dist.get_world_size() == 1  # nothing to communicate: reduce at once, so that only shards accumulate
     for index, row in enumerate(batch.micro_batches):
-        assert isinstance(model, FSDPModule)
-        model.set_requires_gradient_sync(alone or index == last)
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(alone or index == last)
         row = row.to(device)
         loss = model(row.tokens, row.positions, row.documents, labels_BT=row.labels)
         (loss / batch.answer_tokens).backward()

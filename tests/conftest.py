@@ -1,0 +1,41 @@
+"""What many tests share: a very small Llama 3.1 folder and a very small data set, both real."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from examples.make_tiny_model import TRAINING_FILE, make_tiny_model
+
+TINY_SHAPE = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
+    "vocab_size": 512,
+}  # fmt: skip
+TINY_SPLITS = {"training": 40, "validation": 6, "test": 4}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Llama 3.1 with 127 000 random parameters and an untied head; read only."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny_model(folder, **TINY_SHAPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the embedding as its head, as in Llama 3.2; read only."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-tied"
+    make_tiny_model(folder, **TINY_SHAPE, tie_word_embeddings=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the shortest pairs of the example: 40 to train on, 6 to validate, 4 to test; read only."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, count in TINY_SPLITS.items():
+        lines = (TRAINING_FILE.parent / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        shortest = sorted(lines, key=lambda line: len("".join(json.loads(line).values())))[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(shortest) + "\n", encoding="utf-8")
+    return folder
