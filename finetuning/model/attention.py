@@ -51,62 +51,61 @@ def document_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: D
     return _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
 
 
-def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> tuple[Tensor, Tensor, Tensor]:
-    """Output [T, N, H] and the two tensors that `attention_backward` needs; not differentiable by itself."""
-    if _has_flash_4(q_TNH):
-        cut, longest = _cut(documents)
-        found = _flash_4().forward(
+def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """Output [T, N, H] and what `attention_backward` needs besides: log-sum-exp [N, T] (empty on the CPU).
+
+    Not differentiable by itself.
+    """
+    if not _has_flash(q_TNH):
+        out = _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
+        return out, q_TNH.new_empty(0, dtype=torch.float32)
+    cut, longest = _cut(documents)
+    if (flash_4 := _flash_4()) is not None:
+        found = flash_4.forward(
             q_TNH, k_TKH, v_TKH, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
             return_lse=True,
         )  # fmt: skip
-        return found[0], found[1], q_TNH.new_empty(0, dtype=torch.uint64)
-    if _has_flash(q_TNH):
-        cut, longest = _cut(documents)
-        out, logsumexp, rng_state, _, _ = torch.ops.aten._flash_attention_forward(
+    else:
+        found = torch.ops.aten._flash_attention_forward(
             q_TNH, k_TKH, v_TKH, cut, cut, longest, longest, 0.0, True, False
         )
-        return out, logsumexp, rng_state
-    out = _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
-    return out, q_TNH.new_empty(0, dtype=torch.float32), q_TNH.new_empty(0, dtype=torch.uint64)
+    return found[0], found[1]
 
 
 def attention_backward(
-    grad_TNH: Tensor, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, out_TNH: Tensor, logsumexp: Tensor, rng_state: Tensor,
-    documents: Documents,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_TNH: Tensor, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, out_TNH: Tensor, logsumexp: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v."""
-    if _has_flash_4(q_TNH):
-        cut, longest = _cut(documents)
-        dq, dk, dv = _flash_4().backward(
+    if not _has_flash(q_TNH):
+        lengths = _lengths(documents)
+        parts = zip(*(x.split(lengths) for x in (grad_TNH, q_TNH, k_TKH, v_TKH)), strict=True)
+        grads = zip(*(_softmax_attention_backward(*part) for part in parts), strict=True)
+        dq, dk, dv = (torch.cat(grad) for grad in grads)
+        return dq, dk, dv
+    cut, longest = _cut(documents)
+    if (flash_4 := _flash_4()) is not None:
+        dq, dk, dv, *_ = flash_4.backward(
             q_TNH, k_TKH, v_TKH, out_TNH, grad_TNH, logsumexp, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest,
             max_seqlen_k=longest, causal=True,
-        )[:3]  # fmt: skip
-        return dq, dk, dv
-    if _has_flash(q_TNH):
-        cut, longest = _cut(documents)
-        return torch.ops.aten._flash_attention_backward(
-            grad_TNH, q_TNH, k_TKH, v_TKH, out_TNH, logsumexp, cut, cut, longest, longest, 0.0, True, rng_state,
-            torch.empty_like(rng_state),
         )  # fmt: skip
-    lengths = _lengths(documents)
-    parts = zip(*(x.split(lengths) for x in (grad_TNH, q_TNH, k_TKH, v_TKH)), strict=True)
-    dq, dk, dv = zip(*(_softmax_attention_backward(*part) for part in parts), strict=True)
-    return torch.cat(dq), torch.cat(dk), torch.cat(dv)
+        return dq, dk, dv
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q_TNH.device)  # the random state that dropout would need
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        grad_TNH, q_TNH, k_TKH, v_TKH, out_TNH, logsumexp, cut, cut, longest, longest, 0.0, True, no_dropout,
+        torch.empty_like(no_dropout),
+    )  # fmt: skip
+    return dq, dk, dv
 
 
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Name of the kernel that `document_attention` uses there."""
-    if _has_flash_4(torch.empty(0, device=device, dtype=dtype)):
-        return "FlashAttention-4"
-    return "FlashAttention-2" if device.type == "cuda" and dtype != torch.float32 else "SDPA"
+    if not _has_flash(torch.empty(0, device=device, dtype=dtype)):
+        return "SDPA"
+    return "FlashAttention-2" if _flash_4() is None else "FlashAttention-4"
 
 
 def _has_flash(q: Tensor) -> bool:
     return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
-
-
-def _has_flash_4(q: Tensor) -> bool:
-    return _has_flash(q) and _flash_4() is not None
 
 
 class _Flash4(NamedTuple):
@@ -162,46 +161,39 @@ def _lengths(documents: Documents) -> list[int]:
     return documents.boundaries[: count + 1].diff().tolist()
 
 
-# Both kernels behind one opaque operator. aten._flash_attention_forward has kept its signature from torch 2.6 to 2.13;
-# the log-sum-exp [N, T] and the random state are only needed by its backward.
+# All kernels behind one opaque operator. aten._flash_attention_forward has kept its signature from torch 2.6 to 2.13.
 @torch.library.custom_op("finetuning::document_attention", mutates_args=())
-def _document_attention(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _document_attention(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
     return attention_forward(q, k, v, Documents(boundaries, extent))
 
 
 @_document_attention.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    if _has_flash(q):
-        logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-        return q.new_empty(q.shape), logsumexp, q.new_empty((2,), dtype=torch.uint64)
-    return q.new_empty(q.shape), q.new_empty(0, dtype=torch.float32), q.new_empty(0, dtype=torch.uint64)
+def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (q.shape[1], q.shape[0]) if _has_flash(q) else (0,)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
 @torch.library.custom_op("finetuning::document_attention_backward", mutates_args=())
 def _document_attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-    boundaries: Tensor, extent: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    return attention_backward(grad, q, k, v, out, logsumexp, rng_state, Documents(boundaries, extent))
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return attention_backward(grad, q, k, v, out, logsumexp, Documents(boundaries, extent))
 
 
 @_document_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-      boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor,
+      extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     q, k, v, boundaries, extent = inputs
-    out, logsumexp, rng_state = output
-    ctx.save_for_backward(q, k, v, out, logsumexp, rng_state, boundaries, extent)
+    out, logsumexp = output
+    ctx.save_for_backward(q, k, v, out, logsumexp, boundaries, extent)
 
 
-def _backward(ctx, grad, _grad_logsumexp, _grad_rng_state):  # type: ignore[no-untyped-def]
-    q, k, v, out, logsumexp, rng_state, boundaries, extent = ctx.saved_tensors
-    grads = torch.ops.finetuning.document_attention_backward(
-        grad.contiguous(), q, k, v, out, logsumexp, rng_state, boundaries, extent
-    )
+def _backward(ctx, grad, _grad_logsumexp):  # type: ignore[no-untyped-def]
+    grads = torch.ops.finetuning.document_attention_backward(grad.contiguous(), *ctx.saved_tensors)
     return *grads, None, None
 
 

@@ -94,7 +94,7 @@ class _FusedBlock(torch.autograd.Function):
         t_qkv = h1 @ low.a_qkv.t()
         qkv = kernels.rotate_heads(w_qkv.forward(h1), t_qkv, low.b_qkv, scale, cos, sin, heads)
         q, k, v = _split_heads(qkv, heads)
-        out, *for_backward = attention_forward(q, k, v, documents)
+        out, logsumexp = attention_forward(q, k, v, documents)
         flat_out = out.flatten(1)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(x, w_o.forward(flat_out), t_o, low.b_o, scale)
@@ -107,7 +107,7 @@ class _FusedBlock(torch.autograd.Function):
         x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
 
         ctx.save_for_backward(
-            x, cos, sin, *documents, h1, inverse1, t_qkv, qkv, out, *for_backward, t_o, x2, h2, inverse2, t_gate_up, gate_up,
+            x, cos, sin, *documents, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up, gate_up,
             t_down, *adapters,
         )  # fmt: skip
         ctx.fused = fused
@@ -118,7 +118,7 @@ class _FusedBlock(torch.autograd.Function):
         fused = ctx.fused
         block, scale, heads = fused.block, fused.scale, fused.heads
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        (x, cos, sin, boundaries, extent, h1, inverse1, t_qkv, qkv, out, logsumexp, rng_state, t_o, x2, h2, inverse2, t_gate_up,
+        (x, cos, sin, boundaries, extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up,
          gate_up, t_down, *adapters) = ctx.saved_tensors  # fmt: skip
         low = _stack(adapters, x.dtype)
         grads, d = _gradient_buffer(adapters, x.dtype)
@@ -148,7 +148,7 @@ class _FusedBlock(torch.autograd.Function):
         dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
         documents = Documents(boundaries, extent)
         q, k, v = _split_heads(qkv, heads)
-        dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, rng_state, documents)
+        dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
         dqkv = torch.empty_like(qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]

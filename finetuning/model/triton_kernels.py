@@ -15,7 +15,9 @@ from finetuning.model.kernels import FP8_MAX, LEAST_FACTOR
 LEAST_RANK = 16
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
 ROTATE_ROWS = 64
-GATE_ROWS, GATE_COLUMNS, GATE_WARPS = 64, 128, 8
+# Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
+GATE_TILING = (64, 64, 4, 8, 2)
+GATE_BACKWARD_TILING = (16, 128, 8, 4, 2)
 VOCABULARY_BLOCK = 16384
 
 
@@ -63,16 +65,24 @@ def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.conste
 
 
 @triton.jit
+def _load_rows(t, stride, rows, ranks, num_rows, rank: tl.constexpr):
+    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
+    return tl.load(t + rows[:, None] * stride + ranks[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_transposed(b, columns, ranks, num_columns, rank: tl.constexpr):
+    """Rows `columns` of b [*, rank], contiguous, as [rank, columns]."""
+    inside = (columns[None, :] < num_columns) & (ranks[:, None] < rank)
+    return tl.load(b + columns[None, :] * rank + ranks[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
 def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.constexpr, RANK: tl.constexpr):
     """t b^T for a tile, float32: t [*, rank] with a row stride, b [*, rank] contiguous."""
     ranks = tl.arange(0, RANK)
-    t_tile = tl.load(
-        t + rows[:, None] * t_stride + ranks[None, :], mask=(rows[:, None] < num_rows) & (ranks[None, :] < rank), other=0.0
-    )
-    b_tile = tl.load(
-        b + columns[None, :] * rank + ranks[:, None], mask=(columns[None, :] < num_columns) & (ranks[:, None] < rank), other=0.0
-    )
-    return tl.dot(t_tile, b_tile)
+    t_tile = _load_rows(t, t_stride, rows, ranks, num_rows, rank)
+    return tl.dot(t_tile, _load_transposed(b, columns, ranks, num_columns, rank))
 
 
 def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
@@ -189,9 +199,11 @@ def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_
     num_rows, size = gate_TF.shape
     rank = b_gate_FR.shape[1]
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
-    _gate[_gate_grid(num_rows, size)](
+    rows, columns, tiles, warps, stages = GATE_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    _gate[grid](
         gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0), b_gate_FR, b_up_FR, scale, out, num_rows, size, rank,
-        _padded(rank), ROWS=GATE_ROWS, COLUMNS=GATE_COLUMNS, num_warps=GATE_WARPS,
+        _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -199,18 +211,22 @@ def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_
 @triton.jit
 def _gate(
     gate, up, stride, t, t_stride, b_gate, b_up, scale, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
-    places = rows[:, None] * stride + columns[None, :]
-    g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
-    g += scale * _update_tile(t, t_stride, b_gate, rows, columns, num_rows, size, rank, RANK)
-    u += scale * _update_tile(t + rank, t_stride, b_up, rows, columns, num_rows, size, rank, RANK)
-    result = g * tl.sigmoid(g) * u
-    tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
+    ranks = tl.arange(0, RANK)
+    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        places = rows[:, None] * stride + columns[None, :]
+        g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
+        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+        result = g * tl.sigmoid(g) * u
+        tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def gate_backward(
@@ -220,10 +236,12 @@ def gate_backward(
     num_rows, size = grad_TF.shape
     rank = b_gate_FR.shape[1]
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
-    _gate_backward[_gate_grid(num_rows, size)](
+    rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    _gate_backward[grid](
         grad_TF, dt_TR, dt_TR.stride(0), a_RF, a_RF.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0),
         b_gate_FR, b_up_FR, scale, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
-        ROWS=GATE_ROWS, COLUMNS=GATE_COLUMNS, num_warps=GATE_WARPS,
+        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
 
@@ -232,30 +250,32 @@ def gate_backward(
 def _gate_backward(
     grad, dt, dt_stride, a, a_stride, gate, up, stride, t, t_stride, b_gate, b_up, scale, grad_gate, grad_up, grad_stride, out,
     num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
-    places = rows[:, None] * stride + columns[None, :]
-    g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
-    u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
-    g += scale * _update_tile(t, t_stride, b_gate, rows, columns, num_rows, size, rank, RANK)
-    u += scale * _update_tile(t + rank, t_stride, b_up, rows, columns, num_rows, size, rank, RANK)
     ranks = tl.arange(0, RANK)
-    dt_tile = tl.load(
-        dt + rows[:, None] * dt_stride + ranks[None, :], mask=(rows[:, None] < num_rows) & (ranks[None, :] < rank), other=0.0
-    )
-    a_tile = tl.load(
-        a + ranks[:, None] * a_stride + columns[None, :], mask=(ranks[:, None] < rank) & (columns[None, :] < size), other=0.0
-    )
-    here = rows[:, None] * size + columns[None, :]
-    arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32) + tl.dot(dt_tile, a_tile)
-    sigmoid = tl.sigmoid(g)
-    silu = g * sigmoid
-    tl.store(out + here, (silu * u).to(out.dtype.element_ty), mask=inside)
-    targets = rows[:, None] * grad_stride + columns[None, :]
-    tl.store(grad_gate + targets, (arriving * u * (sigmoid + silu * (1 - sigmoid))).to(grad_gate.dtype.element_ty), mask=inside)
-    tl.store(grad_up + targets, (arriving * silu).to(grad_up.dtype.element_ty), mask=inside)
+    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+    a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
+    a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        places = rows[:, None] * stride + columns[None, :]
+        here = rows[:, None] * size + columns[None, :]
+        g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
+        arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32)
+        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+        arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
+        sigmoid = tl.sigmoid(g)
+        silu = g * sigmoid
+        tl.store(out + here, (silu * u).to(out.dtype.element_ty), mask=inside)
+        targets = rows[:, None] * grad_stride + columns[None, :]
+        slope = sigmoid + silu * (1 - sigmoid)
+        tl.store(grad_gate + targets, (arriving * u * slope).to(grad_gate.dtype.element_ty), mask=inside)
+        tl.store(grad_up + targets, (arriving * silu).to(grad_up.dtype.element_ty), mask=inside)
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
@@ -312,10 +332,6 @@ def _quantise_rows(
     factor = tl.maximum(tl.max(tl.abs(values)) / FP8_MAX, LEAST_FACTOR)
     tl.store(out + row * size + columns, (values / factor).to(out.dtype.element_ty), mask=inside)
     tl.store(factors + row, factor)
-
-
-def _gate_grid(num_rows: int, size: int) -> tuple[int, int]:
-    return triton.cdiv(size, GATE_COLUMNS), triton.cdiv(num_rows, GATE_ROWS)
 
 
 def _padded(rank: int) -> int:
