@@ -6,6 +6,7 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from typing import Any
 
 from finetuning import __version__
 from finetuning.config import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
-from finetuning.errors import EXIT_BAD_INPUT, InputError
-from finetuning.i18n import language_of_environment, set_language, t
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from finetuning.i18n import language_of_environment, set_language, t, translated
 
 # Group title -> (flag, short form, help). The first six groups are the specification's.
 FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
@@ -91,28 +92,34 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
+    """The parser, with its help in the language that is set now."""
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
-        description="Fine-tunes Llama 3.1 on a folder of {\"input\": …, \"output\": …} JSONL.",
+        description=t('Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.'),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved.",
-    )  # fmt: skip
+        add_help=False,  # below, so that its text is translated as well
+        epilog=t(
+            "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
+            "130 interrupted before the start."
+        ),
+    )
     defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
     for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
+        group = parser.add_argument_group(translated(title))
         for name, short, text in flags:
-            _add_flag(group, name, short, text, defaults[name])
+            _add_flag(group, name, short, translated(text), defaults[name])
         if title == "Model and data":
             group.add_argument(
                 "--hf_token", metavar="TOKEN", default=None,
-                help="Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder",
+                help=t("Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder"),
             )  # fmt: skip
-    group = parser.add_argument_group("This command")
-    group.add_argument("--config", metavar="FILE", type=Path, help="YAML file of settings; flags override it")
-    group.add_argument("--dryrun", action="store_true", help="check everything, print the resolved run and stop")
-    group.add_argument("--version", action="version", version=f"finetune {__version__}")
+    group = parser.add_argument_group(t("This command"))
+    group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
+    group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
+    group.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
+    group.add_argument("--version", action="version", version=f"finetune {__version__}", help=t("show the version and stop"))
     return parser
 
 
@@ -121,32 +128,47 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         _hide_token(arguments)
-    set_language(language_of_environment())
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")  # a terminal without Chinese shows question marks instead of a traceback
+    set_language(_language_asked_for(arguments))
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
     try:
         config = _resolve_config(given, config_file)
         from finetuning.launch.command import launch
 
-        return launch(config, token or os.environ.get("HF_TOKEN") or None, dryrun=dryrun)
+        return launch(config, (token or os.environ.get("HF_TOKEN") or "").strip() or None, dryrun=dryrun)
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
+    except KeyboardInterrupt:  # once the workers run, Ctrl-C is theirs
+        print(t("Stopped. Nothing was started."), file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
-    verbs = {"train": "fine-tune a model; `finetune train --help` lists the flags"}
+    set_language(language_of_environment())
+    verbs = {"train": t("fine-tune a model; `finetune train --help` lists the flags")}
     if len(sys.argv) < 2 or sys.argv[1] not in verbs:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")
             sys.exit(0)
         asked = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = ["usage: finetune VERB …", ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
+        lines = [t("usage: finetune VERB …"), ""] + [f"  {verb:<8}{text}" for verb, text in verbs.items()]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else EXIT_BAD_INPUT)
     del sys.argv[1]
     sys.exit(main())
+
+
+def _language_asked_for(arguments: list[str]) -> str:
+    """The language of `--help`, which answers while the flags are still being parsed."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--lang", nargs="?")
+    given = parser.parse_known_args(arguments)[0].lang
+    return given if given in CHOICES["lang"] else language_of_environment()
 
 
 def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfig:
@@ -159,7 +181,7 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
     settings.setdefault("lang", language_of_environment())
     if settings["lang"] in CHOICES["lang"]:
         set_language(settings["lang"])
-    return config_from_dict(settings, str(config_file) if config_file else "command line")
+    return config_from_dict(settings, str(config_file) if config_file else t("command line"))
 
 
 def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any) -> None:
@@ -169,9 +191,9 @@ def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any)
     if hint is bool:
         group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
         return
-    if default not in (None, dataclasses.MISSING):
+    if default not in (None, dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
         shown = ",".join(default) if isinstance(default, tuple) else default
-        text += f" (default: {shown})"
+        text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
     group.add_argument(
         *names, type=kind, default=argparse.SUPPRESS, help=text.replace("%", "%%"), choices=CHOICES.get(name),

@@ -173,6 +173,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(t("--config {path}: there is no such file", path=path)) from None
+    except OSError as error:
+        raise InputError(t("--config {path}: cannot be read: {reason}", path=path, reason=error.strerror or error)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(t("--config {path}: not valid YAML: {error}", path=path, error=error)) from None
     if values is None:
@@ -225,4 +227,5 @@ def _convert(value: Any, hint: Any) -> Any:
 def _type_name(hint: Any) -> str:
     if isinstance(hint, types.UnionType):
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "a list of names")
+    names = {int: t("a whole number"), float: t("a number"), bool: t("true or false"), str: t("text")}
+    return names.get(hint, t("a list of names"))

@@ -10,6 +10,7 @@ EXIT_FINISHED = 0
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, state saved, the same command goes on
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, a shell's own: Ctrl-C before anything was started
 
 
 class InputError(Exception):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import TokenizedSplit
 from finetuning.model.llama import Llama
+from finetuning.parallel.shard import release_root
 
 SAMPLES_AT_ONCE = 256
 
@@ -37,6 +38,7 @@ def evaluate(
         for row in batch.micro_batches:
             row = row.to(device)
             total += model(row.tokens, row.positions, row.documents, labels_BT=row.labels)
+    release_root(model)
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())
     return Evaluation(total.item() / answer_tokens, len(split), answer_tokens)

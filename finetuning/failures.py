@@ -1,6 +1,7 @@
 """Turns an exception of a worker into the paragraph a user reads, and keeps it where the launcher finds it."""
 
 import json
+import os
 import time
 import traceback
 from pathlib import Path
@@ -46,7 +47,9 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
         "traceback": "".join(traceback.format_exception(error)),
     }  # fmt: skip
     logs.mkdir(parents=True, exist_ok=True)
-    (logs / f"rank_{rank}.error.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary = logs / f".rank_{rank}.error-{os.getpid()}"  # the launcher looks for the finished file all the time
+    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(logs / f"rank_{rank}.error.json")
 
 
 def first_failure(logs: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import torch
 
 from finetuning.model.attention import make_documents
 from finetuning.model.llama import Llama
+from finetuning.parallel.shard import release_root
 
 
 @torch.no_grad()
@@ -32,4 +33,5 @@ def generate(
                 open_answers.remove(index)
             else:
                 answers[index].append(token)
+    release_root(model)
     return answers

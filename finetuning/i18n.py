@@ -22,8 +22,13 @@ def set_language(language: str) -> None:
 
 def t(template: str, /, **values: object) -> str:
     """The message in the chosen language, with `values` put in by `str.format`."""
+    return translated(template).format(**values)
+
+
+def translated(text: str) -> str:
+    """`text` in the chosen language, as it stands: for texts of a table, which have nothing to put in."""
     if _language == "zh-TW":
         from finetuning.messages_zh_tw import MESSAGES
 
-        template = MESSAGES.get(template, template)
-    return template.format(**values)
+        return MESSAGES.get(text, text)
+    return text

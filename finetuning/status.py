@@ -6,6 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
 STATUS_FILE = "status.json"
 UPDATE_INTERVAL_S = 1.0
 
@@ -13,11 +16,21 @@ STARTING, RUNNING, STOPPED, FINISHED, FAILED = "starting", "running", "stopped",
 
 
 def read_status(experiment_dir: Path) -> dict[str, Any]:
-    """The last status, empty when there is none."""
+    """The last status, empty when there is none.
+
+    Raises:
+        InputError: somebody else has written to the file.
+    """
+    file = experiment_dir / STATUS_FILE
     try:
-        return json.loads((experiment_dir / STATUS_FILE).read_text(encoding="utf-8"))
+        status = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except ValueError:
+        status = None
+    if not isinstance(status, dict):
+        raise InputError(t("{file}: not a status; remove the file, it is written anew", file=file))
+    return status
 
 
 def write_status(experiment_dir: Path, state: str, **facts: Any) -> None:

@@ -5,7 +5,6 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -29,19 +28,18 @@ from finetuning.data.batches import GlobalBatches, RowPlan
 from finetuning.data.jsonl import Sample, parse_line
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import TokenizedSplit, open_split
-from finetuning.errors import EXIT_FINISHED, StopRequested
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, StopRequested
 from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
 from finetuning.generate import generate
 from finetuning.i18n import set_language, t
+from finetuning.lifeline import end_with_parent, launcher_is_gone
 from finetuning.model.config import read_llama_config
 from finetuning.model.llama import Llama
 from finetuning.parallel.apply import Technique, build_model
 from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
-
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def main(run_file: Path) -> int:
@@ -51,23 +49,28 @@ def main(run_file: Path) -> int:
     logs = Path(run.experiment_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(logs / f"rank_{rank}.log")
-    _end_with_parent()
+    end_with_parent()
+    if launcher_is_gone():
+        return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
     try:
-        start_process_group(run.device)
-        Worker(run, rank, terminal, stop).work()
-        return EXIT_FINISHED
+        try:
+            start_process_group(run.device)
+            Worker(run, rank, terminal, stop).work()
+        except BaseException as error:
+            # A partner that was asked to stop a moment earlier breaks our collective. Our own signal is then pending and
+            # raises StopRequested here, at the first call.
+            if not isinstance(error, StopRequested):
+                write_failure(logs, rank, error, run.config)
+            raise
     except StopRequested:
         if rank == 0:
             write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
-        return EXIT_FINISHED
-    except BaseException as error:
-        write_failure(logs, rank, error, run.config)
-        raise
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
+    return EXIT_FINISHED
 
 
 class StopSwitch:
@@ -112,7 +115,9 @@ class Worker:
         self.module = FineTuning(run, self._build, lambda: stop.requested)
 
     def work(self) -> None:
-        self._status(RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid())
+        self._status(
+            RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid(), saved=None
+        )
         self._train()
         self._evaluate_and_export()
 
@@ -124,7 +129,7 @@ class Worker:
             data_parallel_size=config.data_parallel_size, plan=self.plan,
         )  # fmt: skip
         record = StepRecord(
-            run, self.display, self.resume_step,
+            run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
             before_first_step=self._look_before,
         )  # fmt: skip
@@ -145,7 +150,7 @@ class Worker:
         trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
         if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
             self._say(_stopped_message(trainer.global_step, run))
-            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"))
+            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=run.save_every_n_steps > 0)
             raise StopRequested
         self.stop.set_training(False)
 
@@ -316,12 +321,6 @@ def _stopped_message(step: int, run: Run) -> str:
     if run.save_every_n_steps == 0:
         return t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
     return t("saved at step {step} of {max_steps}; run the same command to go on", step=step, max_steps=run.max_steps)
-
-
-def _end_with_parent() -> None:
-    """Asks Linux to kill this process when torchrun dies, so that no worker is left behind."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,9 @@ def export_adapters(model: Llama, target: Path, config: RunConfig, base: Path, c
     tensors = {PREFIX + name: gather(p).cpu().contiguous() for name, p in adapter_parameters(model).items()}
     if dist.get_rank() == 0:
         save_file(tensors, str(temporary / WEIGHTS_FILE), metadata={"format": "pt"})
+        base_name = str(base.resolve()) if Path(config.hf_model_id).is_dir() else config.hf_model_id  # PEFT opens it anywhere
         settings = PLAIN_SETTINGS | {
-            "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": config.hf_model_id,
+            "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": base_name,
             "r": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_dropout": 0.0,
             "target_modules": list(config.lora_targets),
         }  # fmt: skip

@@ -38,11 +38,14 @@ def weight_files(model_path: Path) -> list[Path]:
     """The safetensors files that hold the weights.
 
     Raises:
-        InputError: there are none, or the index names a missing one.
+        InputError: there are none, the index is broken, or it names a missing one.
     """
     index = model_path / INDEX_FILE
     if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        try:
+            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise InputError(t("{file}: not an index of weight files; download it again", file=index)) from None
     else:
         names = [SINGLE_FILE]
     missing = [name for name in names if not (model_path / name).is_file()]

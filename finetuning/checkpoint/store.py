@@ -6,6 +6,7 @@ size of every file. It is written beside and renamed when complete; `latest` and
 """
 
 import json
+import math
 import os
 import shutil
 import time
@@ -105,14 +106,21 @@ def open_checkpoint(path: Path) -> Checkpoint | str:
 def prune(folder: Path, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints and the one with the lowest validation loss; rank 0 calls it."""
     complete, _ = find_checkpoints(folder)
-    validated = [checkpoint for checkpoint in complete if checkpoint.val_loss is not None]
-    best = min(validated, key=lambda checkpoint: checkpoint.val_loss or 0.0, default=None)
+    losses = {c.val_loss: c for c in reversed(complete) if c.val_loss is not None and math.isfinite(c.val_loss)}
+    best = losses[min(losses)] if losses else None
     if best is not None:
         point_to(folder / "best", best.path.name)
-    for checkpoint in complete[: len(complete) - keep_last]:
+    for checkpoint in complete[: max(0, len(complete) - keep_last)]:
         if checkpoint != best:
             (checkpoint.path / INFO_FILE).unlink()  # first: half-deleted must not look complete
             shutil.rmtree(checkpoint.path)
+
+
+def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
+    """Adds the validation loss to a checkpoint that was saved without; rank 0 calls it."""
+    temporary = checkpoint.path / f".{INFO_FILE}"
+    _write_synced(temporary, json.dumps({**checkpoint.info, "val_loss": val_loss}, indent=1, ensure_ascii=False))
+    temporary.replace(checkpoint.path / INFO_FILE)
 
 
 def remove_incomplete(folder: Path) -> None:

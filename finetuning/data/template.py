@@ -131,9 +131,13 @@ def check_against_chat_template(
 
 def _chat_renderer(model_path: Path, system_prompt: str | None) -> Callable[[str, str], tuple[str, str]]:
     """A function from question and answer to (prompt, whole text), as transformers renders them."""
+    from jinja2 import TemplateError
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+    except Exception as error:  # transformers raises what it and its file formats' libraries have
+        raise InputError(t("{path}: transformers cannot read the tokenizer: {error}", path=model_path, error=error)) from None
     if not tokenizer.chat_template:
         raise InputError(
             t("{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
@@ -143,9 +147,15 @@ def _chat_renderer(model_path: Path, system_prompt: str | None) -> Callable[[str
 
     def render(messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         # Llama 3.2's template would otherwise write today's date into every sample: another prompt each day.
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
-        )
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
+            )
+        except TemplateError as error:
+            raise InputError(
+                t("{path}: the chat template cannot be used ({error}); mend it, or give --prompt_template", path=model_path,
+                  error=error)
+            ) from None  # fmt: skip
         return str(text)
 
     def render_both(question: str, answer: str) -> tuple[str, str]:
@@ -216,4 +226,7 @@ def _token_text(value: str | dict[str, Any] | None) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(t("{file}: not valid JSON: {error}", file=path, error=error)) from None

@@ -5,6 +5,8 @@ sees every problem at once. Imports no torch.
 """
 
 import importlib.util
+import math
+import os
 import re
 from pathlib import Path
 
@@ -21,8 +23,14 @@ AT_LEAST_ZERO = (
     "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers"
 )  # fmt: skip
 ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
+# Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
+AT_MOST = {
+    "num_nodes": 100_000, "num_gpus": 1024, "global_batch_size": 2**20, "micro_batch_size": 2**20, "seq_length": 2**24,
+    "max_steps": 10**9, "seed": 2**63 - 1,
+}  # fmt: skip
+CPU_PROCESSES_PER_CORE = 4
 LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
-EXPERIMENT_NAME = re.compile(r"[\w.][\w.\-]*")
+EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
 
 def check_settings(config: RunConfig) -> list[str]:
@@ -37,18 +45,28 @@ def check_settings(config: RunConfig) -> list[str]:
     ):
         for name in names:
             value = getattr(config, name)
-            if value is not None and not holds(value):
+            if value is not None and math.isinf(value):
+                problems.append(t("--{name} {value}: must be finite", name=name, value=value))
+            elif value is not None and not holds(value):
                 problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
+    for name, limit in AT_MOST.items():
+        if (getattr(config, name) or 0) > limit:
+            problems.append(t("--{name} {value}: must be {limit} or less", name=name, value=getattr(config, name), limit=limit))
     if not EXPERIMENT_NAME.fullmatch(config.experiment):
         problems.append(
-            t("--experiment {name!r}: it names a folder; use letters, digits, '_', '-' and '.'", name=config.experiment)
+            t(
+                "--experiment {name!r}: it names a folder; use letters, digits, '_', '-' and '.', no '.' or '-' first",
+                name=config.experiment,
+            )
         )
     unknown = [name for name in config.lora_targets if name not in LORA_TARGETS]
     if unknown or not config.lora_targets:
         problems.append(
             t("--lora_targets {given}: unknown {unknown}; choose from {known}", given=",".join(config.lora_targets),
-              unknown=", ".join(unknown) or t("nothing"), known=", ".join(LORA_TARGETS))
+              unknown=", ".join(map(repr, unknown)) or t("nothing"), known=", ".join(LORA_TARGETS))
         )  # fmt: skip
+    elif len(set(config.lora_targets)) < len(config.lora_targets):
+        problems.append(t("--lora_targets {given}: a name is given twice", given=",".join(config.lora_targets)))
     if config.peft == "none":
         defaults = RunConfig(hf_model_id="", dataset_path="")
         changed = [name for name in LORA_ONLY if getattr(config, name) != getattr(defaults, name)]
@@ -68,7 +86,7 @@ def check_settings(config: RunConfig) -> list[str]:
 def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
     """Degrees, processes and batch sizes against each other and, when it is known, against the model."""
     problems: list[str] = []
-    if min(getattr(config, name) for name in SIZES) < 1:
+    if not all(1 <= getattr(config, name) <= AT_MOST.get(name, math.inf) for name in SIZES):
         return problems  # check_settings has said so
     world, degree = config.world_size, config.model_parallel_size
     tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
@@ -84,6 +102,11 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
             problems.append(
                 t("--pipeline_model_parallel_size {degree}: the model has only {layers} layers", degree=pipeline,
                   layers=model.num_hidden_layers)
+            )  # fmt: skip
+        if config.peft == "lora" and config.lora_rank > model.hidden_size:
+            problems.append(
+                t("--lora_rank {rank}: must be at most the model's hidden size, {hidden}", rank=config.lora_rank,
+                  hidden=model.hidden_size)
             )  # fmt: skip
     if world % degree != 0:
         problems.append(
@@ -107,7 +130,16 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
 
 def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     """Processes against the GPUs of this machine; without any GPU, processes run on the CPU."""
-    if config.executor == "local" and 0 < visible_gpus < config.num_gpus:
+    if config.executor != "local" or config.num_gpus > AT_MOST["num_gpus"]:  # check_settings has said so
+        return []
+    cores = os.cpu_count() or 1
+    limit = max(CPU_PROCESSES_PER_CORE * cores, RunConfig.num_gpus)
+    if visible_gpus == 0 and config.num_gpus > limit:
+        return [
+            t("--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} cores; give {limit} or "
+              "less", asked=config.num_gpus, cores=cores, limit=limit)
+        ]  # fmt: skip
+    if 0 < visible_gpus < config.num_gpus:
         return [
             t("--num_gpus {asked}: this machine has {found}; give --num_gpus {found} (and a --global_batch_size that is a "
               "multiple of micro_batch_size x {found})", asked=config.num_gpus, found=visible_gpus)
@@ -146,7 +178,8 @@ def _divides_heads(degree: int, model: LlamaConfig) -> bool:
 
 
 def _divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    small = [candidate for candidate in range(1, math.isqrt(number) + 1) if number % candidate == 0]
+    return sorted({*small, *(number // candidate for candidate in small)})
 
 
 def _listed(numbers: list[int]) -> str:

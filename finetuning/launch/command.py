@@ -3,6 +3,7 @@
 import dataclasses
 import fcntl
 import os
+import shlex
 import tempfile
 import time
 from pathlib import Path
@@ -15,12 +16,14 @@ from finetuning.config import Run, RunConfig, write_run
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, InputError
 from finetuning.failures import clear_failures, first_failure
 from finetuning.i18n import t
+from finetuning.launch.check import check_settings
 from finetuning.launch.local import run_workers, torchrun_command
-from finetuning.launch.prepare import prepare
+from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.screens import show_end, show_start
 from finetuning.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
 
 LOG_LINES_SHOWN = 20
+LOCK_FILE = ".lock"
 
 
 def launch(config: RunConfig, token: str | None, *, dryrun: bool) -> int:
@@ -29,15 +32,21 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool) -> int:
     Raises:
         InputError: nothing was started.
     """
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    config = _with_home_folder(config)
     experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
-    if dryrun:
+    # With a wrong setting, a name that is no folder's among them, everything else is checked as well, but nothing written.
+    if dryrun or check_settings(config):
         return _show_only(config, token, experiment_dir, console)
+    is_new = not experiment_dir.exists()
     try:
         experiment_dir.mkdir(parents=True, exist_ok=True)
+        lock = (experiment_dir / LOCK_FILE).open("a")
     except OSError as error:
-        raise InputError(t("cannot write to {folder}: {error}", folder=experiment_dir, error=error)) from None
-    with (experiment_dir / ".lock").open("a") as lock:
+        raise InputError(
+            t("cannot write to {folder}: {reason}", folder=experiment_dir, reason=error.strerror or error)
+        ) from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -45,19 +54,19 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool) -> int:
                 t("experiment {name} is running already (see {folder}); wait for it, or give another --experiment name",
                   name=config.experiment, folder=experiment_dir)
             ) from None  # fmt: skip
-        return _run(config, token, experiment_dir, console, lock.fileno())
+        try:
+            return _run(config, token, experiment_dir, console, lock.fileno())
+        except InputError:
+            if is_new:
+                _remove_empty(experiment_dir)
+            raise
 
 
 def _run(config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int) -> int:
     prepared = prepare(config, token, experiment_dir, experiment_dir / "data", with_weights=True)
     run = prepared.run
     if prepared.start.finished_at is not None:
-        console.print(
-            t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
-              "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
-              done=prepared.start.finished_at, max_steps=run.max_steps, export=experiment_dir / "export"),
-            highlight=False,
-        )  # fmt: skip
+        _say_finished(console, prepared)
         return EXIT_FINISHED
     logs = experiment_dir / "logs"
     logs.mkdir(exist_ok=True)
@@ -72,7 +81,7 @@ def _run(config: RunConfig, token: str | None, experiment_dir: Path, console: Co
     write_status(
         experiment_dir, STARTING, step=step, max_steps=run.max_steps, reason=None, exit_code=None, launcher_pid=os.getpid()
     )
-    console.print(t("starting {count} processes …", count=config.num_gpus), highlight=False)
+    console.print(t("starting {count} processes …", count=config.num_gpus))
     run_workers(run_file, config.num_gpus, logs, lock_descriptor)
     return _report(run, experiment_dir, console)
 
@@ -88,8 +97,8 @@ def _report(run: Run, experiment_dir: Path, console: Console) -> int:
     if failure is None and state == STOPPED:
         status = read_status(experiment_dir)
         write_status(experiment_dir, STOPPED, exit_code=EXIT_STOPPED)
-        if not status.get("saved"):
-            console.print(t("stopped; run the same command to go on"), highlight=False)
+        if status.get("saved") is None:  # else the worker has said what it saved
+            console.print(t("stopped; run the same command to go on"))
         return EXIT_STOPPED
     if failure is not None:
         reason, log = failure["message"], logs / f"rank_{failure['rank']}.log"
@@ -99,12 +108,12 @@ def _report(run: Run, experiment_dir: Path, console: Console) -> int:
         reason = t("a worker process was killed, or could not start (out of memory? see the last lines of {log})", log=log)
         head = reason
     write_status(experiment_dir, FAILED, reason=reason, exit_code=EXIT_FAILED, ended_at=time.time())
-    errors = Console(stderr=True, soft_wrap=True)
-    errors.print(head, style="bold red", markup=False, highlight=False)
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    errors.print(head, style="bold red")
     if failure is None and log.is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_SHOWN:]
-        errors.print("\n".join(lines), markup=False, highlight=False)
-    errors.print(t("log: {log}", log=log), markup=False, highlight=False)
+        errors.print("\n".join(lines))
+    errors.print(t("log: {log}", log=log))
     return EXIT_FAILED
 
 
@@ -113,14 +122,39 @@ def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, conso
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=Path(config.hf_model_id).is_dir())
         show_start(console, prepared, _gpu_memory_gib(prepared.run))
+        if prepared.start.finished_at is not None:
+            _say_finished(console, prepared)
         run_file = Path(scratch) / "run.yaml"
         tokens_dir = experiment_dir / "data" / Path(prepared.run.tokens_dir).name
         write_run(dataclasses.replace(prepared.run, tokens_dir=str(tokens_dir)), run_file)
-        console.print("\n# run.yaml", highlight=False)
-        console.print(run_file.read_text(encoding="utf-8"), markup=False, highlight=False)
+        console.print("\n# run.yaml")
+        console.print(run_file.read_text(encoding="utf-8"))
     command = torchrun_command(experiment_dir / "run.yaml", config.num_gpus)
-    console.print(" ".join(["torchrun", *command[3:]]), markup=False, highlight=False)
+    console.print(shlex.join(["torchrun", *command[3:]]))
     return EXIT_FINISHED
+
+
+def _say_finished(console: Console, prepared: Prepared) -> None:
+    config, folder = prepared.run.config, Path(prepared.run.experiment_dir)
+    console.print(
+        t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
+          "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
+          done=prepared.start.finished_at, max_steps=prepared.run.max_steps, export=folder / "export")
+    )  # fmt: skip
+
+
+def _with_home_folder(config: RunConfig) -> RunConfig:
+    """A shell leaves the ~ in `--flag=~/folder` and in a file of settings as it is."""
+    named = ("hf_model_id", "dataset_path", "experiments_dir", "restore_config")
+    given = {name: getattr(config, name) for name in named}
+    return dataclasses.replace(config, **{name: os.path.expanduser(path) for name, path in given.items() if path})  # noqa: PTH111
+
+
+def _remove_empty(experiment_dir: Path) -> None:
+    """Takes a new folder away again where nothing but the lock has come into it."""
+    if [path.name for path in experiment_dir.iterdir()] == [LOCK_FILE]:
+        (experiment_dir / LOCK_FILE).unlink()
+        experiment_dir.rmdir()
 
 
 def _gpu_memory_gib(run: Run) -> float | None:

@@ -13,6 +13,8 @@ from finetuning.i18n import t
 MODEL_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(/[A-Za-z0-9][\w.\-]*)?")
 DESCRIPTION_FILES = ["*.json", "*.jinja", "tokenizer.model", "LICENSE*", "USE_POLICY*"]
 WEIGHT_FILES = ["*.safetensors"]
+TOKEN = re.compile(r"[!-~]+")  # what can stand in an HTTP header
+WEB_ADDRESS = re.compile(r"https?://[^/]+/")
 
 
 def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
@@ -26,11 +28,23 @@ def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
     Raises:
         InputError: there is no such folder or model, no access to it, or the hub cannot be reached.
     """
-    folder = Path(model_id).expanduser()
+    folder = Path(model_id)
     if folder.is_dir():
         return folder.resolve()
+    if folder.is_file():
+        raise InputError(t("--hf_model_id {path}: is a file; give the folder that holds config.json", path=model_id))
+    if WEB_ADDRESS.match(model_id):
+        name = "/".join(WEB_ADDRESS.sub("", model_id).split("/")[:2])
+        raise InputError(
+            t("--hf_model_id {path}: give the model's name instead of its address: {name}", path=model_id, name=name)
+        )
     if not MODEL_ID.fullmatch(model_id) or ("/" in model_id and folder.parent.is_dir()):
         raise InputError(t("--hf_model_id {path}: there is no such folder", path=model_id))
+    if token is not None and not TOKEN.fullmatch(token):
+        raise InputError(
+            t("the Hugging Face token has blanks or letters that no token has; copy it again from "
+              "https://huggingface.co/settings/tokens")
+        )  # fmt: skip
     return _download(model_id, token, with_weights)
 
 
@@ -40,6 +54,7 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
         GatedRepoError,
         HfHubHTTPError,
         HFValidationError,
+        HTTPError,  # of the HTTP library, which has changed its name
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -55,18 +70,25 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
         ) from None
     except GatedRepoError:
         raise InputError(_no_access(model_id, has_token=bool(token or get_token()))) from None
-    except RepositoryNotFoundError as error:  # before HfHubHTTPError, its base
-        if error.response.status_code == 401:
-            raise InputError(_no_access(model_id, has_token=bool(token or get_token()))) from None
+    except RepositoryNotFoundError:
         raise InputError(
             t("--hf_model_id {model}: neither a local folder nor a model on the hub (or a private one: {ways})",
               model=model_id, ways=_ways_to_give_a_token())
         ) from None  # fmt: skip
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+    except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+        # Without a download of its own to fall back on, huggingface_hub raises "not in the cache" from the hub's answer.
+        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
+        if isinstance(cause, HfHubHTTPError) and cause.response.status_code == 401:
+            raise InputError(
+                t("--hf_model_id {model}: the hub does not know this token (expired, or not copied whole?); see "
+                  "https://huggingface.co/settings/tokens", model=model_id)
+            ) from None  # fmt: skip
+        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        if isinstance(cause, HfHubHTTPError):
+            raise InputError(t("--hf_model_id {model}: the hub refused it: {reason}", model=model_id, reason=reason)) from None
         raise InputError(
-            t("--hf_model_id {model}: the hub cannot be reached ({reason}); check the network, or give a local folder",
-              model=model_id, reason=reason)
+            t("--hf_model_id {model}: no local folder of this name, and the hub cannot be reached ({reason}); check the "
+              "network, or give a local folder", model=model_id, reason=reason)
         ) from None  # fmt: skip
 
 

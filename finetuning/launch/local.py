@@ -4,7 +4,6 @@ torchrun lives in a session of its own, so Ctrl-C reaches this launcher only, wh
 finish their step, save and leave. torchrun itself would kill them after 30 seconds, in the middle of a long save.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -15,10 +14,12 @@ from types import FrameType
 
 import finetuning
 from finetuning.failures import first_failure
+from finetuning.lifeline import LAUNCHER_PID, end_with_parent
 
 POLL_INTERVAL_S = 0.1
+# Workers need no token: the model is on this machine by then.
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_API_TOKEN")
 GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
@@ -38,7 +39,7 @@ def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor:
     with (logs / "torchrun.log").open("ab") as log:
         process = subprocess.Popen(
             torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log, env=_environment(num_processes),
-            start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=_end_with_parent,
+            start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
         )  # fmt: skip
     signals = _Signals(process.pid)
     failed_at = None
@@ -89,14 +90,9 @@ class _Signals:
 
 
 def _environment(num_processes: int) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")}
+    environment = {name: value for name, value in os.environ.items() if name not in TOKEN_VARIABLES}
+    environment[LAUNCHER_PID] = str(os.getpid())
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
     root = str(Path(finetuning.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     return environment
-
-
-def _end_with_parent() -> None:
-    """Linux kills torchrun when this launcher dies; workers do the same with torchrun."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -35,20 +35,30 @@ class Prepared:
 def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_dir: Path, *, with_weights: bool) -> Prepared:
     """Checks everything and resolves the run. Writes to `tokens_dir` and to the hub's cache only.
 
+    Weights are downloaded last, when nothing else is wrong; without `with_weights`, not at all.
+
     Raises:
         InputError: with the problems of settings, layout, model and data together.
     """
     problems = check_settings(config)
     visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     problems += check_devices(config, visible_gpus)
-    model_path, model = _find_checked_model(config, token, with_weights, problems)
+    model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
-    dataset = _configure_dataset(config, model_path, tokens_dir, problems)
+    dataset = _configure_dataset(config, model_path, model, tokens_dir, problems)
     if problems or model_path is None or model is None or dataset is None:
         raise InputError(problems)
 
     num_samples = len(dataset.splits["training"])
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
+    if config.warmup_steps is not None and config.warmup_steps >= max_steps:
+        raise InputError(
+            t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
+              "its peak", warmup=config.warmup_steps, max_steps=max_steps)
+        )  # fmt: skip
+    if with_weights:
+        model_path = find_model(config.hf_model_id, token, with_weights=True)
+        check_weights(model_path, model)
     identity = _identity(config, model_path, model, dataset, with_weights)
     start = decide_start(config, experiment_dir, identity, max_steps)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
@@ -70,17 +80,19 @@ def prepare(config: RunConfig, token: str | None, experiment_dir: Path, tokens_d
     return Prepared(run, model, dataset, start, _notes(config, dataset, num_samples, visible_gpus))
 
 
-def _find_checked_model(
-    config: RunConfig, token: str | None, with_weights: bool, problems: list[str]
-) -> tuple[Path | None, LlamaConfig | None]:
+def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:
+    """The folder with configuration and tokenizer, and the shape; what could not be found is None, its problem added."""
     model_path = model = None
     try:
-        model_path = find_model(config.hf_model_id, token, with_weights=with_weights)
+        model_path = find_model(config.hf_model_id, token, with_weights=False)
         model = read_llama_config(model_path)
-        if with_weights:
+        if Path(config.hf_model_id).is_dir():  # what is here is checked with the rest
             check_weights(model_path, model)
     except InputError as error:
         problems += error.problems
+        return model_path, model
+    except OSError as error:
+        problems.append(_file_problem(error, config.hf_model_id))
         return model_path, model
     if config.seq_length > model.max_position_embeddings:
         problems.append(
@@ -90,10 +102,12 @@ def _find_checked_model(
     return model_path, model
 
 
-def _configure_dataset(config: RunConfig, model_path: Path | None, tokens_dir: Path, problems: list[str]) -> Dataset | None:
-    """The data set, or None with its problems added; without a model the files are checked all the same."""
+def _configure_dataset(
+    config: RunConfig, model_path: Path | None, model: LlamaConfig | None, tokens_dir: Path, problems: list[str]
+) -> Dataset | None:
+    """The data set, or None with its problems added; without a readable model the files are checked all the same."""
     try:
-        if model_path is None:
+        if model_path is None or model is None:
             read_dataset(Path(config.dataset_path))
             return None
         return configure_dataset(
@@ -102,7 +116,14 @@ def _configure_dataset(config: RunConfig, model_path: Path | None, tokens_dir: P
         )  # fmt: skip
     except InputError as error:
         problems += error.problems
-        return None
+    except OSError as error:
+        problems.append(_file_problem(error, config.dataset_path))
+    return None
+
+
+def _file_problem(error: OSError, given: str) -> str:
+    """`given` stands in for the file's name, which an error in the middle of a file does not know."""
+    return t("{file}: cannot be read or written: {reason}", file=error.filename or given, reason=error.strerror or error)
 
 
 def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: Dataset, with_weights: bool) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Where a run starts: newest complete checkpoint of the experiment > --restore_config > the base model's weights."""
 
-import time
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from finetuning.checkpoint.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.adapters import check_adapter
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_checkpoint
 from finetuning.config import RunConfig, read_run
@@ -31,17 +33,24 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
     """Finds the start of the run; reads only.
 
     Raises:
-        InputError: the experiment was started with other data, template, model or batch; or --restore_config does not fit.
+        InputError: the experiment was started with other data, template, model or batch, or has done more steps than are
+            asked for; or --restore_config does not fit.
     """
     complete, broken = find_checkpoints(experiment_dir / "checkpoints")
     messages = [t("ignored: {what}", what=what) for what in broken]
     status = read_status(experiment_dir)
-    done = int(status.get("step", 0)) if status.get("state") == FINISHED else 0
+    finished = status.get("state") == FINISHED and (experiment_dir / "export").is_dir()
+    done = int(status.get("step", 0)) if finished else 0
     if complete:
         newest = complete[-1]
         refuse_changes(newest.info["identity"], identity, config)
         if done >= max_steps:
             return Start(newest, None, done, messages)
+        if newest.step > max_steps:
+            raise InputError(
+                t("experiment {name} has done {done} steps already; give --max_steps {done} or more, or another --experiment "
+                  "name", name=config.experiment, done=newest.step)
+            )  # fmt: skip
         return Start(newest, None, None, messages + _resume_messages(newest, config, max_steps))
     if done >= max_steps and (experiment_dir / "run.yaml").is_file():
         refuse_changes(read_run(experiment_dir / "run.yaml").identity, identity, config)
@@ -76,31 +85,30 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], config: RunConfi
 def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[Path, str]:
     """The folder of --restore_config that holds weights for this run, and a message about it.
 
-    Accepts a checkpoint, an experiment folder or its `checkpoints` folder (the newest checkpoint is taken), a model in
-    Hugging Face format, or, with LoRA, an adapter in PEFT format.
+    Accepts a checkpoint, an experiment folder or its `checkpoints` folder (the newest checkpoint is taken), or, with LoRA,
+    an adapter in PEFT format.
+
+    Raises:
+        InputError: there is nothing of this kind, or it does not fit the run.
     """
     assert config.restore_config is not None
     given = Path(config.restore_config)
     if (given / ADAPTER_CONFIG_FILE).is_file():
-        problems = check_adapter(given, config) if config.peft == "lora" else [
-            t("--restore_config {path}: a LoRA adapter can only be the start of a run with --peft lora", path=given)
-        ]  # fmt: skip
+        problems = _adapter_problems(given, config)
         if problems:
             raise InputError(problems)
         return given.resolve(), t("starts from the adapter {path}", path=given)
     if (given / "config.json").is_file():
-        if config.peft == "lora":
-            raise InputError(
-                t("--restore_config {path}: a whole model is the base of a LoRA run; give it as --hf_model_id", path=given)
-            )
-        return given.resolve(), t("starts from the weights of {model}", model=given)
+        raise InputError(
+            t("--restore_config {path}: this is a whole model in Hugging Face format; give it as --hf_model_id", path=given)
+        )
     checkpoint = open_checkpoint(given)
     if not isinstance(checkpoint, Checkpoint):
         found = next((c for f in (given, given / "checkpoints") for c in reversed(find_checkpoints(f)[0])), None)
         if found is None:
             raise InputError(
-                t("--restore_config {path}: neither a complete checkpoint, nor a folder with one, nor a model or adapter in "
-                  "Hugging Face format", path=given)
+                t("--restore_config {path}: neither a complete checkpoint, nor a folder with one, nor an adapter in PEFT "
+                  "format", path=given)
             )  # fmt: skip
         checkpoint = found
     before = checkpoint.info["identity"]
@@ -114,12 +122,29 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
     return checkpoint.path.resolve(), t("starts from the weights of {model}", model=checkpoint.path)
 
 
+def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:
+    if config.peft != "lora":
+        return [t("--restore_config {path}: a LoRA adapter can only be the start of a run with --peft lora", path=folder)]
+    if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
+        return [t("--restore_config {path}: {file} is missing", path=folder, file=ADAPTER_WEIGHTS_FILE)]
+    try:
+        return check_adapter(folder, config)
+    except json.JSONDecodeError as error:
+        return [t("{file}: not valid JSON: {error}", file=folder / ADAPTER_CONFIG_FILE, error=error)]
+
+
 def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) -> list[str]:
-    saved = time.mktime(time.strptime(checkpoint.info["saved_at"][:19], "%Y-%m-%dT%H:%M:%S"))
+    age = datetime.now(UTC) - datetime.fromisoformat(checkpoint.info["saved_at"])
     messages = [
-        t("resuming {name} at step {step} of {max_steps} (saved {minutes:.0f} minutes ago)", name=config.experiment,
-          step=checkpoint.step, max_steps=max_steps, minutes=max(0.0, time.time() - saved) / 60)
+        t("resuming {name} at step {step} of {max_steps} (saved {age} ago)", name=config.experiment, step=checkpoint.step,
+          max_steps=max_steps, age=_duration(age.total_seconds()))
     ]  # fmt: skip
+    before = checkpoint.info["layout"]["dp"]
+    if before != config.data_parallel_size:
+        messages.append(
+            t("saved by {before} data-parallel ranks, goes on with {now}: the losses agree to rounding, not to the last bit",
+              before=before, now=config.data_parallel_size)
+        )  # fmt: skip
     planned = checkpoint.info["max_steps"]
     if planned != max_steps:
         messages.append(
@@ -129,3 +154,11 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
     if config.restore_config:
         messages.append(t("--restore_config is not used: the experiment's own checkpoint comes first"))
     return messages
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 2 * 3600:
+        return t("{count:.0f} minutes", count=max(0.0, seconds) / 60)
+    if seconds < 48 * 3600:
+        return t("{count:.0f} hours", count=seconds / 3600)
+    return t("{count:.0f} days", count=seconds / 86400)

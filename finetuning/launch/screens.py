@@ -79,7 +79,7 @@ def show_end(console: Console, run: Run) -> None:
 def _example(prepared: Prepared) -> Text:
     """The first training sample; what is trained stands in brackets and in colour."""
     sample, prompt_format = prepared.dataset.example, prepared.dataset.prompt_format
-    prompt = _short(prompt_format.prompt_text(sample.input))
+    prompt = _short_in_the_middle(prompt_format.prompt_text(sample.input))
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
     text.append(prompt, style="dim")
     text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
@@ -165,6 +165,15 @@ def _line(console: Console, label: str, value: str | Text) -> None:
 def _short(text: str) -> str:
     text = " ".join(text.split()) or t("(nothing)")
     return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + " …"
+
+
+def _short_in_the_middle(text: str) -> str:
+    """Keeps both ends: a prompt begins with the template's tokens and ends with the question."""
+    text = " ".join(text.split())
+    if len(text) <= EXAMPLE_CHARACTERS:
+        return text
+    head = EXAMPLE_CHARACTERS // 4
+    return f"{text[:head]} … {text[head - EXAMPLE_CHARACTERS :]}"
 
 
 def _count(number: int) -> str:

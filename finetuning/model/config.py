@@ -4,6 +4,7 @@ Covers Llama 3, 3.1 and 3.2 text models: grouped-query attention, tied or untied
 Everything the decoder cannot compute exactly is refused here, with what was found. Imports no torch.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,9 +113,18 @@ def _parse(raw: dict[str, Any], file: Path) -> LlamaConfig:
         problems.append(
             t("{file}: RoPE type {value!r} is not supported; 'default' and 'llama3' are", file=file, value=rope_type)
         )
+    if rope_type == "llama3":
+        missing = [field.name for field in dataclasses.fields(RopeScaling) if field.name not in rope]
+        problems += [t("{file}: the llama3 RoPE scaling has no {name}", file=file, name=name) for name in missing]
     if problems:
         raise InputError(problems)
     heads = raw["num_attention_heads"]
+    key_value_heads = raw.get("num_key_value_heads") or heads
+    if heads % key_value_heads or (raw["hidden_size"] % heads and not raw.get("head_dim")):
+        raise InputError(
+            t("{file}: {heads} attention heads must be a multiple of {key_value_heads} key/value heads and divide the hidden "
+              "size {hidden}", file=file, heads=heads, key_value_heads=key_value_heads, hidden=raw["hidden_size"])
+        )  # fmt: skip
     scaling = None
     if rope_type == "llama3":
         scaling = RopeScaling(
@@ -129,7 +139,7 @@ def _parse(raw: dict[str, Any], file: Path) -> LlamaConfig:
         intermediate_size=raw["intermediate_size"],
         num_hidden_layers=raw["num_hidden_layers"],
         num_attention_heads=heads,
-        num_key_value_heads=raw.get("num_key_value_heads") or heads,
+        num_key_value_heads=key_value_heads,
         head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope_theta=float(rope.get("rope_theta", 10000.0)),

@@ -24,3 +24,13 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype)
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
+
+
+def release_root(model: Llama) -> None:
+    """Gives up what the root unit keeps gathered after a forward pass without a backward pass.
+
+    FSDP2 expects the backward pass to do it. Until then the model shows gathered copies, in the compute dtype, in place of
+    the parameters that the optimizer knows: a checkpoint would hold rounded weights and no moments for them.
+    """
+    assert isinstance(model, FSDPModule)
+    model.reshard()

@@ -3,6 +3,7 @@
 import csv
 import resource
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,17 +19,23 @@ class MetricsFile:
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
-        kept = [row for row in read_metrics(path) if int(row["step"]) <= resume_step]
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(kept)
-        temporary.replace(path)
+        self._write([row for row in read_metrics(path) if int(row["step"]) <= resume_step])
 
     def append(self, row: dict[str, float | int | None]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+
+    def set_val_loss(self, step: int, val_loss: float) -> None:
+        """Fills in the validation loss of a step that has its row already."""
+        self._write([row | {"val_loss": val_loss} if int(row["step"]) == step else row for row in read_metrics(self.path)])
+
+    def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(self.path)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

@@ -37,10 +37,12 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str,
     Entries are created where the optimizer has not stepped yet, so that a checkpoint can be loaded into them.
     """
     fused = bool(optimizer.param_groups[0]["fused"])
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     named: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        assert id(parameter) in known, f"{name} is a gathered copy, not the parameter that is trained"
         state = optimizer.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")

@@ -14,11 +14,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
-from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, save_checkpoint
+from finetuning.checkpoint.store import Checkpoint, checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config import Run
 from finetuning.data.batches import StepBatch
 from finetuning.evaluate import Evaluation
@@ -154,19 +154,21 @@ class StepRecord(pl.Callback):
 
     run: Run
     display: TrainingDisplay | None  # rank 0 only
-    resume_step: int
+    resumed: Checkpoint | None
     validate: Callable[[], Evaluation] | None
     before_first_step: Callable[[], None]
 
     def __post_init__(self) -> None:
         self.folder = Path(self.run.experiment_dir)
-        self.metrics = MetricsFile(self.folder / "metrics.csv", self.resume_step) if self.display else None
+        resume_step = self.resumed.step if self.resumed else 0
+        self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
         self.step_started_at = self.status_written_at = 0.0
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
             self.before_first_step()
+        self._validate_late(trainer)
         if self.display:
             self.display.start(trainer.global_step)
         self.step_started_at = time.monotonic()
@@ -180,7 +182,7 @@ class StepRecord(pl.Callback):
         seconds = time.monotonic() - self.step_started_at
         last = step >= self.run.max_steps
         val_loss = None
-        if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):
+        if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
             val_loss = self._validate(step)
         row: dict[str, Any] = {
             "step": step, "train_loss": result.loss, "val_loss": val_loss, "learning_rate": pl_module.learning_rate(batch.step),
@@ -200,6 +202,18 @@ class StepRecord(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.display:
             self.display.stop()
+
+    def _validate_late(self, trainer: pl.Trainer) -> None:
+        """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved."""
+        resumed = self.resumed
+        if not (resumed and self.validate and resumed.val_loss is None and resumed.step % self.run.val_check_interval == 0):
+            return
+        val_loss = self._validate(resumed.step)
+        for logger in trainer.loggers:
+            logger.log_metrics({"val_loss": val_loss}, step=resumed.step)
+        if self.metrics:
+            self.metrics.set_val_loss(resumed.step, val_loss)
+            record_val_loss(resumed, val_loss)
 
     def _validate(self, step: int) -> float:
         assert self.validate is not None
@@ -238,5 +252,5 @@ class StepRecord(pl.Callback):
         dist.barrier()
 
 
-class OwnCheckpoints(Checkpoint):
+class OwnCheckpoints(LightningCheckpoint):
     """Tells Lightning that checkpoints are taken care of (by StepRecord), so that it adds none of its own."""

@@ -1,0 +1,142 @@
+"""Starts the real command in a process of its own, watches it from outside, and interrupts it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from finetuning.status import read_status
+from finetuning.training.metrics import read_metrics
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 240.0  # ten times what a launch takes on two idle cores
+POLL_INTERVAL_S = 0.002
+
+
+class Command:
+    """A running `python finetune.py …` (or another program), with its output in a file.
+
+    It leads a process group of its own, like a shell's foreground job, so that `ctrl_c` reaches what a terminal would reach.
+    """
+
+    def __init__(self, folder: Path, *arguments: str):
+        self.output_file = folder / "output.txt"
+        environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+        environment |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        with self.output_file.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def finish(self) -> tuple[int, str]:
+        """Waits for the end; exit code and everything it has printed."""
+        try:
+            code = self.process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill_everything()
+            raise AssertionError(f"did not end in {TIMEOUT_S:.0f} s:\n{self.output()}") from None
+        return code, self.output()
+
+    def wait_until(self, holds: Callable[[], bool]) -> None:
+        """Returns as soon as the condition holds; the program must not have ended before."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not holds():
+            assert self.process.poll() is None, f"ended too early with {self.process.returncode}:\n{self.output()}"
+            if time.monotonic() > deadline:
+                self.kill_everything()
+                raise AssertionError(f"waited for {TIMEOUT_S:.0f} s:\n{self.output()}")
+            time.sleep(POLL_INTERVAL_S)
+
+    def output(self) -> str:
+        return self.output_file.read_text(encoding="utf-8")
+
+    def ctrl_c(self) -> None:
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def workers(self) -> list[int]:
+        """The worker processes below torchrun."""
+        return [pid for pid in descendants(self.process.pid) if "finetuning.train" in arguments(pid)[:4]]
+
+    def signal_workers(self, number: int) -> None:
+        for pid in self.workers():
+            os.kill(pid, number)
+
+    def wait_until_pending(self, number: int) -> None:
+        """Returns when the signal has reached every worker, which is frozen and cannot act on it (Linux)."""
+        self.wait_until(lambda: all(is_pending(pid, number) for pid in self.workers()))
+
+    def freeze_inside_a_save(self, checkpoints: Path) -> Path:
+        """Stops the workers (SIGSTOP) while they write a checkpoint, however short that moment is; its unfinished folder."""
+        while True:
+            self.wait_until(lambda: any(checkpoints.glob(".incomplete-*")))
+            self.signal_workers(signal.SIGSTOP)
+            self.wait_until(lambda: all(state(pid) == "T" for pid in self.workers()))
+            unfinished = list(checkpoints.glob(".incomplete-*"))
+            if unfinished:
+                return unfinished[0]
+            self.signal_workers(signal.SIGCONT)  # too late, the next one
+
+    def kill_everything(self) -> None:
+        """SIGKILL for the command and all that it has started, as when a machine loses power or a job is cancelled."""
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # ended with its parent
+        self.process.wait()
+        deadline = time.monotonic() + TIMEOUT_S
+        while not all(state(pid) in ("", "Z") for pid in pids):
+            assert time.monotonic() < deadline, f"survived SIGKILL: {pids}"
+            time.sleep(POLL_INTERVAL_S)
+
+
+def finetune(folder: Path, *flags: str) -> Command:
+    """The specification's command, started in `folder`; experiments go below it."""
+    return Command(folder, str(ROOT / "finetune.py"), *flags)
+
+
+def steps_done(experiment: Path) -> int:
+    rows = read_metrics(experiment / "metrics.csv")
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def is_training(experiment: Path, after_step: int) -> bool:
+    """Has it done at least one step more than `after_step`?"""
+    return read_status(experiment).get("state") == "running" and steps_done(experiment) > after_step
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes below `pid`, parents first (Linux)."""
+    try:
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [found for child in children for found in (child, *descendants(child))]
+
+
+def arguments(pid: int) -> list[str]:
+    """Command line of a process; empty when it is gone (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def state(pid: int) -> str:
+    """R running, S sleeping, T stopped, Z ended but not reaped …; empty when it is gone (Linux)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Has the signal been sent to the process and not been handled (Linux)?"""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("ShdPnd:"))
+    return bool(mask >> (number - 1) & 1)

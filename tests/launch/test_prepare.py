@@ -1,0 +1,224 @@
+"""From settings to a run: what is resolved, what is noted, and problems from everywhere in one list."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from finetuning.config import RunConfig
+from finetuning.errors import InputError
+from finetuning.launch.prepare import Prepared, prepare
+
+pytestmark = pytest.mark.unit
+
+Settings = Callable[..., RunConfig]
+
+
+def prepared(config: RunConfig, tmp_path: Path, *, with_weights: bool = True) -> Prepared:
+    return prepare(config, None, tmp_path / "experiment", tmp_path / "tokens", with_weights=with_weights)
+
+
+def problems_of(config: RunConfig, tmp_path: Path) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        prepared(config, tmp_path)
+    return caught.value.problems
+
+
+def copy_of(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+def test_without_max_steps_the_run_is_one_epoch(settings: Settings, tmp_path: Path) -> None:
+    assert prepared(settings(), tmp_path).run.max_steps == 5  # 40 samples in batches of 8
+    assert prepared(settings(global_batch_size=6), tmp_path).run.max_steps == 7  # the last one reaches into the next epoch
+
+
+def test_intervals_and_warm_up_follow_from_the_number_of_steps(settings: Settings, tmp_path: Path) -> None:
+    run = prepared(settings(max_steps=200), tmp_path).run
+    assert (run.warmup_steps, run.val_check_interval, run.save_every_n_steps) == (20, 20, 20)
+    assert prepared(settings(max_steps=10_000), tmp_path).run.warmup_steps == 50
+
+
+def test_given_intervals_and_warm_up_are_taken(settings: Settings, tmp_path: Path) -> None:
+    run = prepared(settings(max_steps=9, warmup_steps=0, val_check_interval=4, save_every_n_steps=3), tmp_path).run
+    assert (run.warmup_steps, run.val_check_interval, run.save_every_n_steps) == (0, 4, 3)
+
+
+def test_a_run_names_absolute_folders_of_this_machine(
+    settings: Settings, tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    run = prepared(settings(), tmp_path).run
+    assert run.model_path == str(tiny_model.resolve())
+    assert run.sources == {name: str(tiny_dataset / f"{name}.jsonl") for name in ("training", "validation", "test")}
+    assert Path(run.tokens_dir).parent == tmp_path / "tokens"
+    assert run.device in ("cpu", "cuda")
+
+
+def test_a_fresh_run_starts_from_the_weights_of_the_model(settings: Settings, tmp_path: Path) -> None:
+    config = settings()
+    start = prepared(config, tmp_path).start
+    assert (start.checkpoint, start.initial_weights, start.finished_at) == (None, None, None)
+    assert start.messages == [f"starts from the weights of {config.hf_model_id}"]
+
+
+def test_warm_up_as_long_as_the_run_is_refused(settings: Settings, tmp_path: Path) -> None:
+    assert problems_of(settings(warmup_steps=5), tmp_path) == [
+        "--warmup_steps 5: must be less than the 5 steps of the run, or the learning rate never reaches its peak"
+    ]
+
+
+def test_longer_samples_than_the_model_has_positions_are_refused(settings: Settings, tmp_path: Path) -> None:
+    assert problems_of(settings(seq_length=131073), tmp_path) == [
+        "--seq_length 131073: the model was made for at most 131072 positions"
+    ]
+
+
+def test_problems_of_settings_layout_and_data_are_listed_together(settings: Settings, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "training.jsonl").write_text('{"input": "a", "output": ""}\n{"input": \n', encoding="utf-8")
+    config = settings(dataset_path=str(data), max_steps=0, tensor_model_parallel_size=4, num_gpus=4)
+    problems = problems_of(config, tmp_path)
+    assert problems.pop(1).startswith("tensor, pipeline and context parallel are not available in this version; ")
+    assert problems == [
+        "--max_steps 0: must be 1 or more",
+        "--tensor_model_parallel_size 4: must divide 4 attention heads and 2 key/value heads; with 4 GPUs use 1, 2",
+        "training.jsonl:1: the answer ('output') is empty",
+        'training.jsonl:2: not valid JSON (Expecting value at column 1): {"input":',
+    ]
+
+
+def test_problems_of_model_and_data_are_listed_together(settings: Settings, tmp_path: Path) -> None:
+    config = settings(hf_model_id="/no/model", dataset_path="/no/data")
+    assert problems_of(config, tmp_path) == [
+        "--hf_model_id /no/model: there is no such folder",
+        "--dataset_path /no/data: there is no such folder",
+    ]
+
+
+def test_a_folder_that_is_no_model_is_one_problem_not_several(settings: Settings, tmp_path: Path) -> None:
+    assert problems_of(settings(hf_model_id=str(tmp_path)), tmp_path) == [
+        f"--hf_model_id {tmp_path}: holds no config.json, so it is not a model folder in Hugging Face format"
+    ]
+
+
+def test_a_model_of_another_family_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(raw | {"model_type": "gpt2"}), encoding="utf-8")
+    assert problems_of(settings(hf_model_id=str(folder)), tmp_path) == [
+        f"{folder}/config.json: model_type is 'gpt2'; only the Llama family (model_type 'llama') is supported"
+    ]
+
+
+def test_weights_in_another_format_are_refused_and_named(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem == (
+        f"{folder}: weight file model.safetensors is missing (other weight files: pytorch_model.bin); weights must be in "
+        "safetensors format"
+    )
+
+
+def test_a_damaged_weight_file_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    os.truncate(folder / "model.safetensors", 1000)
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(f"{folder}/model.safetensors: cannot read the weights: ")
+
+
+def test_a_damaged_weight_index_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    index = folder / "model.safetensors.index.json"
+    for text in ("{", "{}", "[]", '{"weight_map": 1}'):
+        index.write_text(text, encoding="utf-8")
+        assert problems_of(settings(hf_model_id=str(folder)), tmp_path) == [
+            f"{index}: not an index of weight files; download it again"
+        ]
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(raw | {"num_hidden_layers": 3}), encoding="utf-8")
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(
+        f"{folder}: the weights do not fit config.json: model.layers.2.self_attn.q_proj.weight should be [64, 64], found "
+        "nothing; "
+    )
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
+def test_damaged_tokenizer_settings_are_refused(name: str, settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    (folder / name).write_text("{", encoding="utf-8")
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(f"{folder}/{name}: not valid JSON: ")
+
+
+def test_a_damaged_chat_template_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    (folder / "chat_template.jinja").write_text("{% if %}", encoding="utf-8")
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(f"{folder}: the chat template cannot be used (Expected an expression")
+    assert problem.endswith("; mend it, or give --prompt_template")
+
+
+def test_a_tokenizer_that_is_not_there_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(f"{folder}/tokenizer.json: cannot read the tokenizer: No such file")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_data_file_that_cannot_be_read_is_refused(settings: Settings, tmp_path: Path) -> None:
+    # Reading address 0 fails for everybody, also for root, whom file permissions do not stop.
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "training.jsonl").symlink_to("/proc/self/mem")
+    assert problems_of(settings(dataset_path=str(data)), tmp_path) == [f"{data}: cannot be read or written: Input/output error"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_data_file_without_permission_is_refused_by_name(settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "raw.jsonl"
+    file.write_text('{"input": "a", "output": "b"}\n', encoding="utf-8")
+    file.chmod(0)
+    assert problems_of(settings(dataset_path=str(file)), tmp_path) == [f"{file}: cannot be read or written: Permission denied"]
+
+
+def test_a_configuration_that_is_a_folder_is_refused(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    assert problems_of(settings(hf_model_id=str(tmp_path / "model")), tmp_path) == [
+        f"{tmp_path}/model/config.json: cannot be read or written: Is a directory"
+    ]
+
+
+def test_what_is_worth_knowing_is_noted(settings: Settings, tiny_dataset: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw.jsonl"
+    raw.write_bytes((tiny_dataset / "training.jsonl").read_bytes())
+    notes = prepared(settings(dataset_path=str(raw), global_batch_size=64, save_every_n_steps=0), tmp_path).notes
+    assert "one raw file, split 98/1/1: training 38, validation 1, test 1; the same samples each time" in notes
+    assert (
+        "--global_batch_size 64 is more than the 38 training samples: one step sees some of them several times; a smaller "
+        "batch gives more steps per epoch" in notes
+    )
+    assert "--save_every_n_steps 0: nothing can be resumed" in notes
+
+
+def test_splits_that_are_not_there_are_noted(settings: Settings, tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    shutil.copy(tiny_dataset / "training.jsonl", tmp_path / "data")
+    notes = prepared(settings(dataset_path=str(tmp_path / "data")), tmp_path).notes
+    for name in ("validation", "test"):
+        assert f"no {name}.jsonl: there will be no {name} loss" in notes
+
+
+def test_on_a_machine_without_a_gpu_it_is_said_what_the_processes_are(settings: Settings, tmp_path: Path) -> None:
+    found = prepared(settings(), tmp_path)
+    assert (found.run.device == "cpu") == ("no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32" in found.notes)
