@@ -102,13 +102,13 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
     return result | {
         "tokens_per_second": round(rate), "memory_gib": float(rows[-1]["memory_gib"]),
         "fill": round(statistics.mean(float(row["fill"]) for row in steady), 4), "steps": len(rows),
-        "first_step_s": round(float(rows[0]["seconds"]), 1), "loss": [float(rows[0]["train_loss"]), float(rows[-1]["train_loss"])],
+        "first_step_s": round(float(rows[0]["seconds"]), 1), "loss": [float(row["train_loss"]) for row in (rows[0], rows[-1])],
         "matmul_tflops": round(rate * flop_per_token(config, "lora" in name) / 1e12),
     }  # fmt: skip
 
 
 def flop_per_token(config: LlamaConfig, lora: bool) -> float:
-    """Matrix products of the linear layers and the head: 2 per weight forward, 2 for the input's gradient, 2 for the weight's."""
+    """Matrix products of linear layers and head: 2 per weight forward, 2 for the input's gradient, 2 for the weight's."""
     linears = config.num_parameters - (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
     return (4 if lora else 6) * (linears + config.vocab_size * config.hidden_size)
 

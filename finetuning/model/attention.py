@@ -66,9 +66,7 @@ def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Do
             return_lse=True,
         )  # fmt: skip
     else:
-        found = torch.ops.aten._flash_attention_forward(
-            q_TNH, k_TKH, v_TKH, cut, cut, longest, longest, 0.0, True, False
-        )
+        found = torch.ops.aten._flash_attention_forward(q_TNH, k_TKH, v_TKH, cut, cut, longest, longest, 0.0, True, False)
     return found[0], found[1]
 
 

@@ -50,12 +50,13 @@ class FusedBlock:
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
-        self.adapters = [part.weight for layers in groups for part in _adapters(layers)]
+        self.adapters = [part for layers in groups for part in _adapters(layers)]
 
     def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         """Block output [1, T, D]; B is 1."""
         inputs = (x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self)
-        out_TD: Tensor = _FusedBlock.apply(*inputs, *self.adapters)
+        # Looked up in each call: a sharded weight is another tensor while its block runs.
+        out_TD: Tensor = _FusedBlock.apply(*inputs, *(adapter.weight for adapter in self.adapters))
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -102,7 +103,8 @@ class _FusedBlock(torch.autograd.Function):
         h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate_up = w_gate_up.forward(h2)
-        inner = kernels.gate(*gate_up.chunk(2, -1), t_gate_up, low.b_gate, low.b_up, scale)
+        gate, up = gate_up.chunk(2, -1)
+        inner = kernels.gate(gate, up, t_gate_up, low.b_gate, low.b_up, scale)
         t_down = inner @ low.a_down.t()
         x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
 
@@ -126,14 +128,14 @@ class _FusedBlock(torch.autograd.Function):
 
         dt_down = (dx3 @ low.b_down).mul_(scale)
         _outer(dx3, t_down, scale, d.b_down)
+        gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, -1)
         inner = kernels.gate_backward(
-            w_down.backward(dx3), dt_down, low.a_down, *gate_up.chunk(2, -1), t_gate_up, low.b_gate, low.b_up, scale,
-            *dgate_up.chunk(2, -1),
-        )  # fmt: skip
+            w_down.backward(dx3), dt_down, low.a_down, gate, up, t_gate_up, low.b_gate, low.b_up, scale, dgate, dup
+        )
         torch.mm(dt_down.t(), inner, out=d.a_down)
         del inner
-        dgate, dup = dgate_up.chunk(2, -1)
         t_gate, t_up = t_gate_up.chunk(2, -1)
         dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1).mul_(scale)
         _outer(dgate, t_gate, scale, d.b_gate)
@@ -164,17 +166,18 @@ class _FusedBlock(torch.autograd.Function):
         return dx, None, None, None, None, *grads
 
 
-def _layers(block: Block) -> list[list[nn.Module]]:
+def _layers(block: Block) -> list[list[nn.Linear]]:
     modules = dict(block.self_attn.named_children()) | dict(block.mlp.named_children())
-    return [[modules[name] for name in group] for group in GROUPS]
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    return [[layers[name] for name in group] for group in GROUPS]
 
 
-def _shape(layer: nn.Module) -> tuple[int, float]:
+def _shape(layer: nn.Linear) -> tuple[int, float]:
     assert isinstance(layer, LoraLinear)
     return layer.lora_A.out_features, layer.scale
 
 
-def _adapters(layers: list[nn.Module]) -> list[nn.Linear]:
+def _adapters(layers: list[nn.Linear]) -> list[nn.Linear]:
     """A of the layers of a group, then B of them."""
     found = [layer for layer in layers if isinstance(layer, LoraLinear)]
     return [layer.lora_A for layer in found] + [layer.lora_B for layer in found]

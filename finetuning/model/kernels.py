@@ -7,9 +7,12 @@ anyway, where it costs nothing, instead of in a pass of its own. Everything is c
 On CUDA these are Triton kernels (`finetuning.model.triton_kernels`); elsewhere the same formulas in plain PyTorch,
 which are also what the kernels are tested against.
 
-Shape letters: T tokens of a row, D hidden size, F intermediate size, C = (N + 2K) * H, R LoRA rank, N query heads, K key/value heads, H head
-dimension. Matrices may be columns of a wider tensor: only the last dimension has to be contiguous.
+Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
+H head dimension, C = (N + 2K) * H, V vocabulary. Matrices may be columns of a wider tensor: only the last dimension has
+to be contiguous.
 """
+
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -22,9 +25,7 @@ LEAST_FACTOR = 1e-12  # of a row of zeros
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS norm: normalised rows [T, D] and 1 / root mean square [T] (float32)."""
     if x_TD.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.norm(x_TD, weight_D, eps)
+        return _triton().norm(x_TD, weight_D, eps)
     wide = x_TD.float()
     inverse_T = torch.rsqrt(wide.pow(2).mean(-1) + eps)
     return ((wide * inverse_T[:, None]).to(x_TD.dtype) * weight_D), inverse_T
@@ -36,9 +37,7 @@ def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Te
     With n = x * inverse and g = weight * grad: inverse * (g - n * mean(g * n)).
     """
     if x_TD.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
+        return _triton().norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
     normed = x_TD.float() * inverse_T[:, None]
     scaled = grad_TD.float() * weight_D.float()
     grad = inverse_T[:, None] * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
@@ -48,9 +47,7 @@ def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Te
 def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
     """x + y + scale * t b^T, [T, D]."""
     if x_TD.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.add_update(x_TD, y_TD, t_TR, b_DR, scale)
+        return _triton().add_update(x_TD, y_TD, t_TR, b_DR, scale)
     return (x_TD.float() + y_TD.float() + _update(t_TR, b_DR, scale)).to(x_TD.dtype)
 
 
@@ -66,9 +63,7 @@ def rotate_heads(
         heads: N and K.
     """
     if qkv_TC.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.rotate_heads(qkv_TC, t_T3R, b_CR, scale, cos_TH, sin_TH, heads)
+        return _triton().rotate_heads(qkv_TC, t_T3R, b_CR, scale, cos_TH, sin_TH, heads)
     num_heads, num_key_value_heads = heads
     wide = qkv_TC.float() + _update_of_heads(t_T3R, b_CR, scale, heads)
     per_head = wide.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
@@ -81,9 +76,7 @@ def rotate_heads_backward(
 ) -> None:
     """Turns the gradients of q and k back and writes all three side by side into `out_TC`."""
     if out_TC.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC)
+        return _triton().rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC)
     turned = _turn(torch.cat((grad_q_TNH, grad_k_TKH), 1).float(), cos_TH, -sin_TH)
     out_TC.copy_(torch.cat((turned, grad_v_TKH.float()), 1).flatten(1))
     return None
@@ -92,9 +85,7 @@ def rotate_heads_backward(
 def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_FR: Tensor, scale: float) -> Tensor:
     """silu(gate + update) * (up + update), [T, F]; `t_T2R` holds t of gate and up side by side."""
     if gate_TF.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.gate(gate_TF, up_TF, t_T2R, b_gate_FR, b_up_FR, scale)
+        return _triton().gate(gate_TF, up_TF, t_T2R, b_gate_FR, b_up_FR, scale)
     t_gate, t_up = t_T2R.chunk(2, -1)
     wide_gate = gate_TF.float() + _update(t_gate, b_gate_FR, scale)
     return (F.silu(wide_gate) * (up_TF.float() + _update(t_up, b_up_FR, scale))).to(gate_TF.dtype)
@@ -113,9 +104,7 @@ def gate_backward(
         a_RF: A of the next layer.
     """
     if grad_TF.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.gate_backward(
+        return _triton().gate_backward(
             grad_TF, dt_TR, a_RF, gate_TF, up_TF, t_T2R, b_gate_FR, b_up_FR, scale, grad_gate_TF, grad_up_TF
         )
     t_gate, t_up = t_T2R.chunk(2, -1)
@@ -132,9 +121,7 @@ def gate_backward(
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     """Cross-entropy of each row [T], float32; overwrites the logits with their gradient, softmax minus one-hot."""
     if logits_TV.is_cuda and logits_TV.dtype != torch.float32:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.cross_entropy(logits_TV, labels_T)
+        return _triton().cross_entropy(logits_TV, labels_T)
     wide = logits_TV.float()
     logsumexp = torch.logsumexp(wide, -1, keepdim=True)
     losses = logsumexp - wide.gather(1, labels_T[:, None])
@@ -148,12 +135,17 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
 def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
     """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448."""
     if x_TD.is_cuda:
-        from finetuning.model import triton_kernels
-
-        return triton_kernels.quantise_rows(x_TD)
+        return _triton().quantise_rows(x_TD, FP8_MAX, LEAST_FACTOR)
     wide = x_TD.float()
     factor_T1 = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FACTOR * FP8_MAX) / FP8_MAX
     return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
+
+
+def _triton() -> ModuleType:
+    """Imported where it is needed: Triton comes with PyTorch for CUDA only."""
+    from finetuning.model import triton_kernels
+
+    return triton_kernels
 
 
 def _update(t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:

@@ -10,14 +10,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from finetuning.model.kernels import FP8_MAX, LEAST_FACTOR
-
 LEAST_RANK = 16
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
 ROTATE_ROWS = 64
 # Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
-GATE_TILING = (64, 64, 4, 8, 2)
-GATE_BACKWARD_TILING = (16, 128, 8, 4, 2)
+GATE_TILING = (32, 128, 4, 4, 3)
+GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 VOCABULARY_BLOCK = 16384
 
 
@@ -309,13 +307,13 @@ def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constex
         tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=columns < size)
 
 
-def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+def quantise_rows(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
     num_rows, size = x_TD.shape
     out = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x_TD.device)
     factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(size)
     _quantise_rows[(num_rows,)](
-        x_TD, x_TD.stride(0), out, factors, size, FP8_MAX=FP8_MAX, LEAST_FACTOR=LEAST_FACTOR, BLOCK=block,
+        x_TD, x_TD.stride(0), out, factors, size, largest=largest, least_factor=least_factor, BLOCK=block,
         num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
     return out, factors
@@ -323,13 +321,13 @@ def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def _quantise_rows(
-    x, stride, out, factors, size: tl.constexpr, FP8_MAX: tl.constexpr, LEAST_FACTOR: tl.constexpr, BLOCK: tl.constexpr
+    x, stride, out, factors, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr, BLOCK: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    factor = tl.maximum(tl.max(tl.abs(values)) / FP8_MAX, LEAST_FACTOR)
+    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
     tl.store(out + row * size + columns, (values / factor).to(out.dtype.element_ty), mask=inside)
     tl.store(factors + row, factor)
 

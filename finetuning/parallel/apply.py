@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
-from finetuning.model.llama import Llama
+from finetuning.model.llama import Block, Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.shard import shard_parameters
 
@@ -40,7 +41,7 @@ def build_model(config: LlamaConfig, mesh: DeviceMesh, device: torch.device, tec
             add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
-    blocks = list(model.model.layers.values())
+    blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
     if technique.fuse and mesh["dp"].size() == 1 and all(can_fuse(block) for block in blocks):
         model.to_empty(device=device)
         for block in blocks:
@@ -69,7 +70,7 @@ def _block_forward(forward: Callable[..., Tensor], technique: Technique) -> Call
 
 
 def _fused_forward(block: FusedBlock, technique: Technique) -> Callable[..., Tensor]:
-    def run(*inputs: object) -> Tensor:
+    def run(*inputs: Any) -> Tensor:
         if technique.activation_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
