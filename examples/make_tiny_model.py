@@ -62,15 +62,17 @@ CHAT_TEMPLATE = """\
 
 
 def make_tiny_model(
-    folder: Path, *, hidden_size: int = 256, num_hidden_layers: int = 4, num_attention_heads: int = 8,
-    num_key_value_heads: int = 4, intermediate_size: int = 448, vocab_size: int = 2048,
-    tie_word_embeddings: bool = False, seed: int = 1234,
+    folder: Path, *, hidden_size: int = 256, num_hidden_layers: int = 2, num_attention_heads: int = 8,
+    num_key_value_heads: int = 4, intermediate_size: int = 448, vocab_size: int = 3072,
+    tie_word_embeddings: bool = False, initializer_range: float = 0.06, seed: int = 1234,
 ) -> int:  # fmt: skip
     """Writes a model folder in Hugging Face format and returns its number of parameters.
 
     Args:
         folder: made if need be; files of the same names are overwritten.
         vocab_size: all tokens: 256 bytes, then merges, then the 11 special tokens.
+        initializer_range: standard deviation of the random weights; about 1 / sqrt(hidden_size), so that a small model
+            learns from the first steps on (Llama's 0.02 suits 4096).
         seed: of the random weights; the global generator of torch is left as it was.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +109,7 @@ def make_tiny_model(
             "original_max_position_embeddings": 8192,
         },
         tie_word_embeddings=tie_word_embeddings,
+        initializer_range=initializer_range,
         bos_token_id=begin,
         eos_token_id=ends,
         dtype="float32",

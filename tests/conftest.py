@@ -9,7 +9,7 @@ from examples.make_tiny_model import TRAINING_FILE, make_tiny_model
 
 TINY_SHAPE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
-    "vocab_size": 512,
+    "vocab_size": 512, "initializer_range": 0.02,
 }  # fmt: skip
 TINY_SPLITS = {"training": 40, "validation": 6, "test": 4}
 

@@ -114,6 +114,24 @@ def test_a_model_of_another_family_is_refused(settings: Settings, tiny_model: Pa
     ]
 
 
+def test_a_model_shape_that_cannot_be_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_model, tmp_path)
+    file = folder / "config.json"
+    raw = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(raw | {"num_attention_heads": 3}), encoding="utf-8")
+    assert problems_of(settings(hf_model_id=str(folder)), tmp_path) == [
+        f"{file}: 3 attention heads must be a multiple of 2 key/value heads and divide the hidden size 64"
+    ]
+    del raw["rope_parameters"]["low_freq_factor"]
+    file.write_text(json.dumps(raw), encoding="utf-8")
+    assert problems_of(settings(hf_model_id=str(folder)), tmp_path) == [
+        f"{file}: the llama3 RoPE scaling has no low_freq_factor"
+    ]
+    file.write_text("{", encoding="utf-8")
+    (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+    assert problem.startswith(f"{file}: not valid JSON: ")
+
+
 def test_weights_in_another_format_are_refused_and_named(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
     folder = copy_of(tiny_model, tmp_path)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
