@@ -25,13 +25,26 @@ def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Cal
         assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
 
 
-def run(model: Llama, fused: bool) -> dict[str, torch.Tensor]:
+def test_with_fp8_weights_the_gradients_of_adapters_keep_their_direction(make_pair: Callable) -> None:
+    expected, found = run(lora_model(make_pair), True), run(lora_model(make_pair), True, fp8=True)
+    for name, value in expected.items():
+        cosine = torch.nn.functional.cosine_similarity(found[name].flatten(), value.flatten(), 0)
+        assert 0.99 < cosine < 0.999999, name
+
+
+def test_the_weights_are_kept_in_fp8_alone_once_they_have_been_used(make_pair: Callable) -> None:
+    model = lora_model(make_pair)
+    run(model, True, fp8=True)
+    assert model.model.layers["1"].mlp.up_proj.weight.numel() == 0
+
+
+def run(model: Llama, fused: bool, fp8: bool = False) -> dict[str, torch.Tensor]:
     block = model.model.layers["1"]
     assert isinstance(block, Block)
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(1, 12, 32, generator=generator).requires_grad_()
     cos, sin = rope_tables(model.config, torch.tensor([[*range(5), *range(7)]]))
-    forward = FusedBlock(block, fp8=False) if fused else block
+    forward = FusedBlock(block, fp8=fp8) if fused else block
     model.zero_grad()
     out = forward(x, cos, sin, make_documents([5, 7]))
     (out * torch.randn(out.shape, generator=generator)).sum().backward()
