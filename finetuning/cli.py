@@ -96,7 +96,8 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
     ],
     "Memory and speed": [
         ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: all"),
-        ("compile", None, "torch.compile of each block; auto: with CUDA only"),
+        ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
+        ("fp8", None, "frozen base weights in fp8, with --peft lora: faster, a little less exact"),
     ],
     "Evaluation, checkpoints and logs": [
         ("val_check_interval", None, "steps between validations; left out: ten in the run"),

@@ -113,6 +113,7 @@ class RunConfig:
     # Memory and speed.
     activation_checkpointing: str = "none"
     compile: str = "auto"  # auto: on with CUDA, off on CPU
+    fp8: bool = False  # frozen base weights and the products with them in fp8; LoRA only
 
     # Evaluation, checkpoints, logs.
     val_check_interval: int | None = None  # optimizer steps; None: ten times in the run

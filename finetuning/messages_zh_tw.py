@@ -60,7 +60,6 @@ MESSAGES: dict[str, str] = {
     "largest global gradient norm; 0: no clipping": "全域梯度範數的上限；0 表示不裁剪",
     "decides sample order and adapter initialisation": "決定樣本順序與 adapter 的初始值",
     "Memory and speed": "記憶體與速度",
-    "torch.compile of each block; auto: with CUDA only": "以 torch.compile 編譯每個 block；auto：只在有 CUDA 時",
     "Evaluation, checkpoints and logs": "評估、檢查點與紀錄",
     "steps between validations; left out: ten in the run": "每幾步驗證一次；不給則整次執行共十次",
     "steps between checkpoints; left out: after each validation; 0: none": (
@@ -440,6 +439,20 @@ MESSAGES: dict[str, str] = {
     "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step": (
         "第 {step} 步：loss 是 {loss}，梯度範數是 {norm}。這一步沒有套用，最後的檢查點不受影響。請調低 --lr，保持梯度裁剪"
         "（--clip_grad 1.0），並檢查這一步的樣本"
+    ),
+    # Speed
+    "compiled or fused blocks; auto: with CUDA only": "編譯或融合區塊；auto：只在有 CUDA 時",
+    "frozen base weights in fp8, with --peft lora: faster, a little less exact": (
+        "凍結的基底權重用 fp8，搭配 --peft lora：較快，精確度略降"
+    ),
+    "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
+    "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
+        "--fp8 讓每個 GPU 都保有完整的凍結權重，但放不下；請降低 --seq_length 或 --micro_batch_size，"
+        "或給 --activation_checkpointing full，或提高 --pipeline_model_parallel_size"
+    ),
+    "--fp8 needs {flag} {value}": "--fp8 需要 {flag} {value}",
+    "--fp8 needs a CUDA GPU of compute capability 8.9 or newer (Ada, Hopper); there is none here": (
+        "--fp8 需要 compute capability 8.9 以上的 CUDA GPU（Ada、Hopper）；這裡沒有"
     ),
     # Launching: Slurm, verbs, doctor
     "container image of the job, a name in a registry or a file; none: no container": (

@@ -43,7 +43,7 @@ SLURM_ONLY = (
     "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
     "dependency", "sbatch_options", "setup", "environment", "container_runtime", "mounts", "python", "slurm_template",
 )  # fmt: skip
-LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
+LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets", "fp8")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
 
@@ -98,7 +98,23 @@ def check_settings(config: RunConfig) -> list[str]:
             problems.append(
                 t("--{flag} needs a package that is not installed: pip install {package}", flag=flag, package=package)
             )
-    return problems + _check_parallel_settings(config) + _not_yet(config)
+    return problems + _check_parallel_settings(config) + _check_fp8(config) + _not_yet(config)
+
+
+def _check_fp8(config: RunConfig) -> list[str]:
+    """What keeps frozen weights in fp8 from being used."""
+    if not config.fp8 or config.peft != "lora":
+        return []
+    rules = (
+        (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
+        (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
+        (config.context_parallel_size > 1, "--context_parallel_size", "1"),
+        (config.compile == "off", "--compile", "auto"),
+        (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
+        (config.activation_checkpointing == "selective", "--activation_checkpointing", "none / full"),
+        (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
+    )
+    return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
 
 
 def _check_parallel_settings(config: RunConfig) -> list[str]:
@@ -193,6 +209,8 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
 
 def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     """Processes against the GPUs of this machine; without any GPU, processes run on the CPU."""
+    if config.fp8 and visible_gpus == 0 and config.executor == "local":
+        return [t("--fp8 needs a CUDA GPU of compute capability 8.9 or newer (Ada, Hopper); there is none here")]
     if config.executor != "local" or config.num_gpus > AT_MOST["num_gpus"]:  # check_settings has said so
         return []
     cores = os.cpu_count() or 1

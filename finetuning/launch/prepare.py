@@ -67,6 +67,12 @@ def prepare(
             t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
+    sharding = choose_sharding(config, model, gpu_memory_gib(visible_gpus))
+    if config.fp8 and sharding != "replicated":
+        raise InputError(
+            t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
+              "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
+        )  # fmt: skip
     if with_weights:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
@@ -80,7 +86,7 @@ def prepare(
         model_path=str(model_path),
         tokens_dir=str(dataset.folder),
         sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
-        sharding=choose_sharding(config, model, gpu_memory_gib(visible_gpus)),
+        sharding=sharding,
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,

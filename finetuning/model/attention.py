@@ -2,6 +2,8 @@
 
 A packed row holds several documents one after another. On CUDA with half precision the kernel is PyTorch's built-in
 variable-length flash attention; elsewhere each document goes through `scaled_dot_product_attention` by itself.
+`document_attention` is differentiable; the two functions behind it serve the hand-written backward of
+`finetuning.model.fused`.
 
 torch.compile must not specialise on the number of documents or on the longest one (396 recompiles in one project),
 and padding `cu_seqlens` with empty documents makes the kernel 8-15 times slower. So `Documents` has a fixed shape, and
@@ -10,6 +12,9 @@ an operator that the compiler cannot look into cuts the boundaries to their real
 Shape letters: T tokens of a row, N query heads, K key/value heads, H head dimension.
 """
 
+import importlib.util
+from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -41,14 +46,93 @@ def make_documents(lengths: list[int]) -> Documents:
 
 def document_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
     """Attention output [T, N, H]; query head n reads key/value head n // (N / K)."""
-    if q_TNH.is_cuda and q_TNH.dtype in (torch.bfloat16, torch.float16):
-        return torch.ops.finetuning.flash_documents(q_TNH, k_TKH, v_TKH, documents.boundaries, documents.extent)[0]
+    if _has_flash(q_TNH) or torch.compiler.is_compiling():
+        return torch.ops.finetuning.document_attention(q_TNH, k_TKH, v_TKH, documents.boundaries, documents.extent)[0]
     return _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
 
 
+def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
+    """Output [T, N, H] and what `attention_backward` needs besides: log-sum-exp [N, T] (empty on the CPU).
+
+    Not differentiable by itself.
+    """
+    if not _has_flash(q_TNH):
+        out = _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
+        return out, q_TNH.new_empty(0, dtype=torch.float32)
+    cut, longest = _cut(documents)
+    if (flash_4 := _flash_4()) is not None:
+        found = flash_4.forward(
+            q_TNH, k_TKH, v_TKH, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
+            return_lse=True,
+        )  # fmt: skip
+    else:
+        found = torch.ops.aten._flash_attention_forward(q_TNH, k_TKH, v_TKH, cut, cut, longest, longest, 0.0, True, False)
+    return found[0], found[1]
+
+
+def attention_backward(
+    grad_TNH: Tensor, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, out_TNH: Tensor, logsumexp: Tensor, documents: Documents
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v."""
+    if not _has_flash(q_TNH):
+        lengths = _lengths(documents)
+        parts = zip(*(x.split(lengths) for x in (grad_TNH, q_TNH, k_TKH, v_TKH)), strict=True)
+        grads = zip(*(_softmax_attention_backward(*part) for part in parts), strict=True)
+        dq, dk, dv = (torch.cat(grad) for grad in grads)
+        return dq, dk, dv
+    cut, longest = _cut(documents)
+    if (flash_4 := _flash_4()) is not None:
+        dq, dk, dv, *_ = flash_4.backward(
+            q_TNH, k_TKH, v_TKH, out_TNH, grad_TNH, logsumexp, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest,
+            max_seqlen_k=longest, causal=True,
+        )  # fmt: skip
+        return dq, dk, dv
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=q_TNH.device)  # the random state that dropout would need
+    dq, dk, dv = torch.ops.aten._flash_attention_backward(
+        grad_TNH, q_TNH, k_TKH, v_TKH, out_TNH, logsumexp, cut, cut, longest, longest, 0.0, True, no_dropout,
+        torch.empty_like(no_dropout),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:
+    """Name of the kernel that `document_attention` uses there."""
+    if not _has_flash(torch.empty(0, device=device, dtype=dtype)):
+        return "SDPA"
+    return "FlashAttention-2" if _flash_4() is None else "FlashAttention-4"
+
+
+def _has_flash(q: Tensor) -> bool:
+    return q.is_cuda and q.dtype in (torch.bfloat16, torch.float16)
+
+
+class _Flash4(NamedTuple):
+    forward: Callable[..., tuple[Tensor, ...]]
+    backward: Callable[..., tuple[Tensor, ...]]
+
+
+@lru_cache(maxsize=1)
+def _flash_4() -> _Flash4 | None:
+    """FlashAttention-4 (the optional extra `fa4`), where it is installed and the GPU is a Hopper or newer.
+
+    Its kernels have no public backward apart from autograd, which a hand-written backward cannot use: these two are the
+    functions behind its autograd function in 4.0.0b36.
+    """
+    if importlib.util.find_spec("flash_attn") is None or torch.cuda.get_device_capability() < (9, 0):
+        return None
+    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+
+    return _Flash4(_flash_attn_fwd, _flash_attn_bwd)
+
+
+def _cut(documents: Documents) -> tuple[Tensor, int]:
+    """The valid boundaries and the longest document, as the flash kernel wants them."""
+    count, longest = documents.extent.tolist()
+    return documents.boundaries[: count + 1], longest
+
+
 def _attention_per_document(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
-    count = int(documents.extent[0])
-    lengths = documents.boundaries[: count + 1].diff().tolist()
+    lengths = _lengths(documents)
     outputs = []
     for q, k, v in zip(q_TNH.split(lengths), k_TKH.split(lengths), v_TKH.split(lengths), strict=True):
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
@@ -56,54 +140,59 @@ def _attention_per_document(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documen
     return torch.cat(outputs)
 
 
-# The flash kernel behind an opaque operator. aten._flash_attention_forward has kept this signature from
-# torch 2.6 to 2.13; the log-sum-exp [N, T] and the random state are only needed by its backward.
-@torch.library.custom_op("finetuning::flash_documents", mutates_args=())
-def _flash_documents(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    count, longest = extent.tolist()
-    cut = boundaries[: count + 1]
-    out, logsumexp, rng_state, _, _ = torch.ops.aten._flash_attention_forward(
-        q, k, v, cut, cut, longest, longest, 0.0, True, False
-    )
-    return out, logsumexp, rng_state
+def _softmax_attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of one document, by the definition: ds = p * (dp - sum(dp * p)) with p the softmax, dp = grad v^T."""
+    group = q.shape[1] // k.shape[1]
+    k_TNH, v_TNH = (x.repeat_interleave(group, 1) for x in (k, v))
+    scale = q.shape[2] ** -0.5
+    scores = torch.einsum("tnh,snh->nts", q, k_TNH) * scale
+    p = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf).softmax(-1)
+    dp = torch.einsum("tnh,snh->nts", grad, v_TNH)
+    ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * scale
+    dq = torch.einsum("nts,snh->tnh", ds, k_TNH)
+    dk, dv = (torch.einsum("nts,tnh->snh", weights, values) for weights, values in ((ds, q), (p, grad)))
+    return dq, dk.unflatten(1, (-1, group)).sum(2), dv.unflatten(1, (-1, group)).sum(2)
 
 
-@_flash_documents.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
-    return torch.empty_like(q), logsumexp, q.new_empty((2,), dtype=torch.uint64)
+def _lengths(documents: Documents) -> list[int]:
+    count = int(documents.extent[0])
+    return documents.boundaries[: count + 1].diff().tolist()
 
 
-@torch.library.custom_op("finetuning::flash_documents_backward", mutates_args=())
-def _flash_documents_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-    boundaries: Tensor, extent: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    count, longest = extent.tolist()
-    cut = boundaries[: count + 1]
-    return torch.ops.aten._flash_attention_backward(
-        grad, q, k, v, out, logsumexp, cut, cut, longest, longest, 0.0, True, rng_state, torch.empty_like(rng_state)
-    )
+# All kernels behind one opaque operator. aten._flash_attention_forward has kept its signature from torch 2.6 to 2.13.
+@torch.library.custom_op("finetuning::document_attention", mutates_args=())
+def _document_attention(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    return attention_forward(q, k, v, Documents(boundaries, extent))
 
 
-@_flash_documents_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-      boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+@_document_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (q.shape[1], q.shape[0]) if _has_flash(q) else (0,)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("finetuning::document_attention_backward", mutates_args=())
+def _document_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return attention_backward(grad, q, k, v, out, logsumexp, Documents(boundaries, extent))
+
+
+@_document_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor,
+      extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
 def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     q, k, v, boundaries, extent = inputs
-    out, logsumexp, rng_state = output
-    ctx.save_for_backward(q, k, v, out, logsumexp, rng_state, boundaries, extent)
+    out, logsumexp = output
+    ctx.save_for_backward(q, k, v, out, logsumexp, boundaries, extent)
 
 
-def _backward(ctx, grad, _grad_logsumexp, _grad_rng_state):  # type: ignore[no-untyped-def]
-    q, k, v, out, logsumexp, rng_state, boundaries, extent = ctx.saved_tensors
-    grads = torch.ops.finetuning.flash_documents_backward(
-        grad.contiguous(), q, k, v, out, logsumexp, rng_state, boundaries, extent
-    )
+def _backward(ctx, grad, _grad_logsumexp):  # type: ignore[no-untyped-def]
+    grads = torch.ops.finetuning.document_attention_backward(grad.contiguous(), *ctx.saved_tensors)
     return *grads, None, None
 
 
-_flash_documents.register_autograd(_backward, setup_context=_setup_context)
+_document_attention.register_autograd(_backward, setup_context=_setup_context)

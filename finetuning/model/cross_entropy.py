@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetuning.model.kernels import cross_entropy
+
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048
 
@@ -37,17 +39,13 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for start in range(0, hidden.shape[0], CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
-            logits = F.linear(hidden[part], weight).float()
-            logsumexp = torch.logsumexp(logits, -1, keepdim=True)
-            total += (logsumexp - logits.gather(1, labels[part, None])).sum()
-            if needs_hidden or needs_weight:
-                grad_logits = torch.exp(logits.sub_(logsumexp))
-                grad_logits.scatter_add_(1, labels[part, None], torch.full_like(logsumexp, -1.0))
-                grad_logits = grad_logits.to(hidden.dtype)
-                if grad_hidden is not None:
-                    torch.mm(grad_logits, weight, out=grad_hidden[part])
-                if grad_weight is not None:
-                    grad_weight += grad_logits.t() @ hidden[part]
+            logits = F.linear(hidden[part], weight)
+            total += cross_entropy(logits, labels[part]).sum()
+            grad_logits = logits  # overwritten
+            if grad_hidden is not None:
+                torch.mm(grad_logits, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += grad_logits.t() @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -13,7 +13,8 @@ from typing_extensions import override
 from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
-from finetuning.model.llama import Llama
+from finetuning.model.fused import FusedBlock, can_fuse
+from finetuning.model.llama import Block, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
@@ -37,6 +38,8 @@ class Technique:
     sharding: str = "full"  # see finetuning.parallel.shard
     activation_checkpointing: str = "none"  # see finetuning.parallel.recompute
     compile: bool = False
+    fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
+    fp8: bool = False  # frozen weights of fused blocks
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
 
 
@@ -73,6 +76,14 @@ def build_part(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
     shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
+    blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
+    if _can_fuse(blocks, layout, technique):
+        model.to_empty(device=device)
+        for block in blocks:
+            fused = FusedBlock(block, fp8=technique.fp8)
+            forward = block_forward(fused, technique.activation_checkpointing, config.hidden_size, compiled=False)
+            block.forward = forward  # type: ignore[method-assign]
+        return model
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
         layer.forward = block_forward(
@@ -80,6 +91,12 @@ def build_part(
         )
     model.to_empty(device=device)
     return model
+
+
+def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
+    """Fused blocks hold their frozen weights whole, and decide themselves what to keep for the backward pass."""
+    whole = layout.degrees.tp == layout.degrees.cp == 1 and technique.sharding == "replicated"
+    return technique.fuse and whole and technique.activation_checkpointing != "selective" and all(can_fuse(b) for b in blocks)
 
 
 class ParallelLlama(nn.Module):

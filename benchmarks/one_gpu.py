@@ -1,0 +1,184 @@
+"""Llama-3.1-8B on one GPU through the ordinary command: tokens per second and peak memory.
+
+Makes an 8B-shaped checkpoint with random weights and data of chosen lengths (both on the spot, in --work), runs
+`finetune.py` once per case and reads its metrics.csv. Real tokens only: padding does not count. The first steps, where
+kernels are compiled, are left out; the figure is the median of the others.
+
+    python benchmarks/one_gpu.py --work /tmp/bench --cases lora-alpaca full-8192 --out result.json
+"""
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+
+from make_tiny_model import make_tiny_model  # noqa: E402
+
+from finetuning.model.config import LlamaConfig, read_llama_config  # noqa: E402
+from finetuning.model.llama import Llama  # noqa: E402
+from finetuning.training.metrics import read_metrics  # noqa: E402
+
+SHAPE_8B = {
+    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
+}  # fmt: skip
+SHARD_LAYERS = 8
+WARM_UP_STEPS = 3
+MEDIAN_TOKENS, SIGMA, LONGEST_TOKENS = 180, 0.9, 2000  # answers and questions like zh-TW Alpaca: log-normal with a long tail
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run: what is trained, on which lengths."""
+
+    lengths: str  # alpaca | 8192
+    steps: int
+    flags: tuple[str, ...]
+    global_batch_size: int
+
+
+LORA = ("--peft", "lora", "--lora_rank", "16")
+CASES = {
+    "lora-alpaca": Case("alpaca", 20, LORA, 128),
+    "lora-8192": Case("8192", 12, LORA, 4),
+    "full-alpaca": Case("alpaca", 8, ("--activation_checkpointing", "full"), 128),
+    "full-8192": Case("8192", 8, ("--activation_checkpointing", "full"), 4),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for model, data and experiments: 40 GB")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--layers", type=int, default=SHAPE_8B["num_hidden_layers"], help="fewer, to try the script")
+    parser.add_argument("--flags", default="", help="more flags for every run, separated by spaces")
+    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    arguments = parser.parse_args()
+    model = arguments.work / f"llama-8b-{arguments.layers}"
+    if not model.is_dir():
+        make_model(model, arguments.layers)
+    config = read_llama_config(model)
+    results = []
+    for name in arguments.cases:
+        result = run_case(name, CASES[name], model, config, arguments.work, arguments.flags.split())
+        results.append(result)
+        print(json.dumps(result), flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path, flags: list[str]) -> dict[str, object]:
+    data = work / f"data-{case.lengths}"
+    if not data.is_dir():
+        make_data(data, model, case.lengths)
+    experiments = work / "experiments"
+    command = [
+        sys.executable, str(ROOT / "finetune.py"), "--executor", "local", "--experiment", name, "--num_gpus", "1",
+        "--hf_model_id", str(model), "--dataset_path", str(data), "--max_steps", str(case.steps),
+        "--global_batch_size", str(case.global_batch_size), "--seq_length", "8192", "--save_every_n_steps", "0",
+        "--num_sample_answers", "0", "--experiments_dir", str(experiments), "--warmup_steps", "0", *case.flags, *flags,
+    ]  # fmt: skip
+    started = time.monotonic()
+    with (work / f"{name}.log").open("w", encoding="utf-8") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    result: dict[str, object] = {"case": name, "exit_code": code, "wall_s": round(time.monotonic() - started, 1)}
+    rows = read_metrics(experiments / name / "metrics.csv")
+    if len(rows) <= WARM_UP_STEPS:
+        print((work / f"{name}.log").read_text(encoding="utf-8")[-3000:], flush=True)
+        return result
+    steady = rows[WARM_UP_STEPS:]
+    rate = statistics.median(float(row["tokens_per_second"]) for row in steady)
+    return result | {
+        "tokens_per_second": round(rate), "memory_gib": float(rows[-1]["memory_gib"]),
+        "fill": round(statistics.mean(float(row["fill"]) for row in steady), 4), "steps": len(rows),
+        "first_step_s": round(float(rows[0]["seconds"]), 1), "loss": [float(row["train_loss"]) for row in (rows[0], rows[-1])],
+        "matmul_tflops": round(rate * flop_per_token(config, "lora" in name) / 1e12),
+    }  # fmt: skip
+
+
+def flop_per_token(config: LlamaConfig, lora: bool) -> float:
+    """Matrix products of linear layers and head: 2 per weight forward, 2 for the input's gradient, 2 for the weight's."""
+    linears = config.num_parameters - (1 if config.tie_word_embeddings else 2) * config.vocab_size * config.hidden_size
+    return (4 if lora else 6) * (linears + config.vocab_size * config.hidden_size)
+
+
+def make_model(folder: Path, layers: int) -> None:
+    """A random checkpoint in bfloat16, in shards; its tokenizer is the example's, so only a few ids occur in the data."""
+    make_tiny_model(
+        folder, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=64
+    )
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings |= {**SHAPE_8B, "num_hidden_layers": layers, "dtype": "bfloat16"}
+    (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / "model.safetensors").unlink()
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Llama(read_llama_config(folder)).named_parameters()}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator(device).manual_seed(1)
+    shards: dict[int, dict[str, torch.Tensor]] = {}
+    for name, shape in shapes.items():
+        value = torch.ones(shape, device=device)
+        if len(shape) == 2:
+            value.normal_(0, 0.02, generator=generator)
+        layer = int(name.split(".")[2]) if name.startswith("model.layers.") else layers
+        shards.setdefault(layer // SHARD_LAYERS, {})[name] = value.to(device="cpu", dtype=torch.bfloat16)
+    weight_map = {}
+    for number, tensors in shards.items():
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        save_file(tensors, str(folder / file), metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    index = {"metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def make_data(folder: Path, model: Path, lengths: str) -> None:
+    """Training data only; texts are the example's words in random order, cut to the wanted number of tokens."""
+    from finetuning.data.template import load_prompt_format
+
+    prompt_format = load_prompt_format(model, None, None)
+    words = (ROOT / "examples" / "data" / "alpaca" / "training.jsonl").read_text(encoding="utf-8").replace("\n", " ")
+    ids = prompt_format.tokenizer.encode(words, add_special_tokens=False).ids
+    chance = random.Random(1)
+    around = len(prompt_format.encode("", "")[0])
+    folder.mkdir(parents=True)
+    with (folder / "training.jsonl").open("w", encoding="utf-8") as file:
+        for _ in range(64 if lengths == "8192" else 4096):
+            if lengths == "8192":
+                wanted = 8192
+            else:
+                wanted = min(LONGEST_TOKENS, max(around + 8, round(chance.lognormvariate(0, SIGMA) * MEDIAN_TOKENS)))
+            file.write(json.dumps(_sample(prompt_format, ids, wanted, chance), ensure_ascii=False) + "\n")
+
+
+def _sample(prompt_format, ids: list[int], wanted: int, chance: random.Random) -> dict[str, str]:  # type: ignore[no-untyped-def]
+    """A sample of about `wanted` tokens, never more; text that is cut inside a character encodes to other tokens again."""
+    question = prompt_format.tokenizer.decode(ids[:16])
+    answer_tokens = wanted - len(prompt_format.encode(question, "")[0])
+    start = chance.randrange(len(ids))
+    taken = [ids[(start + i) % len(ids)] for i in range(max(8, answer_tokens))]
+    while True:
+        answer = prompt_format.tokenizer.decode(taken)
+        excess = len(prompt_format.encode(question, answer)[0]) - wanted
+        if excess <= 0 or len(taken) <= 8:
+            return {"input": question, "output": answer}
+        taken = taken[:-excess]
+
+
+def machine() -> dict[str, object]:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return {"device": name, "torch": torch.__version__, "cuda": torch.version.cuda, "date": time.strftime("%Y-%m-%d")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""One decoder block with LoRA as a single differentiable function, for speed.
+
+Computes what `finetuning.model.llama.Block` with `finetuning.model.lora` computes; the numbers differ by rounding.
+Three things make it faster. Frozen weights that read the same input lie side by side, so that q, k and v, and gate and
+up, are one matrix product each. Everything between two products is one pass (`finetuning.model.kernels`), low-rank
+updates included. And the backward pass, written out, computes nothing for frozen weights and keeps only what it needs.
+There is nothing to compile but a few small kernels, whatever the length of a row.
+
+Shape letters as in `kernels`; names of gradients begin with d: `dq` is the gradient of q.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from finetuning.model import kernels
+from finetuning.model.attention import Documents, attention_backward, attention_forward
+from finetuning.model.frozen import Fp8Matrix, Matrix
+from finetuning.model.llama import Block
+from finetuning.model.lora import LoraLinear
+
+# Groups of layers that read the same input, and the order of a block's adapters.
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+def can_fuse(block: Block) -> bool:
+    """Whether every linear layer of the block has adapters of one rank and scale."""
+    layers = [layer for group in _layers(block) for layer in group]
+    return all(isinstance(layer, LoraLinear) for layer in layers) and len({_shape(layer) for layer in layers}) == 1
+
+
+class FusedBlock:
+    """The frozen part of a block, and its forward function.
+
+    Its weights are moved into joint tensors; the block's own parameters become views of them, so that loading a
+    checkpoint into the block fills them.
+    """
+
+    def __init__(self, block: Block, *, fp8: bool):
+        self.block, self.fp8 = block, fp8
+        groups = _layers(block)
+        self.frozen = [[layer.weight for layer in group] for group in groups]
+        self.matrices: list[Tensor] = [_join(weights) for weights in self.frozen]
+        self.quantised: list[Fp8Matrix] = []
+        first = groups[0][0]
+        assert isinstance(first, LoraLinear)
+        self.scale = first.scale
+        self.eps = block.input_layernorm.eps
+        head_dim = block.self_attn.head_dim
+        self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
+        self.adapters = [part for layers in groups for part in _adapters(layers)]
+
+    def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
+        """Block output [1, T, D]; B is 1."""
+        inputs = (x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self)
+        # Looked up in each call: a sharded weight is another tensor while its block runs.
+        out_TD: Tensor = _FusedBlock.apply(*inputs, *(adapter.weight for adapter in self.adapters))
+        return out_TD[None]
+
+    def weights(self) -> Sequence[Matrix | Fp8Matrix]:
+        """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
+        if self.fp8 and not self.quantised:
+            self.quantised = [Fp8Matrix(matrix) for matrix in self.matrices]
+            self.matrices = []
+            for weight in (weight for group in self.frozen for weight in group):
+                weight.data = weight.data.new_empty(0)
+        return self.quantised or [Matrix(matrix) for matrix in self.matrices]
+
+
+@dataclass(frozen=True)
+class _Adapters:
+    """A and B of a block in the compute dtype; those of a group lie one below the other, apart from B of gate and up."""
+
+    a_qkv: Tensor
+    b_qkv: Tensor
+    a_o: Tensor
+    b_o: Tensor
+    a_gate_up: Tensor
+    b_gate: Tensor
+    b_up: Tensor
+    a_down: Tensor
+    b_down: Tensor
+
+
+class _FusedBlock(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin, documents, fused, *adapters):  # type: ignore[no-untyped-def]
+        block, scale, heads = fused.block, fused.scale, fused.heads
+        w_qkv, w_o, w_gate_up, w_down = fused.weights()
+        low = _stack(adapters, x.dtype)
+
+        h1, inverse1 = kernels.norm(x, block.input_layernorm.weight, fused.eps)
+        t_qkv = h1 @ low.a_qkv.t()
+        qkv = kernels.rotate_heads(w_qkv.forward(h1), t_qkv, low.b_qkv, scale, cos, sin, heads)
+        q, k, v = _split_heads(qkv, heads)
+        out, logsumexp = attention_forward(q, k, v, documents)
+        flat_out = out.flatten(1)
+        t_o = flat_out @ low.a_o.t()
+        x2 = kernels.add_update(x, w_o.forward(flat_out), t_o, low.b_o, scale)
+
+        h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
+        t_gate_up = h2 @ low.a_gate_up.t()
+        gate_up = w_gate_up.forward(h2)
+        gate, up = gate_up.chunk(2, -1)
+        inner = kernels.gate(gate, up, t_gate_up, low.b_gate, low.b_up, scale)
+        t_down = inner @ low.a_down.t()
+        x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
+
+        ctx.save_for_backward(
+            x, cos, sin, *documents, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up, gate_up,
+            t_down, *adapters,
+        )  # fmt: skip
+        ctx.fused = fused
+        return x3
+
+    @staticmethod
+    def backward(ctx, dx3):  # type: ignore[no-untyped-def]
+        fused = ctx.fused
+        block, scale, heads = fused.block, fused.scale, fused.heads
+        w_qkv, w_o, w_gate_up, w_down = fused.weights()
+        (x, cos, sin, boundaries, extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up,
+         gate_up, t_down, *adapters) = ctx.saved_tensors  # fmt: skip
+        low = _stack(adapters, x.dtype)
+        grads, d = _gradient_buffer(adapters, x.dtype)
+        dx3 = dx3.contiguous()
+
+        dt_down = (dx3 @ low.b_down).mul_(scale)
+        _outer(dx3, t_down, scale, d.b_down)
+        gate, up = gate_up.chunk(2, -1)
+        dgate_up = torch.empty_like(gate_up)
+        dgate, dup = dgate_up.chunk(2, -1)
+        inner = kernels.gate_backward(
+            w_down.backward(dx3), dt_down, low.a_down, gate, up, t_gate_up, low.b_gate, low.b_up, scale, dgate, dup
+        )
+        torch.mm(dt_down.t(), inner, out=d.a_down)
+        del inner
+        t_gate, t_up = t_gate_up.chunk(2, -1)
+        dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1).mul_(scale)
+        _outer(dgate, t_gate, scale, d.b_gate)
+        _outer(dup, t_up, scale, d.b_up)
+        torch.mm(dt_gate_up.t(), h2, out=d.a_gate_up)
+        dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
+        dx2 = kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
+
+        dt_o = (dx2 @ low.b_o).mul_(scale)
+        _outer(dx2, t_o, scale, d.b_o)
+        torch.mm(dt_o.t(), out.flatten(1), out=d.a_o)
+        dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
+        documents = Documents(boundaries, extent)
+        q, k, v = _split_heads(qkv, heads)
+        dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
+        dqkv = torch.empty_like(qkv)
+        kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
+        sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]
+        parts = list(zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes), strict=True))
+        dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1).mul_(scale)
+        for grad, _, t, db in parts:
+            _outer(grad, t, scale, db)
+        torch.mm(dt_qkv.t(), h1, out=d.a_qkv)
+        dx = None
+        if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
+            dh1 = w_qkv.backward(dqkv).addmm_(dt_qkv, low.a_qkv)
+            dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, dx2)
+        return dx, None, None, None, None, *grads
+
+
+def _layers(block: Block) -> list[list[nn.Linear]]:
+    modules = dict(block.self_attn.named_children()) | dict(block.mlp.named_children())
+    layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
+    return [[layers[name] for name in group] for group in GROUPS]
+
+
+def _shape(layer: nn.Linear) -> tuple[int, float]:
+    assert isinstance(layer, LoraLinear)
+    return layer.lora_A.out_features, layer.scale
+
+
+def _adapters(layers: list[nn.Linear]) -> list[nn.Linear]:
+    """A of the layers of a group, then B of them."""
+    found = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    return [layer.lora_A for layer in found] + [layer.lora_B for layer in found]
+
+
+def _join(weights: list[Tensor]) -> Tensor:
+    """One tensor with the rows of all weights, which become views of it."""
+    joint = torch.cat([weight.data for weight in weights])
+    for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
+        weight.data = part
+    return joint
+
+
+def _stack(adapters: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> _Adapters:
+    """The adapters in the compute dtype: one copy, seen as matrices."""
+    return _views(torch.cat([adapter.flatten() for adapter in adapters]).to(dtype), [a.shape for a in adapters])
+
+
+def _gradient_buffer(adapters: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], _Adapters]:
+    """Room for all adapter gradients: one view for each adapter, and the same memory as stacked matrices."""
+    shapes = [adapter.shape for adapter in adapters]
+    flat = torch.empty(sum(shape.numel() for shape in shapes), dtype=dtype, device=adapters[0].device)
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)], _views(flat, shapes)
+
+
+def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
+    """Adapters in the order of GROUPS (A of a group, then B of it) as stacked matrices."""
+    counts = [3, 3, 1, 1, 2, 1, 1, 1, 1]  # A and B of q, k, v; of o; A of gate and up, B of gate, B of up; A and B of down
+    matrices, place, index = [], 0, 0
+    for count in counts:
+        group = shapes[index : index + count]
+        rows, columns = sum(shape[0] for shape in group), group[0][1]
+        matrices.append(flat[place : place + rows * columns].view(rows, columns))
+        place, index = place + rows * columns, index + count
+    return _Adapters(*matrices)
+
+
+def _outer(grad_TO: Tensor, t_TR: Tensor, scale: float, out_OR: Tensor) -> None:
+    """Gradient of B: scale * grad^T t."""
+    torch.mm(grad_TO.t(), t_TR, out=out_OR)
+    out_OR.mul_(scale)
+
+
+def _split_heads(qkv_TC: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    num_heads, num_key_value_heads = heads
+    per_head = qkv_TC.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
+    q, k, v = per_head.split([num_heads, num_key_value_heads, num_key_value_heads], 1)
+    return q, k, v

@@ -1,0 +1,336 @@
+"""Triton kernels behind `finetuning.model.kernels`, which says what each computes.
+
+A program handles some whole rows (norms) or a tile of rows and columns. Row strides are arguments, so that a matrix
+may be part of a wider one. The rank of an update is padded to 16, the least that the matrix units take; padded columns
+are zero.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LEAST_RANK = 16
+UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
+ROTATE_ROWS = 64
+# Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
+GATE_TILING = (32, 128, 4, 4, 3)
+GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
+VOCABULARY_BLOCK = 16384
+
+
+def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    num_rows, size = x_TD.shape
+    out = torch.empty_like(x_TD)
+    inverse = torch.empty(num_rows, dtype=torch.float32, device=x_TD.device)
+    _norm[(num_rows,)](x_TD, weight_D, out, inverse, eps, size, BLOCK=triton.next_power_of_2(size), num_warps=8)
+    return out, inverse
+
+
+@triton.jit
+def _norm(x, weight, out, inverse, eps, size: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    values = tl.load(x + row * size + columns, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.rsqrt(tl.sum(values * values) / size + eps)
+    scale = tl.load(weight + columns, mask=inside, other=0.0)
+    tl.store(out + row * size + columns, (values * factor).to(scale.dtype) * scale, mask=inside)
+    tl.store(inverse + row, factor)
+
+
+def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor) -> Tensor:
+    num_rows, size = x_TD.shape
+    out = torch.empty_like(x_TD)
+    _norm_backward[(num_rows,)](
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, size, BLOCK=triton.next_power_of_2(size), num_warps=8
+    )
+    return out
+
+
+@triton.jit
+def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    factor = tl.load(inverse + row)
+    normed = tl.load(x + row * size + columns, mask=inside, other=0.0).to(tl.float32) * factor
+    scaled = tl.load(grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
+    scaled *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    result = factor * (scaled - normed * (tl.sum(scaled * normed) / size))
+    result += tl.load(residual_grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * size + columns, result.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _load_rows(t, stride, rows, ranks, num_rows, rank: tl.constexpr):
+    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
+    return tl.load(t + rows[:, None] * stride + ranks[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_transposed(b, columns, ranks, num_columns, rank: tl.constexpr):
+    """Rows `columns` of b [*, rank], contiguous, as [rank, columns]."""
+    inside = (columns[None, :] < num_columns) & (ranks[:, None] < rank)
+    return tl.load(b + columns[None, :] * rank + ranks[:, None], mask=inside, other=0.0)
+
+
+@triton.jit
+def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.constexpr, RANK: tl.constexpr):
+    """t b^T for a tile, float32: t [*, rank] with a row stride, b [*, rank] contiguous."""
+    ranks = tl.arange(0, RANK)
+    t_tile = _load_rows(t, t_stride, rows, ranks, num_rows, rank)
+    return tl.dot(t_tile, _load_transposed(b, columns, ranks, num_columns, rank))
+
+
+def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
+    num_rows, size = x_TD.shape
+    rank = b_DR.shape[1]
+    out = torch.empty_like(x_TD)
+    grid = (triton.cdiv(num_rows, UPDATE_ROWS), triton.cdiv(size, UPDATE_COLUMNS))
+    _add_update[grid](
+        x_TD, y_TD, y_TD.stride(0), t_TR, t_TR.stride(0), b_DR, out, scale, num_rows, size, rank, _padded(rank),
+        ROWS=UPDATE_ROWS, COLUMNS=UPDATE_COLUMNS, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _add_update(
+    x, y, y_stride, t, t_stride, b, out, scale, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+    result = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    result += tl.load(y + rows[:, None] * y_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    result += scale * _update_tile(t, t_stride, b, rows, columns, num_rows, size, rank, RANK)
+    tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
+
+
+def rotate_heads(
+    qkv_TC: Tensor, t_T3R: Tensor, b_CR: Tensor, scale: float, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int]
+) -> Tensor:
+    num_heads, num_key_value_heads = heads
+    num_rows, size = qkv_TC.shape
+    rank = b_CR.shape[1]
+    out = torch.empty((num_rows, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
+    grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
+    _rotate_heads[grid](
+        qkv_TC, qkv_TC.stride(0), t_T3R, t_T3R.stride(0), b_CR, scale, cos_TH, sin_TH, out, num_rows, size, num_heads,
+        num_key_value_heads, size // (num_heads + 2 * num_key_value_heads), rank, _padded(rank), ROWS=ROTATE_ROWS, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _rotate_heads(
+    qkv, qkv_stride, t, t_stride, b, scale, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
+    num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1)
+    half: tl.constexpr = head_dim // 2
+    halves = tl.arange(0, half)
+    inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
+    first_columns = head * head_dim + halves
+    second_columns = first_columns + half
+    part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
+    own_t = t + part * rank
+    first = tl.load(qkv + rows[:, None] * qkv_stride + first_columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(qkv + rows[:, None] * qkv_stride + second_columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    first += scale * _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
+    second += scale * _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
+    if head < num_heads + num_key_value_heads:
+        c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+        s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+        turned_first = first * c - second * s
+        second = second * c + first * s
+        first = turned_first
+    tl.store(out + rows[:, None] * size + first_columns[None, :], first.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + rows[:, None] * size + second_columns[None, :], second.to(out.dtype.element_ty), mask=inside)
+
+
+def rotate_heads_backward(
+    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor
+) -> None:
+    num_rows, num_heads, head_dim = grad_q_TNH.shape
+    num_key_value_heads = grad_k_TKH.shape[1]
+    grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
+    _rotate_heads_backward[grid](
+        grad_q_TNH, grad_q_TNH.stride(0), grad_k_TKH, grad_k_TKH.stride(0), grad_v_TKH, grad_v_TKH.stride(0), cos_TH, sin_TH,
+        out_TC, out_TC.stride(0), num_rows, num_heads, num_key_value_heads, head_dim, ROWS=ROTATE_ROWS, num_warps=4,
+    )  # fmt: skip
+
+
+@triton.jit
+def _rotate_heads_backward(
+    grad_q, q_stride, grad_k, k_stride, grad_v, v_stride, cos, sin, out, out_stride, num_rows, num_heads: tl.constexpr,
+    num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    head = tl.program_id(1)
+    half: tl.constexpr = head_dim // 2
+    halves = tl.arange(0, half)
+    inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
+    if head < num_heads:
+        source = grad_q + rows[:, None] * q_stride + head * head_dim + halves[None, :]
+    elif head < num_heads + num_key_value_heads:
+        source = grad_k + rows[:, None] * k_stride + (head - num_heads) * head_dim + halves[None, :]
+    else:
+        source = grad_v + rows[:, None] * v_stride + (head - num_heads - num_key_value_heads) * head_dim + halves[None, :]
+    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
+    if head < num_heads + num_key_value_heads:
+        c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+        s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+        turned_first = first * c + second * s
+        second = second * c - first * s
+        first = turned_first
+    target = out + rows[:, None] * out_stride + head * head_dim + halves[None, :]
+    tl.store(target, first.to(out.dtype.element_ty), mask=inside)
+    tl.store(target + half, second.to(out.dtype.element_ty), mask=inside)
+
+
+def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_FR: Tensor, scale: float) -> Tensor:
+    num_rows, size = gate_TF.shape
+    rank = b_gate_FR.shape[1]
+    out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
+    rows, columns, tiles, warps, stages = GATE_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    _gate[grid](
+        gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0), b_gate_FR, b_up_FR, scale, out, num_rows, size, rank,
+        _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gate(
+    gate, up, stride, t, t_stride, b_gate, b_up, scale, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
+    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        places = rows[:, None] * stride + columns[None, :]
+        g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
+        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+        result = g * tl.sigmoid(g) * u
+        tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
+
+
+def gate_backward(
+    grad_TF: Tensor, dt_TR: Tensor, a_RF: Tensor, gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor,
+    b_up_FR: Tensor, scale: float, grad_gate_TF: Tensor, grad_up_TF: Tensor,
+) -> Tensor:  # fmt: skip
+    num_rows, size = grad_TF.shape
+    rank = b_gate_FR.shape[1]
+    out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
+    rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    _gate_backward[grid](
+        grad_TF, dt_TR, dt_TR.stride(0), a_RF, a_RF.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0),
+        b_gate_FR, b_up_FR, scale, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
+        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gate_backward(
+    grad, dt, dt_stride, a, a_stride, gate, up, stride, t, t_stride, b_gate, b_up, scale, grad_gate, grad_up, grad_stride, out,
+    num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    TILES: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
+    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+    a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
+    a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        places = rows[:, None] * stride + columns[None, :]
+        here = rows[:, None] * size + columns[None, :]
+        g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
+        u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
+        arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32)
+        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+        arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
+        sigmoid = tl.sigmoid(g)
+        silu = g * sigmoid
+        tl.store(out + here, (silu * u).to(out.dtype.element_ty), mask=inside)
+        targets = rows[:, None] * grad_stride + columns[None, :]
+        slope = sigmoid + silu * (1 - sigmoid)
+        tl.store(grad_gate + targets, (arriving * u * slope).to(grad_gate.dtype.element_ty), mask=inside)
+        tl.store(grad_up + targets, (arriving * silu).to(grad_up.dtype.element_ty), mask=inside)
+
+
+def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    num_rows, size = logits_TV.shape
+    losses = torch.empty(num_rows, dtype=torch.float32, device=logits_TV.device)
+    if num_rows:
+        _cross_entropy[(num_rows,)](logits_TV, labels_T, losses, size, BLOCK=VOCABULARY_BLOCK, num_warps=16)
+    return losses
+
+
+@triton.jit
+def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * size
+    places = tl.arange(0, BLOCK)
+    label = tl.load(labels + row)
+    highest = -float("inf")
+    total = 0.0
+    for start in range(0, size, BLOCK):
+        part = tl.load(logits + start + places, mask=start + places < size, other=-float("inf")).to(tl.float32)
+        new_highest = tl.maximum(highest, tl.max(part))
+        total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(part - new_highest))
+        highest = new_highest
+    logsumexp = highest + tl.log(total)
+    tl.store(losses + row, logsumexp - tl.load(logits + label).to(tl.float32))
+    tl.debug_barrier()  # the label's logit has been read before it is overwritten
+    for start in range(0, size, BLOCK):
+        columns = start + places
+        part = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
+        gradient = tl.exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
+        tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=columns < size)
+
+
+def quantise_rows(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
+    num_rows, size = x_TD.shape
+    out = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x_TD.device)
+    factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
+    block = triton.next_power_of_2(size)
+    _quantise_rows[(num_rows,)](
+        x_TD, x_TD.stride(0), out, factors, size, largest=largest, least_factor=least_factor, BLOCK=block,
+        num_warps=min(16, max(4, block // 1024)),
+    )  # fmt: skip
+    return out, factors
+
+
+@triton.jit
+def _quantise_rows(
+    x, stride, out, factors, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
+    tl.store(out + row * size + columns, (values / factor).to(out.dtype.element_ty), mask=inside)
+    tl.store(factors + row, factor)
+
+
+def _padded(rank: int) -> int:
+    return max(LEAST_RANK, triton.next_power_of_2(rank))

@@ -1,0 +1,44 @@
+"""Frozen weights in fp8: how far products may be from those with the weights as they are."""
+
+import pytest
+import torch
+
+from finetuning.model.frozen import Fp8Matrix, Matrix
+from finetuning.model.kernels import FP8_MAX, quantise_rows
+
+pytestmark = pytest.mark.unit
+
+
+def test_rows_are_quantised_to_their_largest_value() -> None:
+    x = random(6, 40) * torch.tensor([[1.0], [1e-4], [1e4], [3.0], [0.0], [1e-20]])
+    quantised, factors = quantise_rows(x)
+    assert quantised.dtype == torch.float8_e4m3fn
+    assert factors.shape == (6, 1)
+    # e4m3 keeps 3 bits of the fraction: half a step is 1/16 of a value; below the smallest normal number, half of 2^-9
+    error = (quantised.float() * factors - x).abs()
+    assert (error <= x.abs() / 16 + factors * 2**-10).all()
+    assert (quantised[:4].float().abs().amax(-1) == FP8_MAX).all()
+    assert (quantised[4].float() == 0).all()
+
+
+@pytest.mark.parametrize("product", ["forward", "backward"])
+def test_products_differ_from_the_plain_ones_by_the_rounding_to_fp8(product: str) -> None:
+    weight = random(48, 64) * torch.logspace(-2, 1, 48)[:, None]
+    x = random(128, 64 if product == "forward" else 48)
+    expected = getattr(Matrix(weight), product)(x)
+    found = getattr(Fp8Matrix(weight), product)(x)
+    # Each factor is off by at most 1/16 and by 1/40 on average; independent errors of 48 and more terms partly cancel.
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    assert not torch.equal(found, expected)
+
+
+def test_outputs_of_very_different_sizes_keep_their_relative_precision() -> None:
+    weight = random(48, 64)
+    weight[0] *= 1e-6
+    x = random(32, 64)
+    expected, found = x @ weight[0], Fp8Matrix(weight).forward(x)[:, 0]
+    assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(2))

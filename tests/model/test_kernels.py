@@ -1,0 +1,117 @@
+"""The Triton kernels against the formulas of `finetuning.model.kernels` in float32."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetuning.model import kernels
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+ROWS, RANK = 300, 16
+
+
+@pytest.mark.parametrize("size", [96, 4096])
+@pytest.mark.parametrize("rank", [8, 16, 64])
+def test_an_update_is_added_to_the_sum(size: int, rank: int) -> None:
+    agrees(
+        kernels.add_update, matrix(ROWS, size), matrix(ROWS, size + 64)[:, :size], matrix(ROWS, rank), matrix(size, rank), 2.0
+    )
+
+
+@pytest.mark.parametrize("size", [96, 4096])
+def test_rows_are_normalised(size: int) -> None:
+    agrees(kernels.norm, matrix(ROWS, size), matrix(1, size)[0], 1e-5)
+
+
+@pytest.mark.parametrize("size", [96, 4096])
+def test_the_gradient_of_the_norm_is_right(size: int) -> None:
+    x = matrix(ROWS, size)
+    inverse = torch.rsqrt(x.float().pow(2).mean(-1) + 1e-5)
+    agrees(kernels.norm_backward, matrix(ROWS, size), x, inverse, matrix(1, size)[0], matrix(ROWS, size))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_heads_are_turned_and_updated(head_dim: int) -> None:
+    size = 8 * head_dim
+    cos, sin = tables(head_dim)
+    agrees(kernels.rotate_heads, matrix(ROWS, size), matrix(ROWS, 3 * RANK), matrix(size, RANK), 0.5, cos, sin, (4, 2))
+
+
+def test_heads_are_turned_back() -> None:
+    cos, sin = tables(64)
+    grads = [matrix(ROWS, count * 64).view(ROWS, count, 64) for count in (4, 2, 2)]
+    agrees(with_output(kernels.rotate_heads_backward, 1), *grads, cos, sin, matrix(ROWS, 512))
+
+
+@pytest.mark.parametrize("size", [96, 14336])
+def test_the_gate_is_updated_and_applied(size: int) -> None:
+    both = matrix(ROWS, 2 * size)
+    agrees(kernels.gate, *both.chunk(2, -1), matrix(ROWS, 2 * RANK), matrix(size, RANK), matrix(size, RANK), 2.0)
+
+
+@pytest.mark.parametrize("size", [96, 14336])
+def test_the_gradient_of_the_gate_is_right(size: int) -> None:
+    both, grads = matrix(ROWS, 2 * size), matrix(ROWS, 2 * size)
+    agrees(
+        with_output(kernels.gate_backward, 2), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), *both.chunk(2, -1),
+        matrix(ROWS, 2 * RANK), matrix(size, RANK), matrix(size, RANK), 2.0, *grads.chunk(2, -1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [500, 128256])
+def test_losses_and_their_gradient_are_those_of_the_softmax(size: int) -> None:
+    labels = torch.randint(0, size, (ROWS,), generator=torch.Generator().manual_seed(3)).cuda()
+    agrees(with_output(lambda labels, logits: kernels.cross_entropy(logits, labels), 1), labels, matrix(ROWS, size) * 5)
+
+
+@pytest.mark.parametrize("size", [96, 14336, 28672])
+def test_rows_are_quantised_to_their_largest_value(size: int) -> None:
+    x = matrix(ROWS, size)
+    x[7] = 0
+    quantised, factors = kernels.quantise_rows(x)
+    assert (quantised[7].float() == 0).all()
+    # e4m3 keeps 3 bits of the fraction: half a step is 1/16 of a value; the smallest normal number is 2^-6
+    error = (quantised.float() * factors - x.float()).abs()
+    assert (error <= x.float().abs() / 16 + factors * 2**-9).all()
+    assert (quantised.float().abs().amax(-1)[factors[:, 0] > 1e-11] == kernels.FP8_MAX).all()
+
+
+def agrees(function: Callable[..., Any], *inputs: Any) -> None:
+    """bfloat16 keeps 8 bits: 0.4 % for each rounding, here at most three of them in a row."""
+    wide = [x.detach().cpu().double() if isinstance(x, Tensor) and x.is_floating_point() else to_cpu(x) for x in inputs]
+    expected, found = function(*wide), function(*inputs)
+    for mine, reference in zip(as_tuple(found), as_tuple(expected), strict=True):
+        difference = mine.detach().cpu().double() - reference.double()
+        assert difference.norm() <= 0.01 * reference.double().norm()
+        assert difference.abs().max() <= 0.05 * reference.double().abs().max()
+
+
+def with_output(function: Callable[..., Any], count: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A function that writes into its last `count` arguments, as one that returns them too."""
+
+    def run(*inputs: Any) -> tuple[Tensor, ...]:
+        result = function(*inputs)
+        return (*as_tuple(result), *inputs[-count:]) if result is not None else tuple(inputs[-count:])
+
+    return run
+
+
+def as_tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def to_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def matrix(rows: int, columns: int) -> Tensor:
+    return torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
+
+
+def tables(head_dim: int) -> tuple[Tensor, Tensor]:
+    angles = torch.rand(ROWS, head_dim // 2, device="cuda").repeat(1, 2) * 6
+    return angles.cos(), angles.sin()
