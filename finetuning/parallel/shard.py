@@ -38,7 +38,8 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
 
 def prepare_backward(model: Llama, sharding: str, *, last: bool) -> None:
     """Says whether the next backward pass is the last of the step; `full` reduces gradients in each, the others in the last."""
-    assert isinstance(model, FSDPModule)
+    if not isinstance(model, FSDPModule):
+        return  # built without shards
     model.set_requires_gradient_sync(last or sharding == "full")
     model.set_requires_all_reduce(last)  # between copies, once a step
     model.set_reshard_after_backward(last or sharding == "full")

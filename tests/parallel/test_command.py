@@ -35,7 +35,8 @@ def command(folder: Path, model: Path, dataset: Path, experiment: str, num_gpus:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("way", ["none", "lora"])
+@pytest.mark.timeout(600)  # three launches, one of eight processes
+@pytest.mark.parametrize("way", ["none", pytest.param("lora", marks=pytest.mark.slow)])
 def test_a_run_of_eight_processes_is_killed_and_goes_on_in_another_layout(
     model: Path, tiny_dataset: Path, tmp_path: Path, way: str
 ) -> None:
