@@ -238,7 +238,7 @@ def test_interrupted_in_every_way_the_losses_are_bit_identical(uninterrupted: Fi
     # 4. A second Ctrl-C does not wait for anything.
     command = interrupted.start()
     command.wait_until(lambda: read_status(experiment).get("pid") in command.workers() and interrupted.newest_step() > saved_at)
-    command.signal_workers(signal.SIGSTOP)  # they cannot obey
+    command.freeze_workers()  # they cannot obey
     saved_at = interrupted.newest_step()
     command.ctrl_c()
     command.wait_until_pending(signal.SIGTERM)
