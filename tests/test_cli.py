@@ -162,12 +162,16 @@ def test_a_missing_config_file_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc")
-def test_the_token_leaves_the_process_list_and_arrives_in_the_environment(tmp_path: Path) -> None:
+@pytest.mark.parametrize("verb", [False, True], ids=["finetune.py", "finetune train"])
+def test_the_token_leaves_the_process_list_and_arrives_in_the_environment(tmp_path: Path, verb: bool) -> None:
     # Reading its settings from a pipe, the command waits until this test has looked at it.
     pipe = tmp_path / "settings.yaml"
     os.mkfifo(pipe)
     environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
-    command = [sys.executable, "finetune.py", "--hf_token", "hf_secret", "--config", str(pipe), "--num_gpus", "2"]
+    installed = tmp_path / "finetune"  # what pip writes into bin/
+    installed.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom finetuning.cli import console\nconsole()\n")
+    command = [sys.executable, *([str(installed), "train"] if verb else ["finetune.py"])]
+    command += ["--hf_token", "hf_secret", "--config", str(pipe), "--num_gpus", "2"]
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     with os.fdopen(open_for_reader(pipe, process), "w", encoding="utf-8") as settings:
         seen = Path(f"/proc/{process.pid}/cmdline").read_bytes()

@@ -91,9 +91,8 @@ def supervise(
     try:
         while (code := process.poll()) is None:
             time.sleep(POLL_INTERVAL_S)
-            signals.deliver()
             if signals.received and read_status(logs.parent).get("state") == STARTING:
-                signal_workers(process.pid, signal.SIGTERM)  # again: a process that is just becoming a worker loses it
+                signals.pass_on()  # again: a process that is just becoming a worker loses it
             if failed_at is None and first_failure(logs) is not None:
                 failed_at = time.monotonic()
             if failed_at is not None and (signals.received or time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S):
@@ -111,8 +110,8 @@ def supervise(
     return Ended(code, signals.first, killed)
 
 
-def signal_workers(torchrun_pid: int, number: int) -> bool:
-    """Sends a signal to every worker; False: there is none yet. To torchrun where the system does not tell its children."""
+def signal_workers(torchrun_pid: int, number: int) -> None:
+    """Sends a signal to every worker; to torchrun while it has none yet, or where the system does not tell its children."""
     try:
         children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
     except FileNotFoundError:
@@ -122,7 +121,6 @@ def signal_workers(torchrun_pid: int, number: int) -> bool:
             os.kill(int(pid), number)
         except ProcessLookupError:
             continue
-    return bool(children)
 
 
 def worker_environment(num_processes: int) -> dict[str, str]:
@@ -139,29 +137,26 @@ class _Signals:
     """The first signal asks the workers to save and leave; the second one kills them, where that is wanted."""
 
     def __init__(self, numbers: Sequence[int], kill_on_second: bool):
+        self.kill_on_second = kill_on_second
         self.torchrun_pid: int | None = None  # not started yet
-        self.wanted = 2 if kill_on_second else 1
         self.received = 0
         self.first: int | None = None
-        self.delivered = 0
-        self.previous = {number: signal.signal(number, self._receive) for number in numbers}
+        heard = [number for number in numbers if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]  # nohup
+        self.previous = {number: signal.signal(number, self._receive) for number in heard}
 
     def restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
-    def deliver(self) -> None:
-        """Passes on what has come; again later, while torchrun has not started its workers yet."""
-        due = min(self.received, self.wanted)
-        if self.torchrun_pid is None or self.delivered >= due:
-            return
-        if signal_workers(self.torchrun_pid, signal.SIGTERM if due == 1 else signal.SIGKILL):
-            self.delivered = due
+    def pass_on(self) -> None:
+        kill = self.kill_on_second and self.received > 1
+        if self.torchrun_pid is not None:
+            signal_workers(self.torchrun_pid, signal.SIGKILL if kill else signal.SIGTERM)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received += 1
         self.first = number if self.first is None else self.first
-        self.deliver()
+        self.pass_on()
 
 
 def _record_killed(logs: Path, log_name: str, start: int) -> None:

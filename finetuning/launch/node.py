@@ -79,7 +79,7 @@ class Node:
         choose_interface(environment, peer=self.addresses[0] if self.node else self.addresses[-1])
         ended = supervise(self._command(), environment, self.logs, self.log_name, STOP_SIGNALS, kill_on_second=False)
         if self.node > 0:
-            return EXIT_FINISHED if ended.code == 0 else EXIT_FAILED
+            return EXIT_FINISHED if ended.code == 0 or ended.asked is not None else EXIT_FAILED
         outcome = decide_outcome(self.folder, log=self.logs / self.log_name, stop_asked=ended.asked is not None)
         return self._end(outcome, ended, first_step)
 

@@ -160,6 +160,18 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_the_one_that_is_named(place: 
     assert job_state(job_id).name == "FAILED"
 
 
+def test_a_node_that_cannot_start_fails_the_job_which_is_not_requeued(place: Place, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\n[ "$SLURM_NODEID" = 1 ] && echo "no Python here" && exit 3\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    launcher = place.train("half", "-N", "2", "--max_steps", "1", "--python", str(python))
+    output = launcher.communicate()[0]
+    assert launcher.returncode == EXIT_FAILED, output
+    assert "no Python here" in output
+    state = job_state(str(place.status("half")["job_id"]))
+    assert (state.name, state.restarts) == ("FAILED", 0)
+
+
 def test_a_job_that_is_warned_before_its_first_step_is_not_requeued(place: Place) -> None:
     launcher = place.train("early", *["--max_steps", "100000", "--save_every_n_steps", "100000"])
     job_id = str(place.wait("early", lambda status: status.get("state") == "starting")["job_id"])
