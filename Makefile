@@ -27,7 +27,7 @@ demo: demo-introduction $(STAMP)
 	  --num_nodes 1 \
 	  --num_gpus 2 \
 	  --hf_model_id $(TINY_MODEL) \
-	  --max_steps 450 \
+	  --max_steps 700 \
 	  --global_batch_size 4 \
 	  --tensor_model_parallel_size 1 \
 	  --pipeline_model_parallel_size 1 \
@@ -36,7 +36,7 @@ demo: demo-introduction $(STAMP)
 	  --seq_length 1024 \
 	  --lr 2e-3 \
 	  --weight_decay 1.0 \
-	  --save_every_n_steps 225 \
+	  --save_every_n_steps 350 \
 	  --max_new_tokens 40 $(ARGS)
 
 demo-introduction:

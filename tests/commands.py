@@ -65,6 +65,11 @@ class Command:
         for pid in self.workers():
             os.kill(pid, number)
 
+    def freeze_workers(self) -> None:
+        """SIGSTOP, in force when this returns."""
+        self.signal_workers(signal.SIGSTOP)
+        self.wait_until(lambda: all(state(pid) == "T" for pid in self.workers()))
+
     def wait_until_pending(self, number: int) -> None:
         """Returns when the signal has reached every worker, which is frozen and cannot act on it (Linux)."""
         self.wait_until(lambda: all(is_pending(pid, number) for pid in self.workers()))
@@ -73,8 +78,7 @@ class Command:
         """Stops the workers (SIGSTOP) while they write a checkpoint, however short that moment is; its unfinished folder."""
         while True:
             self.wait_until(lambda: any(checkpoints.glob(".incomplete-*")))
-            self.signal_workers(signal.SIGSTOP)
-            self.wait_until(lambda: all(state(pid) == "T" for pid in self.workers()))
+            self.freeze_workers()
             unfinished = list(checkpoints.glob(".incomplete-*"))
             if unfinished:
                 return unfinished[0]

@@ -5,6 +5,7 @@ save, started by hand, killed by a second Ctrl-C, crashed after its last step. I
 """
 
 import json
+import shutil
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,8 +156,9 @@ def test_a_finished_run_says_so_and_does_not_train_again(uninterrupted: Finished
 
 
 @pytest.fixture(scope="module")
-def extended(folder: Path, flags: list[str], run_again: Finished) -> Finished:
-    return run(folder, "uninterrupted", MORE_STEPS, flags)
+def extended(folder: Path, flags: list[str], uninterrupted: Finished) -> Finished:
+    shutil.copytree(uninterrupted.folder, folder / "experiments" / "extended", symlinks=True)
+    return run(folder, "extended", MORE_STEPS, flags)
 
 
 def test_more_steps_train_on_from_the_end(uninterrupted: Finished, extended: Finished) -> None:
@@ -236,7 +238,7 @@ def test_interrupted_in_every_way_the_losses_are_bit_identical(uninterrupted: Fi
     # 4. A second Ctrl-C does not wait for anything.
     command = interrupted.start()
     command.wait_until(lambda: read_status(experiment).get("pid") in command.workers() and interrupted.newest_step() > saved_at)
-    command.signal_workers(signal.SIGSTOP)  # they cannot obey
+    command.freeze_workers()  # they cannot obey
     saved_at = interrupted.newest_step()
     command.ctrl_c()
     command.wait_until_pending(signal.SIGTERM)

@@ -16,7 +16,7 @@ from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import open_split
 from finetuning.status import read_status
 from finetuning.training.metrics import read_metrics
-from tests.commands import finetune, is_training, steps_done
+from tests.commands import Command, arguments, descendants, finetune, is_training, steps_done
 from tests.references import summed_loss
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1200)]
@@ -105,6 +105,22 @@ def test_another_run_starts_from_the_adapter(experiment: Path, folder: Path, lor
     before = json.loads((second / "results" / "before.json").read_text(encoding="utf-8"))["val_loss"]
     # The same weights (the adapters are float32 in the file too) and the same layout.
     assert before == float(read_metrics(experiment / "metrics.csv")[-1]["val_loss"])
+
+
+def torchrun_is_up(command: Command) -> bool:
+    return any("torch.distributed.run" in arguments(pid) for pid in descendants(command.process.pid))
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["before the workers", "while the workers import"])
+def test_ctrl_c_while_it_starts_is_a_stop(folder: Path, flags: list[str], workers: int) -> None:
+    command = finetune(folder, "--experiment", f"early-{workers}", "--num_gpus", "2", "--max_steps", "4", *flags)
+    command.wait_until(lambda: torchrun_is_up(command) and len(command.workers()) == workers)
+    command.ctrl_c()
+    code, output = command.finish()
+    assert code == 75, output
+    assert "stopped; run the same command to go on" in output
+    status = read_status(folder / "experiments" / f"early-{workers}")
+    assert (status["state"], status["exit_code"], status["step"]) == ("stopped", 75, 0)
 
 
 def test_a_gradient_that_is_not_finite_fails_the_run_and_leaves_the_last_checkpoint(folder: Path, flags: list[str]) -> None:

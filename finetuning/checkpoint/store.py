@@ -112,8 +112,7 @@ def prune(folder: Path, keep_last: int) -> None:
         point_to(folder / "best", best.path.name)
     for checkpoint in complete[: max(0, len(complete) - keep_last)]:
         if checkpoint != best:
-            (checkpoint.path / INFO_FILE).unlink()  # first: half-deleted must not look complete
-            shutil.rmtree(checkpoint.path)
+            shutil.rmtree(checkpoint.path.rename(folder / f".deleted-{checkpoint.path.name}"))  # never seen half deleted
 
 
 def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
@@ -124,9 +123,10 @@ def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
 
 
 def remove_incomplete(folder: Path) -> None:
-    """Clears what interrupted saves left behind; only while no job of the experiment runs."""
-    for path in folder.glob(".incomplete-*"):
-        shutil.rmtree(path)
+    """Clears what interrupted saves and deletions left behind; only while no job of the experiment runs."""
+    for pattern in (".incomplete-*", ".deleted-*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path)
 
 
 def point_to(link: Path, name: str) -> None:

@@ -82,14 +82,21 @@ def _run(config: RunConfig, token: str | None, experiment_dir: Path, console: Co
     write_run(run, run_file)
     step = prepared.start.checkpoint.step if prepared.start.checkpoint else 0
     write_status(
-        experiment_dir, STARTING, step=step, max_steps=run.max_steps, reason=None, exit_code=None, launcher_pid=os.getpid()
+        experiment_dir,
+        STARTING,
+        step=step,
+        max_steps=run.max_steps,
+        reason=None,
+        exit_code=None,
+        saved=None,
+        launcher_pid=os.getpid(),
     )
     console.print(t("starting {count} processes …", count=config.num_gpus))
-    run_workers(run_file, config.num_gpus, logs, lock_descriptor)
-    return _report(run, experiment_dir, console)
+    _, stop_asked = run_workers(run_file, config.num_gpus, logs, lock_descriptor)
+    return _report(run, experiment_dir, console, stop_asked)
 
 
-def _report(run: Run, experiment_dir: Path, console: Console) -> int:
+def _report(run: Run, experiment_dir: Path, console: Console, stop_asked: bool) -> int:
     """Says how it ended, from what the workers left behind; returns the exit code."""
     logs = experiment_dir / "logs"
     failure = first_failure(logs)
@@ -97,7 +104,7 @@ def _report(run: Run, experiment_dir: Path, console: Console) -> int:
     if failure is None and state == FINISHED:
         show_end(console, run)
         return EXIT_FINISHED
-    if failure is None and state == STOPPED:
+    if failure is None and (state == STOPPED or (stop_asked and state == STARTING)):  # STARTING: they could not listen yet
         status = read_status(experiment_dir)
         write_status(experiment_dir, STOPPED, exit_code=EXIT_STOPPED)
         if status.get("saved") is None:  # else the worker has said what it saved

@@ -15,6 +15,7 @@ from types import FrameType
 import finetuning
 from finetuning.failures import first_failure
 from finetuning.lifeline import LAUNCHER_PID, end_with_parent
+from finetuning.status import STARTING, read_status
 
 POLL_INTERVAL_S = 0.1
 # Workers need no token: the model is on this machine by then.
@@ -31,21 +32,24 @@ def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
     ]  # fmt: skip
 
 
-def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor: int) -> int:
-    """Starts the workers, passes signals on, and returns torchrun's exit code once all are gone.
+def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor: int) -> tuple[int, bool]:
+    """Starts the workers and passes signals on; once all are gone, torchrun's exit code and whether a stop was asked for.
 
     `lock_descriptor` stays open in torchrun, so that the experiment is locked while any worker may live.
     """
+    signals = _Signals()
     with (logs / "torchrun.log").open("ab") as log:
         process = subprocess.Popen(
             torchrun_command(run_file, num_processes), stdin=subprocess.DEVNULL, stderr=log, env=_environment(num_processes),
             start_new_session=True, pass_fds=[lock_descriptor], preexec_fn=end_with_parent,
         )  # fmt: skip
-    signals = _Signals(process.pid)
+    signals.torchrun_pid = process.pid
     failed_at = None
     try:
         while (code := process.poll()) is None:
             time.sleep(POLL_INTERVAL_S)
+            if signals.received and read_status(logs.parent).get("state") == STARTING:
+                signal_workers(process.pid, signal.SIGTERM)  # again: a process that is just becoming a worker loses it
             if failed_at is None and first_failure(logs) is not None:
                 failed_at = time.monotonic()
             if failed_at is not None and time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S:
@@ -56,16 +60,16 @@ def run_workers(run_file: Path, num_processes: int, logs: Path, lock_descriptor:
             signal_workers(process.pid, signal.SIGKILL)
             process.kill()
             process.wait()
-    return code
+    return code, signals.received > 0
 
 
 def signal_workers(torchrun_pid: int, number: int) -> None:
-    """Sends a signal to every worker; to torchrun where the system does not tell its children."""
+    """Sends a signal to every worker; to torchrun while it has none yet, or where the system does not tell its children."""
     try:
         children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
     except FileNotFoundError:
-        children = [str(torchrun_pid)]
-    for pid in children:
+        children = []
+    for pid in children or [str(torchrun_pid)]:
         try:
             os.kill(int(pid), number)
         except ProcessLookupError:
@@ -75,8 +79,8 @@ def signal_workers(torchrun_pid: int, number: int) -> None:
 class _Signals:
     """SIGINT and SIGTERM ask the workers to save and leave; the second one kills them."""
 
-    def __init__(self, torchrun_pid: int):
-        self.torchrun_pid = torchrun_pid
+    def __init__(self) -> None:
+        self.torchrun_pid: int | None = None  # not started yet
         self.received = 0
         self.previous = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -86,7 +90,8 @@ class _Signals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received += 1
-        signal_workers(self.torchrun_pid, signal.SIGTERM if self.received == 1 else signal.SIGKILL)
+        if self.torchrun_pid is not None:
+            signal_workers(self.torchrun_pid, signal.SIGTERM if self.received == 1 else signal.SIGKILL)
 
 
 def _environment(num_processes: int) -> dict[str, str]:

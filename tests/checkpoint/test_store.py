@@ -211,8 +211,9 @@ def test_a_folder_without_its_info_or_with_a_missing_or_shorter_file_is_not_a_ch
 
 
 @pytest.mark.dist
-def test_an_interrupted_save_is_passed_over_and_cleared_away(make_checkpoint: Any, tmp_path: Path) -> None:
+def test_an_interrupted_save_or_deletion_is_passed_over_and_cleared_away(make_checkpoint: Any, tmp_path: Path) -> None:
     make_checkpoint(2)
+    make_checkpoint(1).rename(tmp_path / ".deleted-step=000001")
     make_checkpoint(4).rename(tmp_path / ".incomplete-step=000004")
     assert find_checkpoints(tmp_path)[1] == []
     assert steps_in(tmp_path) == [2]
