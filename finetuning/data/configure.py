@@ -11,8 +11,10 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -126,9 +128,8 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock_file = folder.parent / f"{folder.name}.lock"
-    with lock_file.open("a") as lock:
+    with _open_in_folder(lock_file) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
         if folder.is_dir():
             return
@@ -145,6 +146,18 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             lock_file.unlink(missing_ok=True)  # who waits for it still gets it; a second builder has a name of its own
+            with suppress(OSError):
+                folder.parent.rmdir()  # only where nothing else is in it: a failed build leaves nothing
+
+
+def _open_in_folder(file: Path) -> TextIO:
+    """Opens a file for appending, and makes its folder, which another process may be removing."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return file.open("a", encoding="utf-8")
+        except FileNotFoundError:
+            continue
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -159,7 +172,8 @@ def problems_of(report: Report) -> list[str]:
     by_file: dict[str, list[Finding]] = {}
     for finding in bad_lines(report.findings):
         by_file.setdefault(finding.file, []).append(finding)
-    for file, found in by_file.items():
+    for file in dict.fromkeys(file.name for file in report.files):
+        found = by_file.get(file, [])
         problems += [str(finding) for finding in found[:LISTED_PROBLEMS]]
         total = sum(number for (name, code), number in report.findings.counts.items() if name == file and code in ERRORS)
         if total > LISTED_PROBLEMS:

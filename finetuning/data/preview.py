@@ -1,7 +1,6 @@
 """A sample exactly as the model sees it: every token, trained or not, and the promises that the tokens keep."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from rich.text import Text
@@ -44,8 +43,10 @@ def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Prev
     return Preview(file, sample.line, shown, _promises(sample, tokens, trained, prompt_format))
 
 
-def preview_line(source: Source, line: int | None, prompt_format: PromptFormat) -> Preview:
-    """The preview of a line, or of the first usable sample.
+def preview_line(
+    source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None
+) -> Preview:  # fmt: skip
+    """The preview of a line, or of the first usable sample; with its input cut to this many tokens, where the run does so.
 
     Raises:
         InputError: there is no usable sample in that line.
@@ -56,7 +57,10 @@ def preview_line(source: Source, line: int | None, prompt_format: PromptFormat) 
     if not usable:
         place = f"{source.path.name}:{line}" if line else source.path.name
         raise InputError(t("{place}: holds no sample that can be used; `finetune data check` says why", place=place))
-    return make_preview(source.path.name, usable[0], prompt_format)
+    sample = usable[0]
+    if cut_to is not None:
+        sample = prompt_format.cut_input(sample, cut_to) or sample
+    return make_preview(source.path.name, sample, prompt_format)
 
 
 def preview_text(preview: Preview) -> Text:
@@ -77,10 +81,6 @@ def preview_text(preview: Preview) -> Text:
         text.append("\n" + ("✓ " if holds else "✗ "), style="green" if holds else "bold red")
         text.append(promise)
     return text
-
-
-def first_preview(path: Path, prompt_format: PromptFormat) -> Preview:
-    return preview_line(Source(path), None, prompt_format)
 
 
 def _promises(

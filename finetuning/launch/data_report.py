@@ -8,6 +8,7 @@ from finetuning.data.facts import packing_facts
 from finetuning.data.page import report_page
 from finetuning.data.preview import preview_line, preview_text
 from finetuning.data.rows import RowPlan
+from finetuning.data.scan import CUT_INPUT
 from finetuning.data.tokenized import TokenizedSplit
 from finetuning.launch.prepare import Prepared
 
@@ -24,8 +25,9 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
         training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
         plan=RowPlan(capacity, max(128, capacity // 16), prepared.model.attention_cost), seed=config.seed,
     )  # fmt: skip
+    cut_to = config.seq_length if config.truncation == CUT_INPUT else None
     previews = [
-        preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format)
+        preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format, cut_to=cut_to)
         for name, source in dataset.sources.items()
     ]
     value = dataset.report.as_json() | {"packing": facts.as_json()}

@@ -61,10 +61,11 @@ def test_bad_lines_are_listed_with_file_and_line_number(
     assert found[0].endswith(': {"input": "請說明')
     assert found[1:] == [
         "training.jsonl:3: must be a JSON object with 'input' and 'output': [\"a\", \"b\"]",
-        "training.jsonl:4: field 'output' is missing; found 'input'",
+        "training.jsonl:4: field 'output' is missing; found 'input': {\"input\": \"a\"}",
         "training.jsonl:5: field 'output' must be text, but is 7",
-        "training.jsonl:6: the answer ('output') is empty",
-        "test.jsonl:1: not UTF-8 (byte 12); save the file as UTF-8",
+        "training.jsonl:6: the answer ('output') is empty: a",
+        'test.jsonl:1: not UTF-8 (byte 12); save the file as UTF-8: {"input": "\ufffd", "output": "b"}',
+        "--skip_bad_samples would drop 6 of 7 samples",
     ]
 
 
@@ -82,10 +83,11 @@ def test_an_answer_that_would_be_cut_is_refused_with_the_length_it_needs(
 ) -> None:
     data = write_data(tmp_path / "data", '{"input": "a", "output": "b"}', '{"input": "a", "output": "' + "很長" * 100 + '"}')
     assert main([*arguments, "--dataset_path", data, "--seq_length", "100"]) == EXIT_BAD_INPUT
-    (problem,) = problems(capsys)
-    needed = problem.removesuffix(" or more").rpartition(" ")[2]
+    problem, advice = problems(capsys)
+    assert advice == "--skip_bad_samples would drop 1 of 2 samples"
+    needed = problem.split()[1]
     assert problem.startswith(f"training.jsonl:2: {needed} tokens (")
-    assert f"do not fit --seq_length 100; the answer would be cut; shorten it or give --seq_length {needed} or more" in problem
+    assert f"do not fit --seq_length 100; the answer would be cut; shorten it, give --seq_length {needed} or more" in problem
     assert main([*arguments, "--dataset_path", data, "--seq_length", needed, "--dryrun"]) == EXIT_FINISHED
     assert main([*arguments, "--dataset_path", data, "--seq_length", str(int(needed) - 1), "--dryrun"]) == EXIT_BAD_INPUT
 
@@ -99,7 +101,7 @@ def test_mistakes_of_every_kind_come_on_one_screen(
     assert problems(capsys) == [
         "--experiment 'a/b': it names a folder; use letters, digits, '_', '-' and '.', no '.' or '-' first",
         "--global_batch_size 100: must be a multiple of micro_batch_size 1 x data parallel 3 = 3; nearest: 99, 102",
-        "training.jsonl:1: the answer ('output') is empty",
+        "training.jsonl:1: the answer ('output') is empty: a",
     ]
     assert not (tmp_path / "experiments").exists()
 
@@ -163,7 +165,7 @@ def test_a_dry_run_shows_the_run_and_the_command_and_writes_nothing(
     run = read_run(file)
     experiment = tmp_path / "experiments" / "tiny"
     assert (run.max_steps, run.experiment_dir) == (7, str(experiment))
-    assert Path(run.tokens_dir).parent == experiment / "data"
+    assert Path(run.tokens_dir).parent == tmp_path / "experiments" / ".tokens"
     words = shlex.split(command)
     assert words[0] == "torchrun"
     assert words[-3:] == ["-m", "finetuning.train", str(experiment / "run.yaml")]
