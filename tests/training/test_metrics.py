@@ -23,8 +23,8 @@ def test_the_columns_come_in_a_fixed_order(tmp_path: Path) -> None:
     MetricsFile(path, 0).append(row(1))
     header, line = path.read_text(encoding="utf-8").splitlines()
     assert header == ("step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
-                      "memory_gib,seconds")  # fmt: skip
-    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
+                      "imbalance,memory_gib,seconds")  # fmt: skip
+    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
 
 
 def test_losses_are_written_with_every_digit(tmp_path: Path) -> None:
