@@ -27,9 +27,10 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
     units: list[nn.Module] = list(model.model.layers.values())
     if not model.config.tie_word_embeddings:  # a tied table is needed at both ends: it stays in the root unit
         units += [model.model.embed_tokens, model.lm_head]
+    reshard = None if sharding == "full" else False  # None: after each use, but the root after the backward pass only
     for unit in [*units, model]:
         if unit is model or any(parameter not in whole for parameter in unit.parameters()):
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=sharding == "full", ignored_params=whole)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard, ignored_params=whole)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
