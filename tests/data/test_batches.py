@@ -61,7 +61,7 @@ def test_long_documents_are_spread_because_attention_is_quadratic() -> None:
 
 def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_path: Path) -> None:
     split = make_split(tmp_path / "split", [3, 5])
-    row = make_row(split, [0, 1], RowPlan(CAPACITY, 8, 0.0))
+    row = make_row(split, [0, 1], length=8)
     assert row.tokens.tolist() == [[1, 2, 4, 5, 6, 7, 0, 0]]
     assert row.labels.tolist() == [[2, 3, IGNORED_LABEL, 6, 7, 8, IGNORED_LABEL, IGNORED_LABEL]]
     assert row.positions.tolist() == [[0, 1, 0, 1, 2, 3, 0, 1]]

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from finetuning.data.batches import make_row
 from finetuning.data.megatron import open_megatron_split, write_megatron
-from finetuning.data.rows import RowPlan
 from finetuning.data.tokenized import open_split, write_split
 from finetuning.model.config import read_llama_config
 from finetuning.model.cross_entropy import IGNORED_LABEL
@@ -18,7 +17,6 @@ from finetuning.model.llama import Llama
 
 pytestmark = pytest.mark.unit
 
-PLAN = RowPlan(64, 8, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def test_changing_one_document_leaves_the_gradients_of_the_others_as_they_are(
             start += length
         folder = tmp_path_factory.mktemp("split") / "training"
         write_split(folder, samples)
-        row = make_row(open_split(folder), list(range(len(lengths))), RowPlan(128, 8, 0.0))
+        row = make_row(open_split(folder), list(range(len(lengths))), length=128)
         model.zero_grad()
         loss_of(model, row).backward()
         gradient = model.model.embed_tokens.weight.grad
@@ -70,13 +68,13 @@ def test_documents_of_megatron_data_do_not_see_each_other(model: Llama, tmp_path
     documents = [np.arange(10, 20), np.arange(20, 26), np.arange(30, 45)]
     write_megatron(tmp_path / "x", documents, 1000)
     split = open_megatron_split(tmp_path / "x", 12, np.arange(3))
-    together = sum(loss_of(model, make_row(split, [index], PLAN)).item() for index in range(len(split)))
+    together = sum(loss_of(model, make_row(split, [index], length=64)).item() for index in range(len(split)))
     alone = 0.0
     for index in range(len(split)):
         for tokens, trained in split.pieces(index):
             folder = tmp_path / f"{index}-{int(tokens[0])}"
             write_split(folder, [(tokens.tolist(), trained.tolist(), 1)])
-            row = make_row(open_split(folder), [0], RowPlan(64, 1, 0.0))
+            row = make_row(open_split(folder), [0], length=len(tokens) - 1)
             assert IGNORED_LABEL not in row.labels
             alone += loss_of(model, row).item()
     assert together == pytest.approx(alone, rel=1e-5)  # float32 sums in another order
