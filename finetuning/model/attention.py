@@ -14,6 +14,7 @@ Shape letters: T tokens of a row, N query heads, K key/value heads, H head dimen
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -22,8 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Documents(NamedTuple):
+@dataclass(frozen=True)
+class Documents:
     """Document boundaries of one packed row of T tokens.
+
+    Not a tuple: FSDP moves the tensors of tuples to the GPU, and reading `extent` there would make the CPU wait.
 
     Example: documents of 3 and 2 tokens in a row of 5 have boundaries [0, 3, 5, …] (the rest is unused) and
     extent [2, 3].

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,8 @@ from finetuning.parallel.collectives import gather, heads_to_tokens, name_group,
 from finetuning.parallel.mesh import Layout
 
 
-class PieceDocuments(NamedTuple):
+@dataclass(frozen=True)
+class PieceDocuments:
     """Document boundaries of this process's two pieces, for gathered keys and values; fixed shapes, as in Documents."""
 
     query_boundaries: Tensor  # int32 [2, t/2 + 1]: in the piece

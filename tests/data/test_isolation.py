@@ -18,7 +18,6 @@ from finetuning.model.llama import Llama
 pytestmark = pytest.mark.unit
 
 
-
 @pytest.fixture(scope="module")
 def model(model_path: Path) -> Llama:
     torch.manual_seed(0)
