@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from make_tiny_model import make_tiny_model  # noqa: E402
 
+from finetuning.data.formats import Sample  # noqa: E402
 from finetuning.model.config import LlamaConfig, read_llama_config  # noqa: E402
 from finetuning.model.llama import Llama  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
@@ -150,7 +151,7 @@ def make_data(folder: Path, model: Path, lengths: str) -> None:
     words = (ROOT / "examples" / "data" / "alpaca" / "training.jsonl").read_text(encoding="utf-8").replace("\n", " ")
     ids = prompt_format.tokenizer.encode(words, add_special_tokens=False).ids
     chance = random.Random(1)
-    around = len(prompt_format.encode("", "")[0])
+    around = len(prompt_format.encode(Sample(1, "", ""))[0])
     folder.mkdir(parents=True)
     with (folder / "training.jsonl").open("w", encoding="utf-8") as file:
         for _ in range(64 if lengths == "8192" else 4096):
@@ -164,12 +165,12 @@ def make_data(folder: Path, model: Path, lengths: str) -> None:
 def _sample(prompt_format, ids: list[int], wanted: int, chance: random.Random) -> dict[str, str]:  # type: ignore[no-untyped-def]
     """A sample of about `wanted` tokens, never more; text that is cut inside a character encodes to other tokens again."""
     question = prompt_format.tokenizer.decode(ids[:16])
-    answer_tokens = wanted - len(prompt_format.encode(question, "")[0])
+    answer_tokens = wanted - len(prompt_format.encode(Sample(1, question, ""))[0])
     start = chance.randrange(len(ids))
     taken = [ids[(start + i) % len(ids)] for i in range(max(8, answer_tokens))]
     while True:
         answer = prompt_format.tokenizer.decode(taken)
-        excess = len(prompt_format.encode(question, answer)[0]) - wanted
+        excess = len(prompt_format.encode(Sample(1, question, answer))[0]) - wanted
         if excess <= 0 or len(taken) <= 8:
             return {"input": question, "output": answer}
         taken = taken[:-excess]

@@ -293,9 +293,9 @@ def compiles(config: RunConfig, on_gpu: bool) -> bool:
 
 
 def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
-    """Row lengths: with compiled blocks few different ones (sixteenths of a full row), on CPU close to the real length."""
+    """Row lengths: on GPUs a multiple of what matrix products are tiled by, on CPU close to the real length."""
     capacity = run.config.micro_batch_size * run.config.seq_length
-    granularity = max(128, capacity // 16) if run.device == "cuda" else 8
+    granularity = 128 if run.device == "cuda" else 8
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
     rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)

@@ -109,8 +109,8 @@ class _FusedBlock(torch.autograd.Function):
         x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
 
         ctx.save_for_backward(
-            x, cos, sin, documents.boundaries, documents.extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2,
-            t_gate_up, gate_up, t_down, *adapters,
+            x, cos, sin, documents.boundaries, documents.extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2,
+            inverse2, t_gate_up, gate_up, t_down, *adapters,
         )  # fmt: skip
         ctx.fused = fused
         return x3
