@@ -100,8 +100,9 @@ def prepare(
 
 
 def gpu_memory_gib(visible_gpus: int) -> float | None:
-    """Of the first GPU; None without any."""
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if visible_gpus else None
+    """Of this machine's first GPU; None without any."""
+    there = visible_gpus and torch.cuda.is_available()  # a login node has none of the GPUs of its jobs
+    return torch.cuda.get_device_properties(0).total_memory / 2**30 if there else None
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

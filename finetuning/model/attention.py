@@ -14,7 +14,6 @@ Shape letters: T tokens of a row, N query heads, K key/value heads, H head dimen
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -23,11 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Documents:
+class Documents(NamedTuple):
     """Document boundaries of one packed row of T tokens.
-
-    Not a tuple: FSDP moves the tensors of tuples to the GPU, and reading `extent` there would make the CPU wait.
 
     Example: documents of 3 and 2 tokens in a row of 5 have boundaries [0, 3, 5, …] (the rest is unused) and
     extent [2, 3].

@@ -21,7 +21,7 @@ from finetuning.parallel.context import apply_context_parallel, cut_row, local_p
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
-from finetuning.parallel.shard import prepare_backward, release, shard_parameters
+from finetuning.parallel.shard import Covered, prepare_backward, release, shard_parameters
 from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
@@ -175,7 +175,7 @@ class ParallelLlama(nn.Module):
             for index, row in enumerate(rows):
                 assert isinstance(part, Llama)
                 prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
-                loss = part(row.tokens, row.positions, row.documents, labels_BT=row.labels)
+                loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
                 (loss / batch.answer_tokens).backward()
                 loss_sum += loss.detach()
         self._complete_gradients()
@@ -189,7 +189,7 @@ class ParallelLlama(nn.Module):
             loss = self.pipeline.forward(row, with_loss=True)
             loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
         else:
-            loss = self.parts[0](row.tokens, row.positions, row.documents, labels_BT=row.labels)
+            loss = self.parts[0](row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
         return self._counted(loss)
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ class ParallelLlama(nn.Module):
         if self.pipeline is not None:
             found = self.pipeline.forward(row, with_loss=False, at_S=places)
         else:
-            found = self.parts[0](row.tokens, row.positions, row.documents, at_S=places)
+            found = self.parts[0](row.tokens, row.positions, Covered(row.documents), at_S=places)
         if found is None:
             found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.technique.compute_dtype, device=self.device)
         # One process has each place; the others add zeros.

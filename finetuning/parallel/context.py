@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,7 @@ from finetuning.parallel.collectives import gather, heads_to_tokens, name_group,
 from finetuning.parallel.mesh import Layout
 
 
-@dataclass(frozen=True)
-class PieceDocuments:
+class PieceDocuments(NamedTuple):
     """Document boundaries of this process's two pieces, for gathered keys and values; fixed shapes, as in Documents."""
 
     query_boundaries: Tensor  # int32 [2, t/2 + 1]: in the piece

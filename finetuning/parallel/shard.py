@@ -5,11 +5,14 @@ for all micro-batches of a step and sums gradients locally until the last (least
 frozen weights whole on every process and treats the trained ones as `step` does (for LoRA, where they are small).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from finetuning.model.attention import Documents
 from finetuning.model.llama import Llama
 
 SHARDINGS = ("full", "step", "replicated")
@@ -35,6 +38,22 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
+    model.register_forward_pre_hook(_uncover)  # after FSDP's own
+
+
+@dataclass(frozen=True)
+class Covered:
+    """Document boundaries on their way into a model.
+
+    FSDP moves the tensors inside tuples to the GPU, also the counts that attention reads on the CPU: each attention would
+    wait for the GPU. It does not look into this.
+    """
+
+    documents: Documents
+
+
+def _uncover(model: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(value.documents if isinstance(value, Covered) else value for value in inputs)
 
 
 def prepare_backward(model: Llama, sharding: str, *, last: bool) -> None:
