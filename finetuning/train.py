@@ -48,6 +48,8 @@ from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
 
+MOST_LENGTHS = 8  # torch.compile's limit of variants of one function
+
 
 def main(run_file: Path) -> int:
     """Runs this process's part of the run and returns its exit code."""
@@ -293,9 +295,14 @@ def compiles(config: RunConfig, on_gpu: bool) -> bool:
 
 
 def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
-    """Row lengths: on GPUs a multiple of what matrix products are tiled by, on CPU close to the real length."""
+    """Row lengths: on GPUs a multiple of what matrix products are tiled by, on CPU close to the real length.
+
+    Where blocks are compiled for each length, there are at most eight, which is where torch.compile gives up.
+    """
     capacity = run.config.micro_batch_size * run.config.seq_length
     granularity = 128 if run.device == "cuda" else 8
+    if run.config.activation_checkpointing == "selective" and compiles(run.config, run.device == "cuda"):
+        granularity = max(granularity, -(-capacity // MOST_LENGTHS))
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
     rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)

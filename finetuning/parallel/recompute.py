@@ -23,7 +23,8 @@ def block_forward(forward: Callable[..., Tensor], mode: str, hidden_size: int, *
         contexts = partial(create_selective_checkpoint_contexts, partial(_keep, hidden_size))
         trained = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
     if compiled:
-        trained = torch.compile(trained, fullgraph=True, dynamic=True)
+        # Once for all row lengths; with a choice inside, torch 2.13 can compile for one length at a time only.
+        trained = torch.compile(trained, fullgraph=True, dynamic=mode != "selective")
     if mode == "full":
         trained = partial(checkpoint, trained, use_reentrant=False)
 
