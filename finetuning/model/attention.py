@@ -12,7 +12,7 @@ an operator that the compiler cannot look into cuts the boundaries to their real
 Shape letters: T tokens of a row, N query heads, K key/value heads, H head dimension.
 """
 
-import importlib.util
+import importlib.metadata
 from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
@@ -20,6 +20,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+FLASH_4_VERSION = "4.0.0b36"
 
 
 class Documents(NamedTuple):
@@ -116,9 +118,13 @@ def _flash_4() -> _Flash4 | None:
     """FlashAttention-4 (the optional extra `fa4`), where it is installed and the GPU is a Hopper or newer.
 
     Its kernels have no public backward apart from autograd, which a hand-written backward cannot use: these two are the
-    functions behind its autograd function in 4.0.0b36.
+    functions behind its autograd function in FLASH_4_VERSION, and no other version is used.
     """
-    if importlib.util.find_spec("flash_attn") is None or torch.cuda.get_device_capability() < (9, 0):
+    try:
+        version = importlib.metadata.version("flash-attn-4")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    if version != FLASH_4_VERSION or torch.cuda.get_device_capability() < (9, 0):
         return None
     from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
 
