@@ -185,6 +185,7 @@ VERBS = {
     "status": ("finetuning.launch.verbs.status", "how an experiment is, or how it ended"),
     "logs": ("finetuning.launch.verbs.logs", "what an experiment has printed; -f follows it"),
     "cancel": ("finetuning.launch.verbs.cancel", "make an experiment save and stop"),
+    "export": ("finetuning.launch.verbs.export", "a checkpoint or model in the format of other tools"),
     "doctor": ("finetuning.launch.verbs.doctor", "what would stop a run here, and what to do about it"),
 }
 
