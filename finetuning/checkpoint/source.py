@@ -108,7 +108,7 @@ class CheckpointSource:
 
     def shapes(self) -> dict[str, torch.Size]:
         wanted = llama_shapes(self.config)
-        stored = {name: entry.size for name, entry in self.files.tensors.items()}
+        stored = self.files.sizes
         wrong = [
             t("{name} should be {wanted}, found {found}", name=name, wanted=list(shape),
               found=list(stored[self.prefix + name]) if self.prefix + name in stored else t("nothing"))
