@@ -107,9 +107,9 @@ MEANT: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered,
     ("collections", "defaultdict"): _table_with_default,
     **{(module, name): PurePosixPath for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")},
-    ("builtins", "set"): set,
-    ("builtins", "frozenset"): frozenset,
-    ("builtins", "getattr"): _attribute,
+    **{(module, name): meant for module in ("builtins", "__builtin__") for name, meant in (
+        ("set", set), ("frozenset", frozenset), ("getattr", _attribute),
+    )},
     ("_codecs", "encode"): _bytes,
 }  # fmt: skip
 # Libraries whose other names stand for objects that do nothing.

@@ -1,41 +1,27 @@
-"""What the tests have megatron-core do, in processes of its own: `python megatron_script.py JOB.json`.
+"""What the tests have megatron-core do: `python megatron_script.py JOBS.json`, with megatron-core in PYTHONPATH.
 
-A job: {"do": "make" | "reshard" | "logits", "from": folder, "to": folder, "rank", "world_size", "tp", "pp", "shape": …}.
-megatron-core expects CUDA; the three places where it needs it on this path are replaced.
+Jobs run one after the other, each in as many processes as its layout has. {"do": "make" | "reshard" | "logits",
+"from": folder, "to": folder, "tp": 2, "pp": 1, "shape": fields of LlamaConfig, …}: see the functions of the same names.
+megatron-core expects CUDA; the places where it needs it on this path are replaced.
 """
 
-import argparse
 import contextlib
 import json
+import multiprocessing
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
 
-warnings.filterwarnings("ignore")
-
-import torch
-import torch.distributed as dist
-import torch.nn.functional as F
-from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.optimizer import (
-    get_param_id_to_sharded_param_map,
-    make_sharded_optimizer_tensor,
-    optim_state_to_sharding_state,
-)
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.enums import AttnBackend
-from megatron.core.transformer.transformer_config import TransformerConfig
-
-
-class _NoRandomState:
-    def fork(self, *_args, **_named):
-        return contextlib.nullcontext()
-
 
 def build(job):
+    import torch
+    import torch.nn.functional as F
+    from megatron.core import parallel_state
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.models.gpt.gpt_model import GPTModel
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
     shape = job["shape"]
     dtype = getattr(torch, job.get("dtype", "float32"))
     config = TransformerConfig(
@@ -49,95 +35,152 @@ def build(job):
         bf16=dtype == torch.bfloat16, tensor_model_parallel_size=job["tp"], pipeline_model_parallel_size=job["pp"],
         hetereogenous_dist_checkpoint=job.get("layers_apart", False),
     )  # fmt: skip
-    model = GPTModel(
-        config, get_gpt_layer_local_spec(normalization="RMSNorm"), vocab_size=job.get("padded_vocab", shape["vocab_size"]),
+    scaling = shape["rope_scaling"] or {}
+    return GPTModel(
+        config, get_gpt_layer_local_spec(normalization="RMSNorm"), vocab_size=job.get("rows", shape["vocab_size"]),
         max_sequence_length=shape["max_position_embeddings"], position_embedding_type="rope", rotary_percent=1.0,
-        rotary_base=shape["rope_theta"], rope_scaling=shape.get("rope_scaling") is not None,
-        rope_scaling_factor=(shape.get("rope_scaling") or {}).get("factor", 8.0),
+        rotary_base=shape["rope_theta"], rope_scaling=bool(scaling), rope_scaling_factor=scaling.get("factor", 8.0),
         share_embeddings_and_output_weights=shape["tie_word_embeddings"], parallel_output=False,
         pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
-    )  # fmt: skip
-    return model.to(dtype).eval()
+    ).to(dtype).eval()  # fmt: skip
 
 
 def arguments(job):
     """As Megatron-LM stores them: a namespace with objects of many kinds in it."""
+    import argparse
+    import signal
+
+    import torch
+    from megatron.core.transformer.enums import AttnBackend
+
     shape = job["shape"]
+    scaling = shape["rope_scaling"] or {}
     return argparse.Namespace(
         num_layers=shape["num_hidden_layers"], hidden_size=shape["hidden_size"], ffn_hidden_size=shape["intermediate_size"],
         num_attention_heads=shape["num_attention_heads"], group_query_attention=True,
         num_query_groups=shape["num_key_value_heads"], kv_channels=shape["head_dim"], norm_epsilon=shape["rms_norm_eps"],
-        rotary_base=shape["rope_theta"], rotary_percent=1.0, use_rope_scaling=shape.get("rope_scaling") is not None,
-        rope_scaling_factor=(shape.get("rope_scaling") or {}).get("factor", 8.0),
-        max_position_embeddings=shape["max_position_embeddings"], vocab_size=shape["vocab_size"],
-        padded_vocab_size=job.get("padded_vocab", shape["vocab_size"]), swiglu=True, normalization="RMSNorm",
-        untie_embeddings_and_output_weights=not shape["tie_word_embeddings"], position_embedding_type="rope",
-        add_bias_linear=False, add_qkv_bias=False, params_dtype=getattr(torch, job.get("dtype", "float32")),
-        tensor_model_parallel_size=job["tp"], pipeline_model_parallel_size=job["pp"],
-        attention_backend=AttnBackend.auto, exit_signal=signal.SIGTERM, save=Path("/somewhere"), init_method=torch.nn.init.normal_,
+        rotary_base=shape["rope_theta"], rotary_percent=1.0, use_rope_scaling=bool(scaling),
+        rope_scaling_factor=scaling.get("factor", 8.0), max_position_embeddings=shape["max_position_embeddings"],
+        vocab_size=shape["vocab_size"], padded_vocab_size=job.get("rows", shape["vocab_size"]), swiglu=True,
+        normalization="RMSNorm", untie_embeddings_and_output_weights=not shape["tie_word_embeddings"],
+        position_embedding_type="rope", add_bias_linear=False, add_qkv_bias=False,
+        params_dtype=getattr(torch, job.get("dtype", "float32")), tensor_model_parallel_size=job["tp"],
+        pipeline_model_parallel_size=job["pp"], attention_backend=AttnBackend.auto, exit_signal=signal.SIGTERM,
+        save=Path("/somewhere"), betas=(0.9, 0.95), extra={"x": {1, 2}},
     )  # fmt: skip
 
 
-def save(model, job, folder):
+def optimizer_state(model, state):
+    """Adam's moments after a step, and the float32 copies of mixed precision, sharded as Megatron does it."""
+    import torch
+    from megatron.core.dist_checkpointing.optimizer import (
+        get_param_id_to_sharded_param_map,
+        make_sharded_optimizer_tensor,
+        optim_state_to_sharding_state,
+    )
+
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW(parameters)
+    sum((p.float() ** 2).sum() for p in parameters).backward()
+    before = [p.detach().clone() for p in parameters]
+    optimizer.step()
+    for parameter, value in zip(parameters, before, strict=True):
+        parameter.data.copy_(value)
+    optimizer.param_groups[0]["step"] = 1
+    by_id = get_param_id_to_sharded_param_map(state, iter(parameters))
+    held = optimizer.state_dict()
+    optim_state_to_sharding_state(held, by_id, exclude_keys="step")
+    held["master"] = {
+        i: make_sharded_optimizer_tensor(by_id[i], p.detach().float(), "optimizer.state.master") for i, p in enumerate(parameters)
+    }
+    return held
+
+
+def save(model, job):
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
     metadata = {"singleton_local_shards": True} if job.get("one_shard_each") else None
     state = model.sharded_state_dict(prefix=job.get("prefix", ""), metadata=metadata)
     if job.get("optimizer"):
-        parameters = list(model.parameters())
-        optimizer = torch.optim.AdamW(parameters)
-        sum((p.float() ** 2).sum() for p in parameters).backward()
-        optimizer.step()
-        optimizer.param_groups[0]["step"] = 1
-        by_id = get_param_id_to_sharded_param_map(state, iter(parameters))
-        held = optimizer.state_dict()
-        optim_state_to_sharding_state(held, by_id, exclude_keys="step")
-        held["master"] = {i: make_sharded_optimizer_tensor(by_id[i], p.detach().float(), "optimizer.state.master")
-                          for i, p in enumerate(parameters)}  # fmt: skip
-        state["optimizer"] = held
+        state["optimizer"] = optimizer_state(model, state)
     state |= {"checkpoint_version": 3.0, "iteration": 7}
     if job.get("with_arguments"):
         state["args"] = arguments(job)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    dist_checkpointing.save(state, str(folder))
+    Path(job["to"]).mkdir(parents=True, exist_ok=True)
+    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # without a server process for it
+    dist_checkpointing.save(state, job["to"])
 
 
-def logits(model, job):
+def load(model, job):
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.validation import StrictHandling
+
+    prefix = job.get("prefix", "")
+    state = {name: v for name, v in model.sharded_state_dict(prefix=prefix).items() if not name.endswith("_extra_state")}
+    loaded = dist_checkpointing.load(state, job["from"], strict=StrictHandling.RAISE_UNEXPECTED)
+    own = model.state_dict()
+    model.load_state_dict({name: loaded[prefix + name] for name in own if prefix + name in loaded}, strict=False)
+
+
+def write_logits(model, job):
+    import torch
+
     tokens = torch.tensor(job["tokens"])[None]
     mask = torch.triu(torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool), 1)[None, None]
     with torch.no_grad():
-        return model(tokens, torch.arange(tokens.shape[1])[None], mask)[0]
+        logits = model(tokens, torch.arange(tokens.shape[1])[None], mask)[0]
+    torch.save(logits.float(), job["logits"])
 
 
-def main():
-    job = json.loads(Path(sys.argv[1]).read_text())
-    job |= {"rank": int(sys.argv[2]), "world_size": job["tp"] * job["pp"]}
-    torch.set_num_threads(1)
-    store = f"file://{sys.argv[1]}.store"
-    dist.init_process_group("gloo", init_method=store, rank=job["rank"], world_size=job["world_size"])
+def run(job, rank, store):
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state, tensor_parallel
+
+    class NoRandomState:
+        def fork(self, *_args, **_named):
+            return contextlib.nullcontext()
+
+    os.environ["LOCAL_RANK"] = str(rank)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=job["tp"] * job["pp"])
     torch.cuda.synchronize = lambda *_: None
     torch.cuda.current_device = lambda: torch.device("cpu")
-    tensor_parallel.get_cuda_rng_tracker = _NoRandomState
-    os.environ["LOCAL_RANK"] = str(job["rank"])
+    torch.Tensor.cuda = lambda tensor, *_args, **_named: tensor
+    tensor_parallel.get_cuda_rng_tracker = NoRandomState
     parallel_state.initialize_model_parallel(job["tp"], job["pp"])
-    tensor_parallel.random.model_parallel_cuda_manual_seed = lambda *_: None
     torch.manual_seed(0)
     model = build(job)
     if job["do"] == "make":
         for parameter in model.parameters():
             parameter.data.normal_(0, 0.08) if parameter.dim() > 1 else parameter.data.uniform_(0.5, 1.5)
-        save(model, job, job["to"])
     else:
-        state = model.sharded_state_dict(prefix=job.get("loaded_prefix", job.get("prefix", "")))
-        loaded = dist_checkpointing.load(state, job["from"], strict=dist_checkpointing.validation.StrictHandling.RAISE_ALL
-                                         if job.get("strict") else "assume_ok_unexpected")  # fmt: skip
-        names = {name.removeprefix(job.get("loaded_prefix", job.get("prefix", ""))): v for name, v in loaded.items()}
-        model.load_state_dict({n: v for n, v in names.items() if n in model.state_dict()}, strict=False)
-    if job["do"] == "reshard":
-        save(model, job, job["to"])
-    if job.get("logits"):
-        torch.save(logits(model, job), job["logits"])
+        load(model, job)
+    if "to" in job:
+        save(model, job)
+    if "logits" in job:
+        write_logits(model, job)
     dist.barrier()
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":  # saving starts processes that import this file
-    main()
+def main(jobs_file):
+    import torch
+    from megatron.core import dist_checkpointing  # noqa: F401 - loaded once, before the processes are forked
+
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    for number, job in enumerate(json.loads(Path(jobs_file).read_text())):
+        store = f"{jobs_file}.{number}"
+        ranks = [context.Process(target=run, args=(job, rank, store)) for rank in range(job["tp"] * job["pp"])]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        if any(process.exitcode for process in ranks):
+            sys.exit(f"job {number} failed: {job}")
+
+
+if __name__ == "__main__":  # saving starts a process that imports this file
+    warnings.filterwarnings("ignore")
+    main(sys.argv[1])
