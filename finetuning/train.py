@@ -21,9 +21,10 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from rich.console import Console
 
 from finetuning.address import choose_interface
-from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
+from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from finetuning.checkpoint.origin import make_origin
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, RunConfig, read_run
 from finetuning.data.batches import GlobalBatches
@@ -121,6 +122,7 @@ class Worker:
             self.model_path, self.config.prompt_template, self.config.system_prompt,
             has_text=not run.sources["training"].endswith(".bin"),
         )  # fmt: skip
+        self.origin = make_origin(run, self.prompt_format)
         self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
@@ -147,7 +149,7 @@ class Worker:
             before_first_step=self._look_before, training_split=self.splits["training"],
         )  # fmt: skip
         strategy = MeshStrategy(
-            self.layout, max_steps=run.max_steps, identity=run.identity,
+            self.layout, max_steps=run.max_steps, identity=run.identity, origin=self.origin,
         )  # fmt: skip
         trainer = pl.Trainer(
             accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
@@ -207,11 +209,12 @@ class Worker:
             )  # fmt: skip
         self._answer("predictions.jsonl")
         target = self.folder / "export"
+        chat_template = self.prompt_format.chat_template()
         assert self.module.net is not None
         if self.config.peft == "lora":
-            export_adapters(self.module.net, target, self.config, self.model_path, self.prompt_format.chat_template())
+            export_adapters(self.module.net, target, self.config, self.model_path, chat_template, self.origin)
         else:
-            export_model(self.module.net, target, self.model_path, self.prompt_format.chat_template())
+            export_model(self.module.net, target, self.model_path, chat_template, self.origin)
         self._status(FINISHED, step=self.run.max_steps, reason=t("all steps done"), exit_code=EXIT_FINISHED, export=str(target))
 
     def _loss(self, split: str) -> Evaluation:

@@ -8,24 +8,24 @@ generation config. A model on the hub is downloaded first (`finetuning.launch.hu
 import hashlib
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
+from finetuning.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, FilePlan, SafetensorsFile, Stored, plan_files
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
 from finetuning.model.llama import Llama
 from finetuning.parallel.apply import ParallelLlama, base_parameters
 
-SHARD_BYTES = 4 * 2**30
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
+ORIGIN_FILE = "finetuning.json"
 # Copied from the base model into every result.
 COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -102,33 +102,41 @@ def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
     model.refresh_copies()
 
 
-def export_model(model: ParallelLlama, target: Path, base: Path, chat_template: str | None) -> None:
-    """Writes the full model to `target`, in the base model's dtype; every rank must call it, rank 0 writes.
+def export_model(
+    model: ParallelLlama, target: Path, base: Path, chat_template: str | None, origin: dict[str, Any] | None = None
+) -> None:
+    """Writes the full model to `target`, in the base model's dtype and files; every rank must call it, rank 0 writes.
 
-    At most one shard (SHARD_BYTES) is held in host memory. An earlier result in `target` is replaced when the new one
-    is complete.
+    One weight at a time is held in host memory. An earlier result in `target` is replaced when the new one is complete.
     """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(model.config.dtype, torch.float32)
     shapes, held = model.all_shapes(), model.weights()
-    shards = _assign_shards({name: shape.numel() * dtype.itemsize for name, shape in shapes.items()})
+    tensors = {name: Stored(shape, dtype) for name, shape in shapes.items()}
+    plan = plan_files(tensors, base)
     temporary = begin_folder(target)
-    for number, names in enumerate(shards, start=1):
-        tensors = {}
-        for name in names:
-            tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
-            if tensor is not None:
-                tensors[name] = tensor.to(device="cpu", dtype=dtype).contiguous()
-        if dist.get_rank() == 0:
-            save_file(tensors, str(temporary / _shard_name(number, len(shards))), metadata={"format": "pt"})
+    for file, names in plan.files.items():
+        writer = SafetensorsFile(temporary / file, {name: tensors[name] for name in names})
+        with writer if dist.get_rank() == 0 else nullcontext():
+            for name in names:
+                tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
+                if tensor is not None:
+                    writer.write(tensor.to(dtype))
     if dist.get_rank() == 0:
-        if len(shards) > 1:
-            weight_map = {name: _shard_name(n, len(shards)) for n, names in enumerate(shards, 1) for name in names}
-            total = sum(shape.numel() * dtype.itemsize for shape in shapes.values())
-            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-            (temporary / INDEX_FILE).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        shutil.copyfile(base / "config.json", temporary / "config.json")
-        copy_companions(base, temporary, chat_template)
+        write_description(temporary, plan, base)
+        copy_companions(base, temporary, chat_template, origin)
     finish_folder(temporary, target)
+
+
+def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | None = None) -> None:
+    """The index of the weight files, and config.json as the base has it, but for another `dtype` where one is given."""
+    if plan.index is not None:
+        (folder / INDEX_FILE).write_text(plan.index, encoding="utf-8")
+    if dtype is None:
+        shutil.copyfile(base / "config.json", folder / "config.json")
+        return
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def begin_folder(target: Path) -> Path:
@@ -149,27 +157,15 @@ def finish_folder(temporary: Path, target: Path) -> None:
     dist.barrier()
 
 
-def copy_companions(base: Path, target: Path, chat_template: str | None) -> None:
-    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given."""
+def copy_companions(base: Path, target: Path, chat_template: str | None, origin: dict[str, Any] | None = None) -> None:
+    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given.
+
+    `origin` becomes ORIGIN_FILE: where the model comes from and how it was prompted (finetuning.checkpoint.origin).
+    """
     for name in COMPANIONS:
         if (base / name).is_file():
             shutil.copyfile(base / name, target / name)
     if chat_template is not None:
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-
-
-def _shard_name(number: int, count: int) -> str:
-    return SINGLE_FILE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
-
-
-def _assign_shards(sizes: dict[str, int]) -> list[list[str]]:
-    """Names in order, cut before a shard would grow over SHARD_BYTES."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if filled + size > SHARD_BYTES and shards[-1]:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
+    if origin is not None:
+        (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

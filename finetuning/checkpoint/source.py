@@ -15,8 +15,6 @@ from torch import Tensor
 
 from finetuning.checkpoint.huggingface import check_weights, weight_files
 from finetuning.checkpoint.sharded_files import ShardedFiles
-from finetuning.checkpoint.store import INFO_FILE
-from finetuning.config import read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig, read_llama_config
@@ -131,44 +129,3 @@ def llama_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
     """Name -> shape of every weight of a model, in its order."""
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in Llama(config).named_parameters()}
-
-
-def open_source(path: Path, base: Path | None = None) -> WeightSource:
-    """The weights of a model folder or of a checkpoint, told apart by what is in the folder.
-
-    Args:
-        path: a folder in Hugging Face format, or a checkpoint of ours.
-        base: the folder with the config.json of a checkpoint's model; None: the one that it was trained from.
-
-    Raises:
-        InputError: it is neither, or does not fit its config.json.
-    """
-    if (path / "config.json").is_file():
-        return HuggingFaceSource(path)
-    if (path / INFO_FILE).is_file():
-        return CheckpointSource(path, read_llama_config(base or model_folder_of(path)))
-    found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) if path.is_dir() else t("nothing")
-    raise InputError(
-        t("{path}: neither a model in Hugging Face format (config.json) nor a complete checkpoint ({file}); found {found}",
-          path=path, file=INFO_FILE, found=found or t("nothing"))
-    )  # fmt: skip
-
-
-def model_folder_of(checkpoint: Path) -> Path:
-    """The model folder that a checkpoint's experiment was started from, as its run.yaml says.
-
-    Raises:
-        InputError: the checkpoint is not inside its experiment any more, or the folder is gone.
-    """
-    run_file = checkpoint.resolve().parent.parent / "run.yaml"
-    if not run_file.is_file():
-        raise InputError(
-            t(
-                "{path}: the experiment's run.yaml is not above it; give the model it was trained from as --base",
-                path=checkpoint,
-            )
-        )
-    folder = Path(read_run(run_file).model_path)
-    if not folder.is_dir():
-        raise InputError(t("{path}: was trained from {folder}, which is gone; give --base", path=checkpoint, folder=folder))
-    return folder

@@ -67,6 +67,10 @@ class PromptFormat:
         parts = [text for segments, _ in self._parts(sample)[:-1] for text, _ in segments]
         return "".join(parts)
 
+    def whole_text(self, sample: Sample) -> str:
+        """The whole sample, control text included."""
+        return "".join(text for segments, _ in self._parts(sample) for text, _ in segments)
+
     def encode_prompt(self, sample: Sample) -> list[int]:
         """Tokens of everything before the last answer."""
         return [token for segments, _ in self._parts(sample)[:-1] for token in self._encode(segments)]

@@ -1,14 +1,13 @@
 """Where a run starts: newest complete checkpoint of the experiment > --restore_config > the base model's weights."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from finetuning.checkpoint.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.adapters import check_adapter
+from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from finetuning.checkpoint.low_rank import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_checkpoint
 from finetuning.config import RunConfig, read_run
 from finetuning.errors import InputError
@@ -130,8 +129,8 @@ def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:
         return [t("--restore_config {path}: {file} is missing", path=folder, file=ADAPTER_WEIGHTS_FILE)]
     try:
         return check_adapter(folder, config)
-    except json.JSONDecodeError as error:
-        return [t("{file}: not valid JSON: {error}", file=folder / ADAPTER_CONFIG_FILE, error=error)]
+    except InputError as error:
+        return error.problems
 
 
 def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) -> list[str]:

@@ -89,10 +89,10 @@ class FineTuning(pl.LightningModule):
 class MeshStrategy(ModelParallelStrategy):
     """Lightning on our device mesh, with our checkpoints."""
 
-    def __init__(self, layout: Layout, *, max_steps: int, identity: dict[str, Any]):
+    def __init__(self, layout: Layout, *, max_steps: int, identity: dict[str, Any], origin: dict[str, Any]):
         super().__init__(data_parallel_size=layout.degrees.data_parallel, tensor_parallel_size=layout.degrees.tp)
         self.layout = layout
-        self.max_steps, self.identity = max_steps, identity
+        self.max_steps, self.identity, self.origin = max_steps, identity, origin
         self.val_loss: float | None = None  # of the step that is being saved
 
     @override
@@ -122,7 +122,8 @@ class MeshStrategy(ModelParallelStrategy):
         lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
         info = {
             "step": checkpoint["global_step"], "max_steps": self.max_steps, "val_loss": self.val_loss,
-            "layout": asdict(self.layout.degrees), "identity": self.identity, "lightning": json.loads(json.dumps(lightning)),
+            "layout": asdict(self.layout.degrees), "identity": self.identity, "origin": self.origin,
+            "lightning": json.loads(json.dumps(lightning)),
         }  # fmt: skip
         save_checkpoint(Path(filepath), self._net(), self._optimizer(), info)
 

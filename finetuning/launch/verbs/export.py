@@ -7,8 +7,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
+
+from finetuning.checkpoint.export import DTYPES, export_hugging_face, export_peft
+from finetuning.checkpoint.models import ADAPTER, CHECKPOINT, StoredModel, named_base
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import t
+from finetuning.launch.models import open_given_model
 
 FORMATS = ("hf", "nemo")
 
@@ -16,10 +22,52 @@ FORMATS = ("hf", "nemo")
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="finetune export", description="Writes a model in the format of other tools.")
     parser.add_argument("model", help="a checkpoint, an experiment, an adapter or a model folder")
-    parser.add_argument("out", nargs="?", type=Path, help="folder to write; left out: MODEL-FORMAT beside it")
+    parser.add_argument("out", nargs="?", type=Path, help="folder to write; left out: beside it, with the format in its name")
     parser.add_argument("--to", choices=FORMATS, default="hf", help="hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2")
+    parser.add_argument(
+        "--merge", action="store_true", help="merge the adapter into its base; to check it as well: finetune merge"
+    )
     parser.add_argument("--base", help="the model that it was trained from; left out: the one it names")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights; left out: the base model's")
     given = parser.parse_args(argv)
     if given.to == "nemo":
         raise InputError(t("--to nemo: not in this version"))
+    model = open_given_model(given.model, given.base)
+    target = given.out or default_target(model, given.to)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    keeps_adapter = model.adapter is not None and not given.merge
+    problems = _problems(model, given.dtype, merge=given.merge)
+    if problems:
+        raise InputError(problems)
+    if keeps_adapter:
+        export_peft(model, target, given.base or named_base(model.path) or str(model.base_folder))
+        console.print(t("adapter in PEFT format: {path}", path=target))
+    else:
+        export_with_progress(model, target, given.dtype, console)
+        console.print(t("model in Hugging Face format: {path}", path=target))
     return EXIT_FINISHED
+
+
+def default_target(model: StoredModel, suffix: str) -> Path:
+    """A folder beside the model; of a checkpoint, beside its experiment's `checkpoints`."""
+    inside = model.kind == CHECKPOINT and model.path.resolve().parent.name == "checkpoints"
+    folder = model.path.resolve().parent.parent if inside else model.path.resolve().parent
+    return folder / f"{model.path.resolve().name.replace('=', '-')}-{suffix}"
+
+
+def export_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console) -> None:
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        export_hugging_face(model, target, dtype, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _problems(model: StoredModel, dtype: str | None, *, merge: bool) -> list[str]:
+    problems = []
+    if merge and model.adapter is None:
+        problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
+    if model.adapter is not None and not merge:
+        if model.kind == ADAPTER:
+            problems.append(t("{path}: is in PEFT format already; give --merge for a whole model", path=model.path))
+        if dtype is not None:
+            problems.append(t("--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model"))
+    return problems

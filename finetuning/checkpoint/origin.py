@@ -1,0 +1,71 @@
+"""Where a model comes from: what travels with every checkpoint (`checkpoint.json`) and export (`finetuning.json`).
+
+The base model with the fingerprint of its weights, so that an adapter is not put on another one, and the record of how the
+model was prompted (finetuning.data.golden).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetuning.checkpoint.huggingface import ORIGIN_FILE, fingerprint
+from finetuning.checkpoint.store import INFO_FILE
+from finetuning.config import Run, read_run
+from finetuning.data.golden import prompt_record
+from finetuning.data.template import PromptFormat
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+
+def make_origin(run: Run, prompt_format: PromptFormat) -> dict[str, Any]:
+    """Plain JSON values; without a prompt where the data were tokens already."""
+    config = run.config
+    has_text = not run.sources["training"].endswith(".bin")
+    return {
+        "base_model": config.hf_model_id,
+        "base_path": run.model_path,
+        "base_fingerprint": run.identity.get("base_model"),
+        "trained": config.peft if config.peft == "lora" else "all weights",
+        "prompt": prompt_record(prompt_format, config.prompt_template, config.system_prompt) if has_text else None,
+    }
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """The origin of an export or a checkpoint; None: it has none (others made it, or an earlier version did).
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    for file in (folder / INFO_FILE, folder / ORIGIN_FILE):
+        if file.is_file():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                return found.get("origin") if file.name == INFO_FILE else dict(found)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
+    return None
+
+
+def run_of(checkpoint: Path) -> Run | None:
+    """The run that wrote a checkpoint, while it is in its experiment's folder."""
+    file = checkpoint.resolve().parent.parent / "run.yaml"
+    return read_run(file) if file.is_file() else None
+
+
+def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:
+    """Whether it is known that the base is the one that the adapter was trained on.
+
+    Raises:
+        InputError: it is another one.
+    """
+    expected = (origin or {}).get("base_fingerprint")
+    if expected is None:
+        return False
+    found = fingerprint(base)
+    if found != expected:
+        raise InputError(
+            t("{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "
+              "gives wrong answers; give the right one as --base", path=path, name=(origin or {}).get("base_model"),
+              expected=expected, base=base, found=found)
+        )  # fmt: skip
+    return True
