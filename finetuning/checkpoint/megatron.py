@@ -130,9 +130,7 @@ class MegatronSource:
         unknown = [key for key in model_keys(self.table) if key not in wanted]
         if unknown:
             shown = ", ".join(unknown[:3]) + (f", … ({len(unknown)})" if len(unknown) > 3 else "")
-            raise InputError(
-                t("{path}: holds weights that a Llama does not have: {names}", path=self.table.where, names=shown)
-            )
+            raise InputError(t("{path}: holds weights that a Llama does not have: {names}", path=self.table.where, names=shown))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         config = self.config
@@ -197,7 +195,12 @@ def find_prefix(table: TensorTable) -> str:
     names = [name for name in table.sizes if not _passed_over(name)]
     shown = ", ".join(names[:3]) or t("nothing")
     raise InputError(
-        t("{path}: holds no {name}, so it is not a GPT model of Megatron; found {found}", path=table.where, name=TABLE, found=shown)
+        t(
+            "{path}: holds no {name}, so it is not a GPT model of Megatron; found {found}",
+            path=table.where,
+            name=TABLE,
+            found=shown,
+        )
     )
 
 

@@ -20,7 +20,7 @@ from finetuning.checkpoint.megatron import TABLE, MegatronSource, find_prefix
 from finetuning.checkpoint.megatron_config import differences, llama_config, read_io_json, read_yaml
 from finetuning.checkpoint.pickles import fields_of, read_torch_file
 from finetuning.checkpoint.sharded_files import METADATA_FILE, ShardedFiles
-from finetuning.checkpoint.stored import FilePart, FileParts, Stored, StoredTable, TensorTable, folder_parts
+from finetuning.checkpoint.stored import FilePart, FileParts, StoredTable, StoredTensor, TensorTable, folder_parts
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
@@ -133,7 +133,9 @@ def is_nemo(path: Path) -> bool:
     """Looks like a checkpoint of NeMo or Megatron, or a folder with some; `open_nemo` may still refuse it."""
     if path.is_file():
         return is_archive(path)
-    return path.is_dir() and (_is_checkpoint(path) or bool(_below(path)) or any((path / name).exists() for name in TRACKER_FILES))
+    return path.is_dir() and (
+        _is_checkpoint(path) or bool(_below(path)) or any((path / name).exists() for name in TRACKER_FILES)
+    )
 
 
 def _find_folder(given: Path) -> Path:
@@ -149,7 +151,9 @@ def _find_folder(given: Path) -> Path:
     tracked = _tracked(given)
     if tracked is not None:
         if not tracked.is_dir():
-            raise InputError(t("{path}: names {folder} as its newest checkpoint, which is not there", path=given, folder=tracked.name))
+            raise InputError(
+                t("{path}: names {folder} as its newest checkpoint, which is not there", path=given, folder=tracked.name)
+            )
         return tracked
     found = _below(given)
     newest = [path for path in found if path.stem.endswith("-last")]
@@ -244,7 +248,7 @@ def _open_archive(path: Path, scratch: Path) -> NemoCheckpoint:
     if "model_weights.ckpt" in parts.files:
         weights = read_torch_file(parts.files["model_weights.ckpt"])
         weights = weights.get("state_dict", weights) if isinstance(weights, dict) else {}
-        table = StoredTable(path, {name: value for name, value in weights.items() if isinstance(value, Stored)})
+        table = StoredTable(path, {name: value for name, value in weights.items() if isinstance(value, StoredTensor)})
     elif any(name.startswith("model_weights/") for name in parts.files):
         table, common = _open_sharded(parts.under("model_weights"))
         step = _step(common, path)
@@ -289,7 +293,7 @@ def _step(common: Mapping[str, Any], path: Path) -> int | None:
 def _step_of_train_state(file: Path) -> int | None:
     state = read_torch_file(FilePart(file, 0, file.stat().st_size))
     step = state.get("step") if isinstance(state, dict) else None
-    if not isinstance(step, Stored):
+    if not isinstance(step, StoredTensor):
         return step if isinstance(step, int) else None
     return int(StoredTable(file, {"step": step}).read_block("step", [0] * len(step.size), step.size))
 

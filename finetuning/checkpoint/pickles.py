@@ -3,7 +3,7 @@
 A pickle names functions and calls them; whoever wrote it decides which. Here a name must be on a list. A few stand for
 what they are (shapes, dtypes, tables of contents); all other names of the libraries that write checkpoints stand for an
 object that keeps what it is given and does nothing; every other name is refused. No tensor is read: a tensor becomes a
-`Stored`, which knows where its numbers lie.
+`StoredTensor`, which knows where its numbers lie.
 """
 
 import io
@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from typing_extensions import override
 
-from finetuning.checkpoint.stored import FilePart, Stored, zip_parts
+from finetuning.checkpoint.stored import FilePart, StoredTensor, zip_parts
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
@@ -56,12 +56,12 @@ def fields_of(value: Any) -> dict[str, Any]:
     return state if isinstance(state, dict) else {}
 
 
-def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Stored:
+def _rebuild_tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> StoredTensor:
     dtype, part = storage
     if tuple(stride) != torch.empty(tuple(size), device="meta").stride():
         raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} with strides {tuple(stride)}")
     length = torch.Size(size).numel() * dtype.itemsize
-    return Stored(part.within(offset * dtype.itemsize, length), dtype, torch.Size(size))
+    return StoredTensor(part.within(offset * dtype.itemsize, length), dtype, torch.Size(size))
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
@@ -138,7 +138,7 @@ def read_pickle(part: FilePart) -> Any:
 
 
 def read_torch_file(part: FilePart) -> Any:
-    """The object in a file of torch.save; its tensors are left where they are, as `Stored`.
+    """The object in a file of torch.save; its tensors are left where they are, as `StoredTensor`.
 
     Raises:
         InputError: as above, or it was not written by torch 1.6 or newer.
@@ -146,7 +146,7 @@ def read_torch_file(part: FilePart) -> Any:
     return _opened(part, lambda: _load_zip(part))
 
 
-def read_stored(part: FilePart) -> Stored:
+def read_stored(part: FilePart) -> StoredTensor:
     """The one tensor in a file of torch.save.
 
     Raises:
@@ -155,8 +155,8 @@ def read_stored(part: FilePart) -> Stored:
     return _opened(part, lambda: _tensor(_load_zip(part)))
 
 
-def _tensor(found: Any) -> Stored:
-    if not isinstance(found, Stored):
+def _tensor(found: Any) -> StoredTensor:
+    if not isinstance(found, StoredTensor):
         raise ValueError(f"holds a {type(found).__name__}, no tensor")
     return found
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from finetuning.checkpoint.pickles import read_pickle, read_stored
-from finetuning.checkpoint.stored import FileParts, Stored, folder_parts
+from finetuning.checkpoint.stored import FileParts, StoredTensor, folder_parts
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
@@ -37,7 +37,7 @@ class ShardedFiles:
         self.tensors: dict[str, TensorStorageMetadata] = {
             name: entry for name, entry in self.metadata.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
         }
-        self._pieces: dict[tuple[str, tuple[int, ...]], Stored] = {}
+        self._pieces: dict[tuple[str, tuple[int, ...]], StoredTensor] = {}
 
     @cached_property
     def sizes(self) -> Mapping[str, torch.Size]:
@@ -91,9 +91,7 @@ class ShardedFiles:
             if index not in self._pieces:
                 stored = read_stored(self.parts.files[name].within(info.offset, info.length))
                 if tuple(stored.size) != tuple(piece.sizes) or stored.dtype != target.dtype:
-                    raise ValueError(
-                        f"{tuple(stored.size)} {stored.dtype} instead of {tuple(piece.sizes)} {target.dtype}"
-                    )
+                    raise ValueError(f"{tuple(stored.size)} {stored.dtype} instead of {tuple(piece.sizes)} {target.dtype}")
                 self._pieces[index] = stored
             self._pieces[index].read_into(target, first)
         except (OSError, EOFError, ValueError) as error:
@@ -109,7 +107,9 @@ def read_metadata(parts: FileParts) -> Metadata:
         InputError: there is none, it is damaged, or it wants to run something.
     """
     if METADATA_FILE not in parts.files:
-        raise InputError(t("{folder}: holds no {file}, so it is no complete checkpoint", folder=parts.where, file=METADATA_FILE))
+        raise InputError(
+            t("{folder}: holds no {file}, so it is no complete checkpoint", folder=parts.where, file=METADATA_FILE)
+        )
     file = parts.where / METADATA_FILE
     found = read_pickle(parts.files[METADATA_FILE])
     try:

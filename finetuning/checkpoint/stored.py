@@ -70,7 +70,7 @@ def folder_parts(folder: Path) -> FileParts:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """A tensor in a file, row-major and little-endian."""
 
     part: FilePart
@@ -130,7 +130,7 @@ class StoredTable:
     """Tensors of one file of torch.save."""
 
     where: Path
-    tensors: Mapping[str, Stored]
+    tensors: Mapping[str, StoredTensor]
 
     @property
     def sizes(self) -> dict[str, torch.Size]:

@@ -91,7 +91,8 @@ def optimizer_state(model, state):
     held = optimizer.state_dict()
     optim_state_to_sharding_state(held, by_id, exclude_keys="step")
     held["master"] = {
-        i: make_sharded_optimizer_tensor(by_id[i], p.detach().float(), "optimizer.state.master") for i, p in enumerate(parameters)
+        i: make_sharded_optimizer_tensor(by_id[i], p.detach().float(), "optimizer.state.master")
+        for i, p in enumerate(parameters)
     }
     return held
 
