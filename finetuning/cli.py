@@ -185,6 +185,10 @@ VERBS = {
     "status": ("finetuning.launch.verbs.status", "how an experiment is, or how it ended"),
     "logs": ("finetuning.launch.verbs.logs", "what an experiment has printed; -f follows it"),
     "cancel": ("finetuning.launch.verbs.cancel", "make an experiment save and stop"),
+    "evaluate": ("finetuning.launch.verbs.evaluate", "loss, perplexity and answers of a model on a data file"),
+    "generate": ("finetuning.launch.verbs.generate", "answers of a model to prompts"),
+    "chat": ("finetuning.launch.verbs.chat", "a conversation with a model in the terminal"),
+    "merge": ("finetuning.launch.verbs.merge", "an adapter into its base model, with a comparison of the two"),
     "export": ("finetuning.launch.verbs.export", "a checkpoint or model in the format of other tools"),
     "doctor": ("finetuning.launch.verbs.doctor", "what would stop a run here, and what to do about it"),
 }

@@ -1,0 +1,1 @@
+"""A stored model in use, in one process: evaluate, generate, merge with a check."""

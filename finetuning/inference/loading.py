@@ -1,0 +1,92 @@
+"""A stored model in memory, whole, in one process."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from finetuning.checkpoint.export import pieces
+from finetuning.checkpoint.low_rank import Adapter
+from finetuning.checkpoint.models import StoredModel
+from finetuning.checkpoint.source import WeightSource
+from finetuning.data.template import PromptFormat
+from finetuning.model.llama import Llama
+from finetuning.model.lora import LoraLinear
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    net: Llama
+    prompt_format: PromptFormat
+    device: torch.device
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """As in training: bfloat16 on a GPU, float32 on the CPU."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def load_model(
+    model: StoredModel, device: torch.device, dtype: torch.dtype, prompt_template: str | None = None,
+    system_prompt: str | None = None,
+) -> LoadedModel:  # fmt: skip
+    """Base weights with their adapter beside them, and the prompt format of the training."""
+    prompt_format = model.prompt_format(prompt_template, system_prompt)  # before the long part
+    net = load_net(model.base, device, dtype)
+    if model.adapter is not None:
+        attach_adapter(net, model.adapter)
+    return LoadedModel(net, prompt_format, device)
+
+
+def load_net(source: WeightSource, device: torch.device, dtype: torch.dtype) -> Llama:
+    """The decoder with all weights of a source, for inference."""
+    with torch.device("meta"):
+        net = Llama(source.config)
+    net.to(dtype).to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            start = 0
+            for rows in pieces(source, name):
+                parameter[start : start + len(rows)].copy_(rows)
+                start += len(rows)
+    return net.requires_grad_(False).eval()
+
+
+def attach_adapter(net: Llama, adapter: Adapter) -> None:
+    """Puts the adapter beside the weights it updates, in their dtype and on their device."""
+    for name, update in adapter.updates.items():
+        path = name.removesuffix(".weight")
+        linear = net.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        rank = len(update.a)
+        with torch.device("meta"):
+            low_rank = LoraLinear(linear.in_features, linear.out_features, rank, update.scale * rank)
+        low_rank.weight = linear.weight
+        low_rank.lora_A.weight = nn.Parameter(update.a.to(linear.weight), requires_grad=False)
+        low_rank.lora_B.weight = nn.Parameter(update.b.to(linear.weight), requires_grad=False)
+        module: nn.Module = low_rank
+        if update.magnitude is not None:
+            length = torch.linalg.vector_norm(
+                torch.addmm(linear.weight.float(), *(x.to(linear.weight.device) for x in (update.b, update.a)),
+                            alpha=update.scale), dim=1,
+            )  # fmt: skip
+            module = _Stretched(low_rank, update.magnitude.to(length.device) / length)
+        net.set_submodule(path, module)
+
+
+class _Stretched(nn.Module):
+    """DoRA: the outputs of a layer with adapters, each by a factor."""
+
+    def __init__(self, inner: LoraLinear, factor: Tensor):
+        super().__init__()
+        self.inner = inner
+        self.factor = nn.Buffer(factor.to(inner.weight.dtype), persistent=False)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.factor
