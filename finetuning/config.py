@@ -39,7 +39,7 @@ class RunConfig:
     # Model and data. A Hugging Face model id or a local folder in its format; a folder of JSONL.
     hf_model_id: str
     dataset_path: str
-    nemo_model: str | None = None
+    nemo_model: str | None = None  # NeMo or Megatron checkpoint that the weights come from, instead of hf_model_id's
 
     # Where and how it runs.
     executor: str = "local"
@@ -162,6 +162,7 @@ class Run:
     end_token_ids: tuple[int, ...]  # any of them ends a generated answer
     initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
     identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
+    nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
 
 
 def field_types() -> dict[str, Any]:
@@ -178,8 +179,11 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
         if name not in hints
     ]
     required = [f.name for f in dataclasses.fields(RunConfig) if f.default is dataclasses.MISSING]
-    problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
     converted: dict[str, Any] = {}
+    if values.get("nemo_model"):
+        required.remove("hf_model_id")  # the checkpoint may have all that is needed
+        converted["hf_model_id"] = ""
+    problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
     for name, value in values.items():
         if name in hints:
             try:

@@ -22,8 +22,10 @@ from rich.console import Console
 
 from finetuning.address import choose_interface
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
+from finetuning.checkpoint.fill import load_source
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
 from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
+from finetuning.checkpoint.nemo import nemo_source, open_nemo
 from finetuning.checkpoint.origin import make_origin
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
 from finetuning.config import Run, RunConfig, read_run
@@ -184,7 +186,11 @@ class Worker:
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None
         if lora or not trained_come_later:  # with all weights trained, every one of them comes from a checkpoint
-            load_base_weights(self.model_path, model)
+            if run.nemo_model is not None:
+                checkpoint = open_nemo(Path(run.nemo_model), self.folder)
+                load_source(nemo_source(checkpoint, self.llama_config), model)
+            else:
+                load_base_weights(self.model_path, model)
         if lora and not trained_come_later:
             initialise_adapters(model, config.seed)
         if start is not None and (start / ADAPTER_CONFIG_FILE).is_file():

@@ -9,6 +9,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.checkpoint.archive import archive_parts, is_archive
+from finetuning.checkpoint.huggingface import copy_companions
 from finetuning.checkpoint.megatron import TABLE, MegatronSource, find_prefix
 from finetuning.checkpoint.megatron_config import differences, llama_config, read_io_json, read_yaml
 from finetuning.checkpoint.pickles import fields_of, read_torch_file
@@ -23,7 +25,7 @@ from finetuning.checkpoint.sharded_files import METADATA_FILE, ShardedFiles
 from finetuning.checkpoint.stored import FilePart, FileParts, StoredTable, StoredTensor, TensorTable, folder_parts
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.model.config import LlamaConfig
+from finetuning.model.config import LlamaConfig, write_llama_config
 
 NEMO_2, BRIDGE, TORCH_DIST, NEMO_1 = "NeMo 2", "Megatron-Bridge", "Megatron torch_dist", "NeMo 1"
 OWN_INFO_FILE = "checkpoint.json"  # of a checkpoint of this command, which torch.distributed.checkpoint wrote as well
@@ -38,6 +40,7 @@ class NemoCheckpoint:
     """One checkpoint that has been opened: its table of contents and its settings, no weights."""
 
     path: Path  # the folder or the archive
+    readable: Path  # the same, but of a compressed archive the decompressed one
     kind: str
     table: TensorTable
     prefix: str  # before Megatron's names
@@ -129,6 +132,32 @@ def nemo_fingerprint(checkpoint: NemoCheckpoint) -> str:
     return digest.hexdigest()[:16]
 
 
+def describe_nemo(checkpoint: NemoCheckpoint, scratch: Path) -> Path:
+    """A folder in Hugging Face format without weights: the checkpoint's own configuration and tokenizer.
+
+    Raises:
+        InputError: it lacks one of them.
+    """
+    config = checkpoint.own_config()
+    if config is None or checkpoint.tokenizer is None:
+        lacking = t("settings of its model") if config is None else t("tokenizer in Hugging Face format")
+        raise InputError(
+            t("{path}: holds no {lacking}; give the model's folder or hub name as --hf_model_id or --base, for its "
+              "configuration and tokenizer", path=checkpoint.path, lacking=lacking)
+        )  # fmt: skip
+    target = scratch / f"{checkpoint.path.name}-{nemo_fingerprint(checkpoint)}"
+    target.mkdir(parents=True, exist_ok=True)
+    copy_companions(checkpoint.tokenizer, target, None)
+    write_llama_config(config, target)
+    return target
+
+
+def cache_folder() -> Path:
+    """Where tools other than training keep what had to be decompressed or described."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "llama-finetuning"
+
+
 def is_nemo(path: Path) -> bool:
     """Looks like a checkpoint of NeMo or Megatron, or a folder with some; `open_nemo` may still refuse it."""
     if path.is_file():
@@ -216,7 +245,7 @@ def _open_nemo_2(path: Path) -> NemoCheckpoint:
     elif "io.json" in parts:
         settings, file = read_io_json(parts["io.json"]), context / "io.json"
     tokenizer = next((folder for folder in _folders(context) if _has_tokenizer(folder)), None)
-    return NemoCheckpoint(path, NEMO_2, table, find_prefix(table), settings, file, tokenizer, _step(common, path))
+    return NemoCheckpoint(path, path, NEMO_2, table, find_prefix(table), settings, file, tokenizer, _step(common, path))
 
 
 def _open_torch_dist(path: Path) -> NemoCheckpoint:
@@ -232,7 +261,7 @@ def _open_torch_dist(path: Path) -> NemoCheckpoint:
     elif "args" in common:
         settings = fields_of(common["args"])
     tokenizer = path / "tokenizer" if _has_tokenizer(path / "tokenizer") else None
-    return NemoCheckpoint(path, kind, table, find_prefix(table), settings, file, tokenizer, _step(common, path))
+    return NemoCheckpoint(path, path, kind, table, find_prefix(table), settings, file, tokenizer, _step(common, path))
 
 
 def _open_archive(path: Path, scratch: Path) -> NemoCheckpoint:
@@ -261,7 +290,8 @@ def _open_archive(path: Path, scratch: Path) -> NemoCheckpoint:
             )  # fmt: skip
         found = ", ".join(sorted(parts.files)[:8])
         raise InputError(t("{file}: holds no model_weights.ckpt; found {found}", file=path, found=found))
-    return NemoCheckpoint(path, NEMO_1, table, find_prefix(table), settings, path / "model_config.yaml", None, step)
+    readable = parts.files["model_config.yaml"].path
+    return NemoCheckpoint(path, readable, NEMO_1, table, find_prefix(table), settings, path / "model_config.yaml", None, step)
 
 
 def _open_sharded(parts: FileParts) -> tuple[ShardedFiles, dict[str, Any]]:

@@ -22,8 +22,8 @@ def make_origin(run: Run, prompt_format: PromptFormat) -> dict[str, Any]:
     config = run.config
     has_text = not run.sources["training"].endswith(".bin")
     return {
-        "base_model": config.hf_model_id,
-        "base_path": run.model_path,
+        "base_model": config.hf_model_id or str(config.nemo_model),
+        "base_path": run.nemo_model or run.model_path,
         "base_fingerprint": run.identity.get("base_model"),
         "trained": config.peft if config.peft == "lora" else "all weights",
         "prompt": prompt_record(prompt_format, config.prompt_template, config.system_prompt) if has_text else None,

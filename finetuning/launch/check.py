@@ -231,11 +231,8 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
 def _not_yet(config: RunConfig) -> list[str]:
     """Settings that are understood and checked, but that this version cannot carry out."""
     problems = []
-    if config.nemo_model:
-        problems.append(
-            t("--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "
-              "as --hf_model_id", path=config.nemo_model)
-        )  # fmt: skip
+    if config.nemo_model and not Path(config.nemo_model).exists():
+        problems.append(t("--nemo_model {path}: there is no such file or folder", path=config.nemo_model))
     if config.restore_config and not Path(config.restore_config).is_dir():
         problems.append(t("--restore_config {path}: there is no such folder", path=config.restore_config))
     return problems

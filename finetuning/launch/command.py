@@ -131,7 +131,7 @@ def _report(run: Run, outcome: Outcome, console: Console) -> int:
 def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, console: Console, job: JobPlan | None) -> int:
     """The resolved run and the command that would start it; nothing is started and no folder is made."""
     with tempfile.TemporaryDirectory() as scratch:
-        with_weights = Path(config.hf_model_id).is_dir()
+        with_weights = Path(config.hf_model_id).is_dir() or config.nemo_model is not None
         prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=with_weights, job=job)
         show_start(console, prepared, _gpu_memory_gib(prepared.run))
         if prepared.start.finished_at is not None:
@@ -193,7 +193,7 @@ def _say_finished(console: Console, prepared: Prepared) -> None:
 
 def _with_home_folder(config: RunConfig) -> RunConfig:
     """A shell leaves the ~ in `--flag=~/folder` and in a file of settings as it is."""
-    named = ("hf_model_id", "dataset_path", "experiments_dir", "restore_config")
+    named = ("hf_model_id", "nemo_model", "dataset_path", "experiments_dir", "restore_config")
     given = {name: getattr(config, name) for name in named}
     return dataclasses.replace(config, **{name: os.path.expanduser(path) for name, path in given.items() if path})  # noqa: PTH111
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from finetuning.checkpoint.huggingface import check_weights, fingerprint
+from finetuning.checkpoint.nemo import NemoCheckpoint, describe_nemo, nemo_fingerprint, nemo_source, open_nemo
 from finetuning.config import Run, RunConfig
 from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
@@ -20,6 +21,7 @@ from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.plan import choose_sharding
 
 LONGEST_WARMUP_STEPS = 50
+NEMO_FOLDER = "nemo"  # beside the tokens: what --nemo_model has to be decompressed or described into
 VALIDATIONS_PER_RUN = 10
 
 
@@ -54,7 +56,11 @@ def prepare(
     else:
         visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         problems += check_devices(config, visible_gpus)
-    model_path, model = _find_checked_model(config, token, problems)
+    nemo: NemoCheckpoint | None = None
+    if config.nemo_model:
+        model_path, model, nemo = _find_nemo_model(config, token, tokens_dir / NEMO_FOLDER, problems)
+    else:
+        model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
     dataset = _configure_dataset(config, model_path, model, tokens_dir, problems)
     if problems or model_path is None or model is None or dataset is None:
@@ -73,10 +79,11 @@ def prepare(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
               "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
         )  # fmt: skip
-    if with_weights:
+    if with_weights and nemo is None:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
-    identity = _identity(config, model_path, model, dataset, with_weights)
+    weights = nemo_fingerprint(nemo) if nemo is not None else fingerprint(model_path) if with_weights else None
+    identity = _identity(config, weights, model, dataset)
     start = decide_start(config, experiment_dir, identity, max_steps)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
@@ -94,6 +101,7 @@ def prepare(
         end_token_ids=dataset.prompt_format.end_token_ids,
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,
+        nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
     )
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
@@ -119,12 +127,41 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
     except OSError as error:
         problems.append(_file_problem(error, config.hf_model_id))
         return model_path, model
-    if config.seq_length > model.max_position_embeddings:
+    _check_length(config, model, problems)
+    return model_path, model
+
+
+def _find_nemo_model(
+    config: RunConfig, token: str | None, scratch: Path, problems: list[str]
+) -> tuple[Path | None, LlamaConfig | None, NemoCheckpoint | None]:
+    """The checkpoint of --nemo_model, and the folder with configuration and tokenizer: --hf_model_id's, else its own."""
+    assert config.nemo_model is not None
+    model_path = model = nemo = None
+    try:
+        if config.hf_model_id:
+            model_path = find_model(config.hf_model_id, token, with_weights=False)
+            model = read_llama_config(model_path)
+        nemo = open_nemo(Path(config.nemo_model), scratch)
+        if model_path is None:
+            model_path = describe_nemo(nemo, scratch)
+            model = read_llama_config(model_path)
+        nemo_source(nemo, model)
+    except InputError as error:
+        problems += [problem for problem in error.problems if problem not in problems]
+        return model_path, model, nemo
+    except OSError as error:
+        problems.append(_file_problem(error, config.nemo_model))
+        return model_path, model, nemo
+    _check_length(config, model, problems)
+    return model_path, model, nemo
+
+
+def _check_length(config: RunConfig, model: LlamaConfig | None, problems: list[str]) -> None:
+    if model is not None and config.seq_length > model.max_position_embeddings:
         problems.append(
             t("--seq_length {given}: the model was made for at most {limit} positions", given=config.seq_length,
               limit=model.max_position_embeddings)
         )  # fmt: skip
-    return model_path, model
 
 
 def _configure_dataset(
@@ -152,11 +189,10 @@ def _file_problem(error: OSError, given: str) -> str:
     return t("{file}: cannot be read or written: {reason}", file=error.filename or given, reason=error.strerror or error)
 
 
-def _identity(config: RunConfig, model_path: Path, model: LlamaConfig, dataset: Dataset, with_weights: bool) -> dict[str, Any]:
-    """What must not change unnoticed while an experiment goes on; plain JSON values."""
+def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, dataset: Dataset) -> dict[str, Any]:
+    """What must not change unnoticed while an experiment goes on; plain JSON values. `weights`: fingerprint of the base's."""
     lora = config.peft == "lora"
-    weights = {"base_model": fingerprint(model_path)} if with_weights else {}
-    return weights | {
+    return ({"base_model": weights} if weights is not None else {}) | {
         "data": f"{dataset.fingerprint} ({len(dataset.splits['training'])} training samples)",
         "template": dataset.prompt_format.fingerprint,
         "model_shape": f"{model.num_hidden_layers} x {model.hidden_size}/{model.intermediate_size}, "

@@ -58,7 +58,9 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
     if config.restore_config:
         weights, message = find_initial_weights(config, identity)
         return Start(None, weights, None, [*messages, message])
-    return Start(None, None, None, [*messages, t("starts from the weights of {model}", model=config.hf_model_id)])
+    return Start(
+        None, None, None, [*messages, t("starts from the weights of {model}", model=config.nemo_model or config.hf_model_id)]
+    )
 
 
 def refuse_changes(before: dict[str, Any], now: dict[str, Any], config: RunConfig) -> None:

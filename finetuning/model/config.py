@@ -95,6 +95,16 @@ def read_llama_config(model_path: Path) -> LlamaConfig:
     return _parse(raw, file)
 
 
+def write_llama_config(config: LlamaConfig, folder: Path) -> None:
+    """Writes `config.json`; `read_llama_config` gives back an equal configuration."""
+    values: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | dataclasses.asdict(config)
+    values |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    if config.rope_scaling is not None:
+        values["rope_scaling"] = {"rope_type": "llama3"} | dataclasses.asdict(config.rope_scaling)
+    values["torch_dtype"] = values.pop("dtype")  # the name that all versions of transformers know
+    (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
 def _parse(raw: dict[str, Any], file: Path) -> LlamaConfig:
     problems = []
     sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
