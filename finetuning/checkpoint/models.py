@@ -168,7 +168,7 @@ def _open_checkpoint(path: Path, base: Path | None) -> StoredModel:
     source = HuggingFaceSource(folder)
     adapter = checkpoint_adapter(files, identity["lora_alpha"], identity["lora_rank"])
     adapter.check(source.shapes(), path)
-    known = check_base(path, {"base_fingerprint": identity.get("base_model"), "base_model": folder}, folder)
+    known = check_base(path, {**(origin or {}), "base_fingerprint": identity.get("base_model")}, folder)
     return StoredModel(path, CHECKPOINT, source, folder, adapter, origin, known)
 
 
