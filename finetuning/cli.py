@@ -53,7 +53,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("num_gpus", "-G", "GPUs per machine; without CUDA, CPU processes"),
     ],
     "Model and data": [
-        ("hf_model_id", None, "Hugging Face model id, or a local folder in Hugging Face format (required without --nemo_model)"),
+        ("hf_model_id", None, "Hugging Face model id, or a local folder in its format (required without --nemo_model)"),
         ("nemo_model", "-n", "NeMo or Megatron checkpoint with the weights to start from"),
         ("dataset_path", "-D", "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)"),
     ],

@@ -60,7 +60,7 @@ def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, pro
         InputError: a file is damaged, `target` is in the way, the disk is too full, or a number does not fit the dtype.
     """
     source = model.weights()
-    dtype_of = _stored_dtypes(model)
+    dtype_of = stored_dtypes(model)
     tensors = {
         name: Stored(shape, DTYPES[dtype] if dtype is not None else dtype_of(name)) for name, shape in source.shapes().items()
     }
@@ -112,7 +112,7 @@ def pieces(source: WeightSource, name: str) -> Iterator[torch.Tensor]:
         yield source.read(name, start, min(start + step, shape[0]))
 
 
-def _stored_dtypes(model: StoredModel) -> Callable[[str], torch.dtype]:
+def stored_dtypes(model: StoredModel) -> Callable[[str], torch.dtype]:
     """What the base's files hold, where they are there; a checkpoint's own weights are float32, whatever they came from."""
     base = HuggingFaceSource(model.base_folder)
     try:

@@ -39,7 +39,8 @@ FILE_BYTES = 4 * 2**30  # a new file begins when one has grown beyond
 PIECE_BYTES = 2**28  # of a vocabulary table
 # Modules of Transformer Engine that ask for a state of their own; without fp8 it is empty.
 STATEFUL = (
-    "self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention", "mlp.linear_fc1", "mlp.linear_fc2",
+    "self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention",
+    "mlp.linear_fc1", "mlp.linear_fc2",
 )  # fmt: skip
 
 
@@ -100,7 +101,8 @@ class TorchDistWriter:
 
 
 def export_nemo(
-    model: StoredModel, target: Path, dtype_of: Callable[[str], torch.dtype], progress: Callable[[int, int], None], step: int = 0
+    model: StoredModel, target: Path, dtype_of: Callable[[str], torch.dtype], progress: Callable[[int, int], None],
+    step: int = 0,
 ) -> None:  # fmt: skip
     """Writes all weights, an adapter merged into them, with settings, tokenizer and template.
 

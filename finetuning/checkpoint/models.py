@@ -1,7 +1,8 @@
 """A model as it lies on disk, recognised: base weights, adapter, tokenizer folder, and where it comes from.
 
-In: a folder in Hugging Face format, an adapter in PEFT format, a checkpoint of ours, or an experiment, of which the newest
-checkpoint is taken, else its export. Out: what export, merge, evaluate and generate need to know. Reads headers only.
+In: a folder in Hugging Face format, an adapter in PEFT format, a checkpoint of NeMo or Megatron, a checkpoint of ours, or an
+experiment, of which the newest checkpoint is taken, else its export. Out: what export, merge, evaluate and generate need to
+know. Reads headers only.
 """
 
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_FILE
 from finetuning.checkpoint.low_rank import Adapter, MergedSource, checkpoint_adapter, read_adapter, read_settings
+from finetuning.checkpoint.nemo import cache_folder, describe_nemo, is_nemo, nemo_source, open_nemo
 from finetuning.checkpoint.origin import check_base, make_origin, read_origin, run_of
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.checkpoint.source import CheckpointSource, HuggingFaceSource, WeightSource
@@ -20,7 +22,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import read_llama_config
 
-HUGGING_FACE, ADAPTER, CHECKPOINT = "model folder", "adapter", "checkpoint"
+HUGGING_FACE, ADAPTER, CHECKPOINT, NEMO = "model folder", "adapter", "checkpoint", "NeMo checkpoint"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class StoredModel:
     """One model; with an adapter, `base` holds the weights that it goes on."""
 
     path: Path
-    kind: str  # HUGGING_FACE, ADAPTER or CHECKPOINT
+    kind: str  # HUGGING_FACE, ADAPTER, CHECKPOINT or NEMO
     base: WeightSource
     base_folder: Path  # with config.json, and the tokenizer of a checkpoint
     adapter: Adapter | None
@@ -89,6 +91,8 @@ def open_model(path: Path, base: Path | None = None) -> StoredModel:
         return _open_adapter(path, base)
     if (path / INFO_FILE).is_file():
         return _open_checkpoint(path, base)
+    if not (path / "config.json").is_file() and is_nemo(path):
+        return _open_nemo(path, base)
     if base is not None:
         raise InputError(t("--base {base}: {path} is a whole model and has none", base=base, path=path))
     source = HuggingFaceSource(path)
@@ -102,6 +106,8 @@ def find_model_in(path: Path) -> Path:
     Raises:
         InputError: there is no such folder, or nothing in it that is known.
     """
+    if path.is_file() and is_nemo(path):
+        return path
     if not path.is_dir():
         raise InputError(t("{path}: there is no such folder", path=path))
     if any((path / name).is_file() for name in (ADAPTER_FILE, INFO_FILE, "config.json")):
@@ -112,6 +118,8 @@ def find_model_in(path: Path) -> Path:
             return complete[-1].path
     if (path / "export").is_dir():
         return find_model_in(path / "export")
+    if is_nemo(path):
+        return path
     found = ", ".join(sorted(file.name for file in path.iterdir())[:8]) or t("nothing")
     raise InputError(
         t("{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a complete checkpoint "
@@ -148,27 +156,43 @@ def _base_folder(path: Path, base: Path | None) -> Path:
 
 def _open_adapter(path: Path, base: Path | None) -> StoredModel:
     adapter, origin = read_adapter(path), read_origin(path)
-    folder = _base_folder(path, base)
-    source = HuggingFaceSource(folder)
+    given = _base_folder(path, base)
+    source, folder = _open_base(given)
     adapter.check(source.shapes(), path)
-    return StoredModel(path, ADAPTER, source, folder, adapter, origin, check_base(path, origin, folder))
+    return StoredModel(path, ADAPTER, source, folder, adapter, origin, check_base(path, origin, given))
+
+
+def _open_base(given: Path) -> tuple[WeightSource, Path]:
+    """The weights of a base model, and a folder with its config.json and tokenizer."""
+    if (given / "config.json").is_file() or not is_nemo(given):
+        return HuggingFaceSource(given), given
+    model = _open_nemo(given, None)
+    return model.base, model.base_folder
+
+
+def _open_nemo(path: Path, base: Path | None) -> StoredModel:
+    """`base`: a folder with config.json and tokenizer, where the checkpoint lacks them."""
+    checkpoint = open_nemo(path, cache_folder())
+    folder = base if base is not None else describe_nemo(checkpoint, cache_folder())
+    source = nemo_source(checkpoint, read_llama_config(folder))
+    return StoredModel(path, NEMO, source, folder, None, read_origin(path), True)
 
 
 def _open_checkpoint(path: Path, base: Path | None) -> StoredModel:
     checkpoint = open_checkpoint(path)
     if not isinstance(checkpoint, Checkpoint):
         raise InputError(checkpoint)
-    folder = _base_folder(path, base)
+    given = _base_folder(path, base)
+    source, folder = _open_base(given)
     config, files, identity = read_llama_config(folder), ShardedFiles(path), checkpoint.info["identity"]
     origin = read_origin(path) or _origin_of_run(path, folder)
     if identity["peft"] == "none":
         trained = CheckpointSource(path, config)
         trained.shapes()
         return StoredModel(path, CHECKPOINT, trained, folder, None, origin, True)
-    source = HuggingFaceSource(folder)
     adapter = checkpoint_adapter(files, identity["lora_alpha"], identity["lora_rank"])
     adapter.check(source.shapes(), path)
-    known = check_base(path, {**(origin or {}), "base_fingerprint": identity.get("base_model")}, folder)
+    known = check_base(path, {**(origin or {}), "base_fingerprint": identity.get("base_model")}, given)
     return StoredModel(path, CHECKPOINT, source, folder, adapter, origin, known)
 
 

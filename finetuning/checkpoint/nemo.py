@@ -195,8 +195,8 @@ def _find_folder(given: Path) -> Path:
         )  # fmt: skip
     names = ", ".join(sorted(path.name for path in given.iterdir())[:8]) or t("nothing")
     raise InputError(
-        t("{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found {names}",
-          path=given, metadata=METADATA_FILE, names=names)
+        t("{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found "
+          "{names}", path=given, metadata=METADATA_FILE, names=names)
     )  # fmt: skip
 
 

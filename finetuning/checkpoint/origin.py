@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.checkpoint.huggingface import ORIGIN_FILE, fingerprint
+from finetuning.checkpoint.nemo import cache_folder, is_nemo, nemo_fingerprint, open_nemo
 from finetuning.checkpoint.store import INFO_FILE
 from finetuning.config import Run, read_run
 from finetuning.data.golden import prompt_record
@@ -23,7 +24,7 @@ def make_origin(run: Run, prompt_format: PromptFormat) -> dict[str, Any]:
     has_text = not run.sources["training"].endswith(".bin")
     return {
         "base_model": config.hf_model_id or str(config.nemo_model),
-        "base_path": run.nemo_model or run.model_path,
+        "base_path": run.nemo_model if run.nemo_model and config.peft == "lora" else run.model_path,
         "base_fingerprint": run.identity.get("base_model"),
         "trained": config.peft if config.peft == "lora" else "all weights",
         "prompt": prompt_record(prompt_format, config.prompt_template, config.system_prompt) if has_text else None,
@@ -61,7 +62,8 @@ def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:
     expected = (origin or {}).get("base_fingerprint")
     if expected is None:
         return False
-    found = fingerprint(base)
+    is_own_format = (base / "config.json").is_file() or not is_nemo(base)
+    found = fingerprint(base) if is_own_format else nemo_fingerprint(open_nemo(base, cache_folder()))
     if found != expected:
         raise InputError(
             t("{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "

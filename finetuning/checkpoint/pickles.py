@@ -96,8 +96,8 @@ def _bytes(text: str, encoding: str) -> bytes:
 DCP = "torch.distributed.checkpoint"
 MEANT: Mapping[tuple[str, str], Callable[..., Any]] = {
     **{(f"{DCP}.metadata", kind.__name__): kind for kind in (
-        Metadata, TensorStorageMetadata, BytesStorageMetadata, ChunkStorageMetadata, TensorProperties, MetadataIndex, StorageMeta,
-        _MEM_FORMAT_ENCODING,
+        Metadata, TensorStorageMetadata, BytesStorageMetadata, ChunkStorageMetadata, TensorProperties, MetadataIndex,
+        StorageMeta, _MEM_FORMAT_ENCODING,
     )},
     **{(f"{DCP}.filesystem", kind.__name__): kind for kind in (_StorageInfo, _StoragePrefix)},
     ("torch", "Size"): _size,

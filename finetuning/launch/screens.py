@@ -32,8 +32,9 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
     _line(
         console, t("model"),
-        t("{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})", name=config.hf_model_id or config.nemo_model,
-          layers=model.num_hidden_layers, total=_count(total), trained=_count(trained), method=method),
+        t("{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})",
+          name=config.nemo_model or config.hf_model_id, layers=model.num_hidden_layers, total=_count(total),
+          trained=_count(trained), method=method),
     )  # fmt: skip
     for name, split in prepared.dataset.splits.items():
         _line(

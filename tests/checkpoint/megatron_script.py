@@ -109,7 +109,7 @@ def save(model, job):
     if job.get("with_arguments"):
         state["args"] = arguments(job)
     Path(job["to"]).mkdir(parents=True, exist_ok=True)
-    filesystem_async._results_queue = multiprocessing.get_context("fork").Queue()  # without a server process for it
+    filesystem_async._results_queue = multiprocessing.get_context("fork").Manager().Queue()
     dist_checkpointing.save(state, job["to"])
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from finetuning.checkpoint.export import DTYPES, export_hugging_face, export_peft
+from finetuning.checkpoint.export import DTYPES, export_hugging_face, export_peft, stored_dtypes
+from finetuning.checkpoint.megatron_write import export_nemo
 from finetuning.checkpoint.models import ADAPTER, CHECKPOINT, StoredModel, named_base
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import t
@@ -30,16 +31,19 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", help="the model that it was trained from; left out: the one it names")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights; left out: the base model's")
     given = parser.parse_args(argv)
-    if given.to == "nemo":
-        raise InputError(t("--to nemo: not in this version"))
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     keeps_adapter = model.adapter is not None and not given.merge
     problems = _problems(model, given.dtype, merge=given.merge)
+    if given.to == "nemo" and keeps_adapter:
+        problems = [t("--to nemo writes whole models; give --merge to put the adapter into its base")]
     if problems:
         raise InputError(problems)
-    if keeps_adapter:
+    if given.to == "nemo":
+        export_nemo_with_progress(model, target, given.dtype, console)
+        console.print(t("model in NeMo 2's format: {path}", path=target))
+    elif keeps_adapter:
         export_peft(model, target, given.base or named_base(model.path) or str(model.base_folder))
         console.print(t("adapter in PEFT format: {path}", path=target))
     else:
@@ -59,6 +63,13 @@ def export_with_progress(model: StoredModel, target: Path, dtype: str | None, co
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         export_hugging_face(model, target, dtype, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def export_nemo_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console) -> None:
+    dtype_of = stored_dtypes(model) if dtype is None else lambda _: DTYPES[dtype]
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        export_nemo(model, target, dtype_of, lambda done, total: progress.update(task, completed=done, total=total))
 
 
 def _problems(model: StoredModel, dtype: str | None, *, merge: bool) -> list[str]:

@@ -1,0 +1,161 @@
+"""Checkpoints of the real megatron-core in, ours out, compared by their logits."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from finetuning.checkpoint.export import stored_dtypes
+from finetuning.checkpoint.fill import load_source
+from finetuning.checkpoint.megatron_write import export_nemo
+from finetuning.checkpoint.models import open_model
+from finetuning.checkpoint.nemo import nemo_source, open_nemo
+from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.parallel.apply import Technique, build_model
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
+from tests.checkpoint.megatron_core import run_megatron
+from tests.models import CPU, whole_logits
+from tests.processes import run_processes
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
+
+TOKENS = torch.from_numpy(np.random.default_rng(2).integers(0, 512, 32))
+UNTIED = LlamaConfig(
+    vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
+    head_dim=16, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+    max_position_embeddings=131072, tie_word_embeddings=False, dtype="float32",
+)  # fmt: skip
+# Without grouped queries and RoPE scaling, with a head dimension of its own.
+TIED = dataclasses.replace(UNTIED, num_attention_heads=2, num_key_value_heads=2, head_dim=24, rope_scaling=None,
+                           tie_word_embeddings=True)  # fmt: skip
+# Two programs in float32 add in other orders: a few units in the last place of logits of about 3.
+FLOAT32_TOLERANCE = 1e-5
+# Both round to bfloat16 between operations, in other places: 2^-8 of the largest logits, over four layers.
+BFLOAT16_TOLERANCE = 0.06
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with checkpoints that megatron-core wrote in several layouts, and its logits: NAME.pt; read only."""
+    folder = tmp_path_factory.mktemp("megatron")
+
+    def job(do: str, to: str, config: LlamaConfig, tp: int = 1, pp: int = 1, **more: Any) -> dict[str, Any]:
+        asked = {"logits": folder / f"{to}.pt", "tokens": TOKENS.tolist()} if do == "make" else {}
+        return {"do": do, "to": folder / to, "shape": dataclasses.asdict(config), "tp": tp, "pp": pp} | asked | more
+
+    padded = {"rows": 640, "layers_apart": True, "with_arguments": True}
+    run_megatron(
+        [
+            job("make", "untied", UNTIED, optimizer=True, with_arguments=True),
+            job("make", "tied", TIED, **padded),
+            job("make", "bfloat16", UNTIED, dtype="bfloat16", prefix="module.", optimizer=True),
+            {"from": folder / "untied", **job("reshard", "untied-tp2", UNTIED, tp=2, with_arguments=True)},
+            {"from": folder / "tied", **job("reshard", "tied-pp2", TIED, pp=2, **padded)},
+            {"from": folder / "untied", **job("reshard", "untied-tp2-pp2", UNTIED, 2, 2, with_arguments=True, one_shard_each=True)},
+        ],
+        folder,
+    )
+    return folder
+
+
+def our_logits(folder: Path, config: LlamaConfig | None, degrees: Degrees, dtype: torch.dtype = torch.float32) -> Tensor:
+    source = nemo_source(open_nemo(folder, folder), config)
+    model = build_model(source.config, Layout("cpu", degrees), CPU, Technique(lora_rank=2, lora_targets=("q_proj",),
+                                                                              compute_dtype=dtype, sharding="step"))  # fmt: skip
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)  # the adapters too, so that the model is its base
+    load_source(source, model)
+    return whole_logits(model, TOKENS)
+
+
+@pytest.mark.parametrize(
+    ("name", "degrees"),
+    [
+        ("untied", Degrees()), ("untied", Degrees(tp=2)), ("untied", Degrees(pp=2)), ("untied", Degrees(cp=2)),
+        ("untied", Degrees(dp_shard=3)), ("untied-tp2", Degrees()), ("untied-tp2", Degrees(pp=2)),
+        ("untied-tp2-pp2", Degrees()), ("untied-tp2-pp2", Degrees(tp=2, dp_shard=2)), ("tied", Degrees()),
+        ("tied", Degrees(pp=2)), ("tied-pp2", Degrees()), ("tied-pp2", Degrees(tp=2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else f"tp{value.tp}-pp{value.pp}-cp{value.cp}-dp{value.dp_shard}",
+)  # fmt: skip
+def test_every_layout_reads_every_saved_layout_and_computes_megatrons_logits(made: Path, name: str, degrees: Degrees) -> None:
+    expected = torch.load(made / f"{name.partition('-')[0]}.pt")[:, :512]
+    size = degrees.tp * degrees.pp * degrees.cp * degrees.dp_shard
+    for found in run_processes(size, our_logits, made / name, None, degrees):
+        torch.testing.assert_close(found, expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_bfloat16_weights_with_optimizer_states_and_no_settings_take_the_configuration_that_is_given(made: Path) -> None:
+    checkpoint = open_nemo(made / "bfloat16", made)
+    assert (checkpoint.own_config(), checkpoint.dtype, checkpoint.step) == (None, "bfloat16", 7)
+    assert {nemo_source(checkpoint, UNTIED).dtype(name) for name in nemo_source(checkpoint, UNTIED).shapes()} == {torch.bfloat16}
+    (found,) = run_processes(1, our_logits, made / "bfloat16", UNTIED, Degrees(), torch.bfloat16)
+    expected = torch.load(made / "bfloat16.pt")
+    torch.testing.assert_close(found.float(), expected, atol=BFLOAT16_TOLERANCE, rtol=0)
+
+
+def test_the_configuration_is_read_from_megatrons_arguments(made: Path) -> None:
+    for name, config in (("untied-tp2", UNTIED), ("tied-pp2", TIED)):
+        assert open_nemo(made / name, made).own_config() == config
+
+
+def test_any_rows_are_read_as_parts_of_the_whole(made: Path) -> None:
+    source = nemo_source(open_nemo(made / "untied-tp2-pp2", made), None)
+    for name in source.shapes():
+        whole = source.read(name)
+        assert whole.shape == source.shapes()[name]
+        for start, stop in ((0, 1), (3, 5), (15, 49), (30, None)):
+            assert torch.equal(source.read(name, start, stop), whole[start:stop]), name
+
+
+def test_all_saved_layouts_hold_the_same_numbers(made: Path) -> None:
+    for first, *others in (["untied", "untied-tp2", "untied-tp2-pp2"], ["tied", "tied-pp2"]):
+        expected = nemo_source(open_nemo(made / first, made), None)
+        for other in others:
+            found = nemo_source(open_nemo(made / other, made), None)
+            assert all(torch.equal(found.read(name), expected.read(name)) for name in expected.shapes())
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "tiny_tied_model"])
+def test_the_export_comes_back_bit_for_bit(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    exported(folder, tmp_path / "out")
+    back, first = open_model(tmp_path / "out"), open_model(folder)
+    assert back.weights().config == first.weights().config
+    assert back.base_folder != folder and (back.tokenizer_folder / "tokenizer.json").is_file()
+    for weight in first.weights().shapes():
+        assert torch.equal(back.weights().read(weight), first.weights().read(weight)), weight
+
+
+def test_megatron_core_loads_the_export_and_computes_the_logits_of_transformers(
+    tiny_model: Path, tiny_tied_model: Path, tmp_path: Path
+) -> None:
+    jobs = []
+    for name, folder in (("untied", tiny_model), ("tied", tiny_tied_model)):
+        exported(folder, tmp_path / name)
+        shape = dataclasses.asdict(read_llama_config(folder))
+        for tp in (1, 2):
+            jobs.append({
+                "do": "logits", "from": tmp_path / name / "weights", "prefix": "module.", "shape": shape, "tp": tp, "pp": 1,
+                "tokens": TOKENS.tolist(), "logits": tmp_path / f"{name}{tp}.pt",
+            })  # fmt: skip
+    run_megatron(jobs, tmp_path)
+    for name, folder in (("untied", tiny_model), ("tied", tiny_tied_model)):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        with torch.no_grad():
+            expected = model(input_ids=TOKENS[None]).logits[0]
+        for tp in (1, 2):
+            torch.testing.assert_close(torch.load(tmp_path / f"{name}{tp}.pt"), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def exported(folder: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    model = open_model(folder)
+    export_nemo(model, target, stored_dtypes(model), lambda done, total: None)
