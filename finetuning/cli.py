@@ -190,6 +190,7 @@ VERBS = {
     "chat": ("finetuning.launch.verbs.chat", "a conversation with a model in the terminal"),
     "merge": ("finetuning.launch.verbs.merge", "an adapter into its base model, with a comparison of the two"),
     "export": ("finetuning.launch.verbs.export", "a checkpoint or model in the format of other tools"),
+    "inspect": ("finetuning.launch.verbs.inspect", "what a file or folder with a model holds, whoever wrote it"),
     "doctor": ("finetuning.launch.verbs.doctor", "what would stop a run here, and what to do about it"),
 }
 

@@ -58,7 +58,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             job("make", "bfloat16", UNTIED, dtype="bfloat16", prefix="module.", optimizer=True),
             {"from": folder / "untied", **job("reshard", "untied-tp2", UNTIED, tp=2, with_arguments=True)},
             {"from": folder / "tied", **job("reshard", "tied-pp2", TIED, pp=2, **padded)},
-            {"from": folder / "untied", **job("reshard", "untied-tp2-pp2", UNTIED, 2, 2, with_arguments=True, one_shard_each=True)},
+            {
+                "from": folder / "untied",
+                **job("reshard", "untied-tp2-pp2", UNTIED, 2, 2, with_arguments=True, one_shard_each=True),
+            },
         ],
         folder,
     )
@@ -95,7 +98,9 @@ def test_every_layout_reads_every_saved_layout_and_computes_megatrons_logits(mad
 def test_bfloat16_weights_with_optimizer_states_and_no_settings_take_the_configuration_that_is_given(made: Path) -> None:
     checkpoint = open_nemo(made / "bfloat16", made)
     assert (checkpoint.own_config(), checkpoint.dtype, checkpoint.step) == (None, "bfloat16", 7)
-    assert {nemo_source(checkpoint, UNTIED).dtype(name) for name in nemo_source(checkpoint, UNTIED).shapes()} == {torch.bfloat16}
+    assert {nemo_source(checkpoint, UNTIED).dtype(name) for name in nemo_source(checkpoint, UNTIED).shapes()} == {
+        torch.bfloat16
+    }
     (found,) = run_processes(1, our_logits, made / "bfloat16", UNTIED, Degrees(), torch.bfloat16)
     expected = torch.load(made / "bfloat16.pt")
     torch.testing.assert_close(found.float(), expected, atol=BFLOAT16_TOLERANCE, rtol=0)
