@@ -9,10 +9,11 @@ In: a folder with `.metadata` and `*.distcp` (ours, and Megatron's `torch_dist`)
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo  # torch 2.11-2.13
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
 
 from finetuning.checkpoint.pickles import read_pickle, read_stored
@@ -124,6 +125,10 @@ def _is_sound(metadata: Metadata) -> bool:
     """Sizes and places are numbers, and the pieces of a tensor lie within it."""
     if not isinstance(metadata.storage_data, dict) or not isinstance(metadata.state_dict_metadata, dict):
         return False
+    for place in metadata.storage_data.values():
+        numbers_are_there = isinstance(place, _StorageInfo) and _are_sizes((place.offset, place.length))
+        if not numbers_are_there or not isinstance(place.relative_path, str | PurePath):
+            return False
     for entry in metadata.state_dict_metadata.values():
         if not isinstance(entry, TensorStorageMetadata):
             continue

@@ -70,8 +70,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def our_logits(folder: Path, config: LlamaConfig | None, degrees: Degrees, dtype: torch.dtype = torch.float32) -> Tensor:
     source = nemo_source(open_nemo(folder, folder), config)
-    model = build_model(source.config, Layout("cpu", degrees), CPU, Technique(lora_rank=2, lora_targets=("q_proj",),
-                                                                              compute_dtype=dtype, sharding="step"))  # fmt: skip
+    technique = Technique(lora_rank=2, lora_targets=("q_proj",), compute_dtype=dtype, sharding="step")
+    model = build_model(source.config, Layout("cpu", degrees), CPU, technique)
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)  # the adapters too, so that the model is its base
     load_source(source, model)

@@ -74,8 +74,7 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"time": "8:00:00"}, "--time has no effect without --executor slurm"),
         ({"mounts": ("/scratch",)}, "--mounts has no effect without --executor slurm"),
         ({"nemo_model": "a.nemo"},
-         ("--nemo_model a.nemo: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format as "
-          "--hf_model_id")),
+         "--nemo_model a.nemo: there is no such file or folder"),
         ({"restore_config": "/no/such"}, "--restore_config /no/such: there is no such folder"),
     ],
 )  # fmt: skip
