@@ -8,7 +8,6 @@ bfloat16 in a process of its own, and prints that process's peak memory beside t
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,17 @@ SHAPE = {
 }  # fmt: skip
 
 
+# ru_maxrss would count the memory of the process that it was forked from.
+COMMAND = """
+import atexit, sys
+from pathlib import Path
+from finetuning.cli import console
+def tell(): print([line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line][0], file=sys.stderr)
+atexit.register(tell)
+console()
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--layers", type=int, default=32)
@@ -39,10 +49,10 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     size = sum(file.stat().st_size for file in checkpoint.iterdir())
     begin = time.perf_counter()
-    command = "from finetuning.cli import console; console()"
-    subprocess.run([sys.executable, "-c", command, "export", str(checkpoint), str(out), "--base", str(base)], check=True)
+    arguments = ["export", str(checkpoint), str(out), "--base", str(base)]
+    found = subprocess.run([sys.executable, "-c", COMMAND, *arguments], check=True, capture_output=True, text=True)
     export_s = time.perf_counter() - begin
-    peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    peak_gib = int(found.stderr.split()[-2]) / 2**20
     begin = time.perf_counter()
     subprocess.run(f"cat {checkpoint}/*.distcp > {given.folder}/copy", shell=True, check=True)
     copy_s = time.perf_counter() - begin

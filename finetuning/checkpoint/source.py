@@ -5,7 +5,7 @@ memory that does not grow with the model. Not for training, which reads straight
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -105,6 +105,10 @@ class CheckpointSource:
         return ShardedFiles(self.folder)
 
     def shapes(self) -> dict[str, torch.Size]:
+        return self._checked_shapes
+
+    @cached_property
+    def _checked_shapes(self) -> dict[str, torch.Size]:
         wanted = llama_shapes(self.config)
         stored = self.files.sizes
         wrong = [
@@ -125,6 +129,7 @@ class CheckpointSource:
         return self.files.read(self.prefix + name, start, stop)
 
 
+@cache
 def llama_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
     """Name -> shape of every weight of a model, in its order."""
     with torch.device("meta"):
