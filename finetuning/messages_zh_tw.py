@@ -1088,7 +1088,7 @@ MESSAGES: dict[str, str] = {
     "checked": "檢查",
     "{summary} · see data/report.html in the folder below": "{summary} · 詳見下方資料夾的 data/report.html",
     "{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out": (
-        "{folder}：適配器是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
+        "{folder}：adapter 是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
     ),
     "{file}: r and lora_alpha must be numbers": ("{file}：r 與 lora_alpha 必須是數字"),
     "{file}: cannot be read: {error}": ("{file}：無法讀取：{error}"),
@@ -1105,11 +1105,11 @@ MESSAGES: dict[str, str] = {
         "{folder}：以 init_lora_weights={value!r} 製作，基礎權重也會改變；請用 PEFT 轉換（path_initial_model_for_"
         "weight_conversion）"
     ),
-    "{path}: the adapter belongs to another model: {shown}": ("{path}：適配器屬於別的模型：{shown}"),
+    "{path}: the adapter belongs to another model: {shown}": ("{path}：adapter 屬於別的模型：{shown}"),
     "{path}: the weights do not fit the model: {shown}": ("{path}：權重與模型不符：{shown}"),
     "{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a "
     "complete checkpoint ({checkpoint}) or an experiment with one; found {found}": (
-        "{path}：不是 Hugging Face 格式的模型（config.json），不是適配器（{adapter}），也不是完整的檢查點（{check"
+        "{path}：不是 Hugging Face 格式的模型（config.json），不是 adapter（{adapter}），也不是完整的檢查點（{check"
         "point}）或有檢查點的實驗；找到的是 {found}"
     ),
     "--base {base}: {path} is a whole model and has none": ("--base {base}：{path} 是完整的模型，沒有基礎模型"),
@@ -1129,7 +1129,7 @@ MESSAGES: dict[str, str] = {
     "none is named": ("沒有寫明"),
     "{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an "
     "adapter gives wrong answers; give the right one as --base": (
-        "{path}：訓練時的基礎模型是 {name}，指紋 {expected}；{base} 的指紋是 {found}。適配器用在別的權重上會給出"
+        "{path}：訓練時的基礎模型是 {name}，指紋 {expected}；{base} 的指紋是 {found}。adapter 用在別的權重上會給出"
         "錯誤的答案；請用 --base 指定正確的模型"
     ),
     "{name}: holds {largest:.3g}, and float16 ends at 65504; give --dtype bfloat16 or float32": (
@@ -1143,7 +1143,7 @@ MESSAGES: dict[str, str] = {
     ),
     "{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is "
     "now {now}. Put the trained one back": (
-        "{folder}：分詞器與訓練時不同：{text!r} 原本是 {before}，現在是 {now}。請換回訓練時的分詞器"
+        "{folder}：tokenizer 與訓練時不同：{text!r} 原本是 {before}，現在是 {now}。請換回訓練時的 tokenizer"
     ),
     "--device cuda: there is no CUDA GPU here; give cpu, or leave it out": (
         "--device cuda：這裡沒有 CUDA GPU；請給 cpu，或不給"
@@ -1173,21 +1173,21 @@ MESSAGES: dict[str, str] = {
         "{path}：沒有 test 也沒有 validation 檔；請直接指定檔案"
     ),
     "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples ({tokens} answer tokens)": (
-        "損失 {loss:.4f}，困惑度 {perplexity:.2f}，共 {samples} 筆樣本（{tokens} 個答案 token）"
+        "loss {loss:.4f}，perplexity {perplexity:.2f}，共 {samples} 筆樣本（{tokens} 個答案 token）"
     ),
-    "highest losses:": ("損失最高的樣本："),
+    "highest losses:": ("loss 最高的樣本："),
     "line": ("行"),
     "input": ("輸入"),
     "all samples: {files} in {folder}": ("全部樣本：{folder} 裡的 {files}"),
     "exact match {exact:.1%}, ROUGE-1 {rouge1:.3f}, ROUGE-2 {rouge2:.3f}, ROUGE-L {rouge_l:.3f}, chrF {chrf:.3f}": (
         "完全相符 {exact:.1%}，ROUGE-1 {rouge1:.3f}，ROUGE-2 {rouge2:.3f}，ROUGE-L {rouge_l:.3f}，chrF {chrf:.3f}"
     ),
-    "--merge has no effect: {path} has no adapter": ("--merge 沒有作用：{path} 沒有適配器"),
-    "adapter in PEFT format: {path}": ("PEFT 格式的適配器：{path}"),
+    "--merge has no effect: {path} has no adapter": ("--merge 沒有作用：{path} 沒有 adapter"),
+    "adapter in PEFT format: {path}": ("PEFT 格式的 adapter：{path}"),
     "model in Hugging Face format: {path}": ("Hugging Face 格式的模型：{path}"),
     "{path}: is in PEFT format already; give --merge for a whole model": ("{path}：已經是 PEFT 格式；要完整的模型請給 --merge"),
     "--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model": (
-        "--dtype 對適配器沒有作用，適配器維持 float32；要完整的模型請給 --merge"
+        "--dtype 對 adapter 沒有作用，adapter 維持 float32；要完整的模型請給 --merge"
     ),
     "{count} answers in {file}": ("{file} 裡有 {count} 個回答"),
     "give prompts or --file, not both": ("請給提示或 --file，不要兩者都給"),
@@ -1201,27 +1201,27 @@ MESSAGES: dict[str, str] = {
     "  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} positions": (
         "  貪婪回答相同    {all} 個中有 {same} 個；{positions} 個位置中有 {tokens} 個的下一個 token 相同"
     ),
-    "{path}: is a whole model; there is no adapter to merge": ("{path}：是完整的模型；沒有適配器可以合併"),
+    "{path}: is a whole model; there is no adapter to merge": ("{path}：是完整的模型；沒有 adapter 可以合併"),
     "{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data": (
         "{path}：不知道它用什麼資料訓練；請用 --data 指定有提示的 .jsonl"
     ),
     "note: the adapter does not say on which weights it was trained; only names and shapes are compared": (
-        "注意：適配器沒有寫明用哪些權重訓練；只比較名稱與形狀"
+        "注意：adapter 沒有寫明用哪些權重訓練；只比較名稱與形狀"
     ),
     "DIFFERENT: the merged model does not compute what the adapter does; do not use it": (
-        "不同：合併後的模型算出來的與適配器不同；請不要使用"
+        "不同：合併後的模型算出來的與 adapter 不同；請不要使用"
     ),
-    "same: the merged model answers as the adapter does": ("相同：合併後的模型回答與適配器一樣"),
+    "same: the merged model answers as the adapter does": ("相同：合併後的模型回答與 adapter 一樣"),
     "same but for rounding: where two tokens are almost equally likely, the other one may be chosen": (
         "除捨入外相同：兩個 token 機率幾乎一樣時，可能選到另一個"
     ),
     "--hf_model_id {path}: this is an adapter; give its base model here and the adapter as "
     "--restore_config, with --peft lora": (
-        "--hf_model_id {path}：這是適配器；這裡請給它的基礎模型，適配器請用 --restore_config 指定，並加上 --peft lora"
+        "--hf_model_id {path}：這是 adapter；這裡請給它的基礎模型，adapter 請用 --restore_config 指定，並加上 --peft lora"
     ),
-    "loss, perplexity and answers of a model on a data file": ("模型在資料檔上的損失、困惑度與回答"),
+    "loss, perplexity and answers of a model on a data file": ("模型在資料檔上的 loss、perplexity 與回答"),
     "answers of a model to prompts": ("模型對提示的回答"),
     "a conversation with a model in the terminal": ("在終端機與模型對話"),
-    "an adapter into its base model, with a comparison of the two": ("把適配器合併進基礎模型，並比較兩者"),
+    "an adapter into its base model, with a comparison of the two": ("把 adapter 合併進基礎模型，並比較兩者"),
     "a checkpoint or model in the format of other tools": ("把檢查點或模型轉成其他工具的格式"),
 }

@@ -1,4 +1,4 @@
-"""How close answers are to their references: exact match, ROUGE and chrF, by torchmetrics.
+"""How close answers are to their references: exact match, ROUGE by torchmetrics and chrF by sacrebleu.
 
 ROUGE counts words, and Chinese has no blanks between them: here every Chinese character (and Japanese or Korean one) is a
 word of its own, beside whole words of other scripts. torchmetrics' own tokenizer would drop Chinese altogether.
@@ -7,8 +7,8 @@ word of its own, beside whole words of other scripts. torchmetrics' own tokenize
 import re
 from dataclasses import dataclass
 
-import torch
-from torchmetrics.functional.text import chrf_score, rouge_score
+from sacrebleu.metrics import CHRF
+from torchmetrics.functional.text import rouge_score
 
 EAST_ASIAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 WORD = re.compile(rf"[{EAST_ASIAN}]|[^\W_{EAST_ASIAN}]+")
@@ -38,14 +38,8 @@ def score_answers(predictions: list[str], references: list[str]) -> tuple[Scores
         )
         one, two, longest = (float(rouge[f"{key}_fmeasure"]) for key in ("rouge1", "rouge2", "rougeL"))
         is_exact = prediction.strip() == reference.strip()
-        each.append(Scores(float(is_exact), one, two, longest, float(_chrf([prediction], [reference]))))
+        each.append(Scores(float(is_exact), one, two, longest, CHRF().sentence_score(prediction, [reference]).score / 100))
     exact, one, two, longest = (
         sum(getattr(score, name) for score in each) / len(each) for name in ("exact_match", "rouge1", "rouge2", "rouge_l")
     )
-    return Scores(exact, one, two, longest, float(_chrf(predictions, references))), each
-
-
-def _chrf(predictions: list[str], references: list[str]) -> torch.Tensor:
-    found = chrf_score(predictions, [[reference] for reference in references], n_word_order=0)
-    assert isinstance(found, torch.Tensor)
-    return found
+    return Scores(exact, one, two, longest, CHRF().corpus_score(predictions, [references]).score / 100), each

@@ -354,7 +354,7 @@ class TestAdapters:
             f"--restore_config {folder}: a LoRA adapter can only be the start of a run with --peft lora"
         )
         assert problem_of(dataclasses.replace(config, lora_rank=8), tmp_path / "new") == (
-            f"{folder}: r is 16, but the run asks for 8; give the same value"
+            f"{folder}: the adapter has --lora_rank 16, but the run asks for 8; give the same, or leave it out"
         )
         change_adapter(folder, use_dora=True)
         assert problem_of(config, tmp_path / "new") == f"{folder}: use_dora is True; only False is supported"

@@ -1,0 +1,40 @@
+"""Losses of samples, against transformers one sample at a time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from finetuning.checkpoint.models import open_model
+from finetuning.inference import evaluate
+from finetuning.inference.evaluate import mean_loss, sample_losses
+from finetuning.inference.loading import load_model
+from finetuning.inference.samples import read_samples
+from tests.references import load_reference
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_the_loss_of_each_sample_is_that_of_transformers(
+    tiny_model: Path, tiny_tied_model: Path, tiny_dataset: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "TOKENS_PER_ROW", 200)  # several rows of several samples
+    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 7)
+    folder = tiny_tied_model if tied else tiny_model
+    samples = read_samples(tiny_dataset / "validation.jsonl", None)
+    model = load_model(open_model(folder), torch.device("cpu"), torch.float32)
+    found = sample_losses(model.net, model.prompt_format, samples, torch.device("cpu"))
+    reference = load_reference(folder).eval()
+    expected = []
+    for sample in samples:
+        tokens, trained = model.prompt_format.encode(sample)
+        row, answer = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(trained[1:])
+        with torch.no_grad():
+            logits = reference(input_ids=row[None, :-1]).logits[0]
+        expected.append(F.cross_entropy(logits[answer], row[1:][answer], reduction="sum").item())
+    assert [item.line for item in found] == [sample.line for sample in samples]
+    assert [item.loss_sum for item in found] == pytest.approx(expected, rel=1e-5)  # float32
+    assert mean_loss(found) == pytest.approx(sum(expected) / sum(item.answer_tokens for item in found), rel=1e-5)

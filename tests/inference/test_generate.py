@@ -1,0 +1,87 @@
+"""Answers with a key/value cache, against transformers' own generation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from finetuning.checkpoint.models import open_model
+from finetuning.data.template import load_prompt_format
+from finetuning.inference.generate import Sampling, TextStream, choose_tokens, generate_answers, printable
+from finetuning.inference.loading import load_net
+from finetuning.model.llama import Llama
+
+pytestmark = pytest.mark.unit
+
+END = (509, 502)
+GENERATOR = torch.Generator().manual_seed(0)
+PROMPTS = [torch.randint(0, 500, (length,), generator=GENERATOR).tolist() for length in (5, 23, 9, 1)]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def folder(request: pytest.FixtureRequest, tiny_model: Path, tiny_tied_model: Path) -> Path:
+    return tiny_tied_model if request.param == "tied" else tiny_model
+
+
+@pytest.fixture(scope="module")
+def net(folder: Path) -> Llama:
+    return load_net(open_model(folder).weights(), torch.device("cpu"), torch.float32)
+
+
+def test_greedy_answers_are_those_of_transformers(folder: Path, net: Llama) -> None:
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    found = generate_answers(net, PROMPTS, Sampling(max_new_tokens=24), END, batch_size=3)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
+        tokens = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=list(END), pad_token_id=END[0]
+        )
+        theirs = tokens[0, len(prompt) :].tolist()
+        assert answer == [token for token in theirs if token not in END]
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(net: Llama) -> None:
+    sampling = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
+    together = generate_answers(net, PROMPTS, sampling, END, batch_size=4)
+    assert together == generate_answers(net, PROMPTS, sampling, END, batch_size=1)
+    another = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12, seed=5)
+    assert together != generate_answers(net, PROMPTS, another, END)
+
+
+def test_an_answer_ends_at_an_end_token_while_others_go_on(net: Llama) -> None:
+    free = generate_answers(net, PROMPTS, Sampling(max_new_tokens=10), ())
+    end = free[0][4]
+    cut = generate_answers(net, PROMPTS, Sampling(max_new_tokens=10), (end,))
+    expected = [answer[: answer.index(end)] if end in answer else answer for answer in free]
+    assert cut == expected and len(cut[0]) < 10
+
+
+def test_the_model_can_be_used_as_before_afterwards(net: Llama) -> None:
+    before = [layer.self_attn.attend for layer in net.model.layers.values()]
+    generate_answers(net, PROMPTS[:1], Sampling(max_new_tokens=2), END)
+    assert [layer.self_attn.attend for layer in net.model.layers.values()] == before
+
+
+def test_top_k_and_top_p_leave_out_what_is_unlikely() -> None:
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
+    seen: dict[str, set[int]] = {"all": set(), "k": set(), "p": set(), "one": set()}
+    for seed in range(200):
+        for name, sampling in (
+            ("all", Sampling(temperature=1.0)), ("k", Sampling(temperature=1.0, top_k=3)),
+            ("p", Sampling(temperature=1.0, top_p=0.7)), ("one", Sampling(temperature=1.0, top_p=1e-9)),
+        ):  # fmt: skip
+            seen[name] |= set(choose_tokens(logits, sampling, [torch.Generator().manual_seed(seed)]))
+    assert seen == {"all": {0, 1, 2, 3}, "k": {0, 1, 2}, "p": {0, 1}, "one": {0}}
+
+
+def test_a_stream_shows_whole_characters_and_in_the_end_the_whole_text(tiny_model: Path) -> None:
+    prompt_format = load_prompt_format(tiny_model, None, None)
+    text = "颱風 ok，鱟😀"
+    tokens = prompt_format.tokenizer.encode(text, add_special_tokens=False).ids
+    stream = TextStream(prompt_format)
+    parts = [stream.add(token) for token in tokens] + [stream.end()]
+    assert "".join(parts) == text and not any("\ufffd" in part for part in parts)
+
+
+def test_a_terminal_gets_no_control_characters() -> None:
+    assert printable("a\x1b[2J\tb\n\x07") == "a\ufffd[2J\tb\n\ufffd"
