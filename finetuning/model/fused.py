@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from finetuning.model import kernels
 from finetuning.model.attention import Documents, attention_backward, attention_forward
 from finetuning.model.frozen import Fp8Matrix, Matrix
+from finetuning.model.kernels import Update
 from finetuning.model.llama import Block
 from finetuning.model.lora import LoraLinear
 
@@ -27,7 +28,7 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 def can_fuse(block: Block) -> bool:
     """Whether every linear layer of the block has adapters of one rank and scale."""
-    layers = [layer for group in _layers(block) for layer in group]
+    layers = [layer for group in grouped_layers(block) for layer in group]
     return all(isinstance(layer, LoraLinear) for layer in layers) and len({_shape(layer) for layer in layers}) == 1
 
 
@@ -36,13 +37,17 @@ class FusedBlock:
 
     Its weights are moved into joint tensors; the block's own parameters become views of them, so that loading a
     checkpoint into the block fills them.
+
+    Args:
+        keep_all: keep the normed inputs, gate and up for the backward pass; otherwise they are computed again, which
+            saves two thirds of a block's memory for half of its forward pass.
     """
 
-    def __init__(self, block: Block, *, fp8: bool):
-        self.block, self.fp8 = block, fp8
-        groups = _layers(block)
+    def __init__(self, block: Block, *, fp8: bool, keep_all: bool = True):
+        self.block, self.fp8, self.keep_all = block, fp8, keep_all
+        groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
-        self.matrices: list[Tensor] = [_join(weights) for weights in self.frozen]
+        self.matrices: list[Tensor] = [join(weights) for weights in self.frozen]
         self.quantised: list[Fp8Matrix] = []
         first = groups[0][0]
         assert isinstance(first, LoraLinear)
@@ -93,24 +98,25 @@ class _FusedBlock(torch.autograd.Function):
 
         h1, inverse1 = kernels.norm(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
-        qkv = kernels.rotate_heads(w_qkv.forward(h1), t_qkv, low.b_qkv, scale, cos, sin, heads)
-        q, k, v = _split_heads(qkv, heads)
+        qkv = kernels.rotate_heads(w_qkv.forward(h1), cos, sin, heads, Update(t_qkv, low.b_qkv, scale))
+        q, k, v = split_heads(qkv, heads)
         out, logsumexp = attention_forward(q, k, v, documents)
         flat_out = out.flatten(1)
         t_o = flat_out @ low.a_o.t()
-        x2 = kernels.add_update(x, w_o.forward(flat_out), t_o, low.b_o, scale)
+        x2 = kernels.add_update(x, w_o.forward(flat_out), Update(t_o, low.b_o, scale))
 
         h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate_up = w_gate_up.forward(h2)
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up, t_gate_up, low.b_gate, low.b_up, scale)
+        inner = kernels.gate(gate, up, _gate_updates(t_gate_up, low, scale))
         t_down = inner @ low.a_down.t()
-        x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
+        x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down, scale))
 
+        kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(
-            x, cos, sin, documents.boundaries, documents.extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2,
-            inverse2, t_gate_up, gate_up, t_down, *adapters,
+            x, cos, sin, documents.boundaries, documents.extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2,
+            t_gate_up, t_down, *kept, *adapters,
         )  # fmt: skip
         ctx.fused = fused
         return x3
@@ -120,8 +126,12 @@ class _FusedBlock(torch.autograd.Function):
         fused = ctx.fused
         block, scale, heads = fused.block, fused.scale, fused.heads
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        (x, cos, sin, boundaries, extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up,
-         gate_up, t_down, *adapters) = ctx.saved_tensors  # fmt: skip
+        (x, cos, sin, boundaries, extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2, t_gate_up, t_down, h1, h2,
+         gate_up, *adapters) = ctx.saved_tensors  # fmt: skip
+        if not fused.keep_all:
+            h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
+            h2, _ = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
+            gate_up = w_gate_up.forward(h2)
         low = _stack(adapters, x.dtype)
         grads, d = _gradient_buffer(adapters, x.dtype)
         dx3 = dx3.contiguous()
@@ -132,7 +142,7 @@ class _FusedBlock(torch.autograd.Function):
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         inner = kernels.gate_backward(
-            w_down.backward(dx3), dt_down, low.a_down, gate, up, t_gate_up, low.b_gate, low.b_up, scale, dgate, dup
+            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low, scale), (dt_down, low.a_down)
         )
         torch.mm(dt_down.t(), inner, out=d.a_down)
         del inner
@@ -149,7 +159,7 @@ class _FusedBlock(torch.autograd.Function):
         torch.mm(dt_o.t(), out.flatten(1), out=d.a_o)
         dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
         documents = Documents(boundaries, extent)
-        q, k, v = _split_heads(qkv, heads)
+        q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
         dqkv = torch.empty_like(qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
@@ -166,7 +176,8 @@ class _FusedBlock(torch.autograd.Function):
         return dx, None, None, None, None, *grads
 
 
-def _layers(block: Block) -> list[list[nn.Linear]]:
+def grouped_layers(block: Block) -> list[list[nn.Linear]]:
+    """The linear layers of a block, those that read the same input together, as in GROUPS."""
     modules = dict(block.self_attn.named_children()) | dict(block.mlp.named_children())
     layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     return [[layers[name] for name in group] for group in GROUPS]
@@ -183,8 +194,8 @@ def _adapters(layers: list[nn.Linear]) -> list[nn.Linear]:
     return [layer.lora_A for layer in found] + [layer.lora_B for layer in found]
 
 
-def _join(weights: list[Tensor]) -> Tensor:
-    """One tensor with the rows of all weights, which become views of it."""
+def join(weights: list[Tensor]) -> Tensor:
+    """One tensor with the rows of all weights [O, I], which become views of it."""
     joint = torch.cat([weight.data for weight in weights])
     for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
@@ -216,13 +227,19 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
     return _Adapters(*matrices)
 
 
+def _gate_updates(t_gate_up: Tensor, low: _Adapters, scale: float) -> tuple[Update, Update]:
+    t_gate, t_up = t_gate_up.chunk(2, -1)
+    return Update(t_gate, low.b_gate, scale), Update(t_up, low.b_up, scale)
+
+
 def _outer(grad_TO: Tensor, t_TR: Tensor, scale: float, out_OR: Tensor) -> None:
     """Gradient of B: scale * grad^T t."""
     torch.mm(grad_TO.t(), t_TR, out=out_OR)
     out_OR.mul_(scale)
 
 
-def _split_heads(qkv_TC: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def split_heads(qkv_TC: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, N, H], k [T, K, H] and v [T, K, H] of joint columns; `heads` are N and K."""
     num_heads, num_key_value_heads = heads
     per_head = qkv_TC.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
     q, k, v = per_head.split([num_heads, num_key_value_heads, num_key_value_heads], 1)

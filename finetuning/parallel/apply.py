@@ -14,6 +14,7 @@ from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
+from finetuning.model.fused_trained import FusedTrainedBlock
 from finetuning.model.llama import Block, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
@@ -39,14 +40,16 @@ class Technique:
     activation_checkpointing: str = "none"  # see finetuning.parallel.recompute
     compile: bool = False
     fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
-    fp8: bool = False  # frozen weights of fused blocks
+    fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
+    split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
 
 
 def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
     """The parallelised model with uninitialised weights on `device`; every process must call it.
 
-    Trained weights are held in float32 and computed in `compute_dtype`; frozen ones are held in `compute_dtype`.
+    Trained weights are held in float32, unless the optimizer keeps their lower halves, and computed in `compute_dtype`;
+    frozen ones are held in `compute_dtype`.
     """
     if layout.degrees.pp > 1 and technique.sharding == "full":
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
@@ -74,15 +77,22 @@ def build_part(
     if layout.degrees.cp > 1:
         apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
-    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
+        whole = parameter.requires_grad and not technique.split_master
+        parameter.data = parameter.data.to(torch.float32 if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
+    recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
+    if _can_fuse_trained(layout, technique):
+        model.to_empty(device=device)
+        for block in blocks:
+            trained = FusedTrainedBlock(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
+            block.forward = block_forward(trained, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
+        return model
+    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
     if _can_fuse(blocks, layout, technique):
         model.to_empty(device=device)
         for block in blocks:
-            fused = FusedBlock(block, fp8=technique.fp8)
-            forward = block_forward(fused, technique.activation_checkpointing, config.hidden_size, compiled=False)
-            block.forward = forward  # type: ignore[method-assign]
+            fused = FusedBlock(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
+            block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
         return model
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
@@ -93,10 +103,15 @@ def build_part(
     return model
 
 
+def _can_fuse_trained(layout: Layout, technique: Technique) -> bool:
+    """Blocks that are trained whole are fused where a process holds them whole: there is nothing to gather or to reduce."""
+    return technique.fuse and technique.split_master and technique.lora_rank is None and layout.degrees.world_size == 1
+
+
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Fused blocks hold their frozen weights whole, and decide themselves what to keep for the backward pass."""
+    """Fused blocks with adapters hold their frozen weights whole."""
     whole = layout.degrees.tp == layout.degrees.cp == 1 and technique.sharding == "replicated"
-    return technique.fuse and whole and technique.activation_checkpointing != "selective" and all(can_fuse(b) for b in blocks)
+    return technique.fuse and whole and all(can_fuse(b) for b in blocks)
 
 
 class ParallelLlama(nn.Module):
@@ -244,7 +259,8 @@ class ParallelLlama(nn.Module):
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.nn.utils.get_total_norm(gradients).double() ** 2
+        norms = torch._foreach_norm(gradients, dtype=torch.float32)  # of bfloat16 gradients too
+        return torch.stack(norms).double().square().sum()
 
     def refresh_copies(self) -> None:
         """Gives the last stage's copy of a tied table the first stage's value; after loading and after an update of it."""
