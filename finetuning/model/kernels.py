@@ -24,11 +24,10 @@ LEAST_FACTOR = 1e-12  # of a row of zeros
 
 
 class Update(NamedTuple):
-    """The low-rank update of a LoRA layer's output, scale * t b^T, with t = x A^T."""
+    """The low-rank update of a LoRA layer's output, t b^T, with t = scale * x A^T."""
 
     t_TR: Tensor
     b_OR: Tensor  # as many rows as the layer has outputs
-    scale: float
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -182,7 +181,7 @@ def _triton() -> ModuleType:
 
 
 def _low_rank(update: Update) -> Tensor:
-    return update.scale * (update.t_TR.float() @ update.b_OR.float().t())
+    return update.t_TR.float() @ update.b_OR.float().t()
 
 
 def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> tuple[Tensor, Tensor]:
@@ -196,7 +195,7 @@ def _update_of_heads(update: Update, heads: tuple[int, int]) -> Tensor:
     head_dim = update.b_OR.shape[0] // (num_heads + 2 * num_key_value_heads)
     sizes = [num_heads * head_dim, num_key_value_heads * head_dim, num_key_value_heads * head_dim]
     parts = zip(update.t_TR.chunk(3, -1), update.b_OR.split(sizes), strict=True)
-    return torch.cat([_low_rank(Update(t, b, update.scale)) for t, b in parts], -1)
+    return torch.cat([_low_rank(Update(t, b)) for t, b in parts], -1)
 
 
 def _turn(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:

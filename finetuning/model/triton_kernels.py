@@ -117,12 +117,12 @@ def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.
 
 def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
     num_rows, size = x_TD.shape
-    t, b, scale = update
+    t, b = update
     rank = b.shape[1]
     out = torch.empty_like(x_TD)
     grid = (triton.cdiv(num_rows, UPDATE_ROWS), triton.cdiv(size, UPDATE_COLUMNS))
     _add_update[grid](
-        x_TD, y_TD, y_TD.stride(0), t, t.stride(0), b, out, scale, num_rows, size, rank, _padded(rank),
+        x_TD, y_TD, y_TD.stride(0), t, t.stride(0), b, out, num_rows, size, rank, _padded(rank),
         ROWS=UPDATE_ROWS, COLUMNS=UPDATE_COLUMNS, num_warps=8,
     )  # fmt: skip
     return out
@@ -130,7 +130,7 @@ def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
 
 @triton.jit
 def _add_update(
-    x, y, y_stride, t, t_stride, b, out, scale, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
+    x, y, y_stride, t, t_stride, b, out, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -138,7 +138,7 @@ def _add_update(
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
     result = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     result += tl.load(y + rows[:, None] * y_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    result += scale * _update_tile(t, t_stride, b, rows, columns, num_rows, size, rank, RANK)
+    result += _update_tile(t, t_stride, b, rows, columns, num_rows, size, rank, RANK)
     tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -147,11 +147,11 @@ def rotate_heads(
 ) -> Tensor:
     num_heads, num_key_value_heads = heads
     num_rows, size = qkv_TC.shape
-    t, b, scale, rank = _unpacked(update, qkv_TC)
+    t, b, rank = _unpacked(update, qkv_TC)
     out = torch.empty((num_rows, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
     grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
     _rotate_heads[grid](
-        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, scale, cos_TH, sin_TH, out, num_rows, size, num_heads,
+        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads,
         num_key_value_heads, size // (num_heads + 2 * num_key_value_heads), rank, _padded(rank), ROWS=ROTATE_ROWS, num_warps=4,
     )  # fmt: skip
     return out
@@ -159,7 +159,7 @@ def rotate_heads(
 
 @triton.jit
 def _rotate_heads(
-    qkv, qkv_stride, t, t_stride, b, scale, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
+    qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
     num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -174,8 +174,8 @@ def _rotate_heads(
     if RANK > 0:
         part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
         own_t = t + part * rank
-        first += scale * _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
-        second += scale * _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
+        first += _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
+        second += _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
     if head < num_heads + num_key_value_heads:
         c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
         s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
@@ -229,12 +229,12 @@ def _rotate_heads_backward(
 
 def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> Tensor:
     num_rows, size = gate_TF.shape
-    (t_gate, b_gate, scale, rank), (t_up, b_up, _, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
+    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate[grid](
-        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, scale, out, num_rows, size, rank,
+        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, out, num_rows, size, rank,
         _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
@@ -242,7 +242,7 @@ def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) 
 
 @triton.jit
 def _gate(
-    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, scale, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
+    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
@@ -257,8 +257,8 @@ def _gate(
         g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
         if RANK > 0:
-            g += scale * tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
-            u += scale * tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
         result = g * tl.sigmoid(g) * u
         tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
@@ -268,14 +268,14 @@ def gate_backward(
     updates: tuple[Update, Update] | None, through: tuple[Tensor, Tensor] | None,
 ) -> Tensor:  # fmt: skip
     num_rows, size = grad_TF.shape
-    (t_gate, b_gate, scale, rank), (t_up, b_up, _, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
+    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     dt, a = through or (grad_TF, grad_TF)
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate_backward[grid](
         grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
-        b_up, scale, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
+        b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
         ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
@@ -283,7 +283,8 @@ def gate_backward(
 
 @triton.jit
 def _gate_backward(
-    grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, scale, grad_gate, grad_up, grad_stride, out,
+    grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
+    out,
     num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -303,8 +304,8 @@ def _gate_backward(
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
         arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32)
         if RANK > 0:
-            g += scale * tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
-            u += scale * tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
             arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
         sigmoid = tl.sigmoid(g)
         silu = g * sigmoid
@@ -413,9 +414,9 @@ def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROW
     tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
 
 
-def _unpacked(update: Update | None, other: Tensor) -> tuple[Tensor, Tensor, float, int]:
-    """t, b, scale and rank; without an update rank 0, and any tensor in place of t and b, which are not read then."""
-    return (other, other, 0.0, 0) if update is None else (*update, update.b_OR.shape[1])
+def _unpacked(update: Update | None, other: Tensor) -> tuple[Tensor, Tensor, int]:
+    """t, b and rank; without an update rank 0, and any tensor in place of t and b, which are not read then."""
+    return (other, other, 0) if update is None else (*update, update.b_OR.shape[1])
 
 
 def _padded(rank: int) -> int:

@@ -19,10 +19,10 @@ from finetuning.model.llama import Block, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
-from finetuning.parallel.mesh import Layout
+from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
-from finetuning.parallel.shard import Covered, prepare_backward, release, shard_parameters
+from finetuning.parallel.shard import Covered, prepare_backward, release, shard_parameters, uncover_documents
 from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
@@ -81,19 +81,15 @@ def build_part(
         parameter.data = parameter.data.to(torch.float32 if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
     recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
-    if _can_fuse_trained(layout, technique):
-        model.to_empty(device=device)
-        for block in blocks:
-            trained = FusedTrainedBlock(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
-            block.forward = block_forward(trained, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
-        return model
-    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
     if _can_fuse(blocks, layout, technique):
         model.to_empty(device=device)
+        kind = FusedTrainedBlock if technique.lora_rank is None else FusedBlock
         for block in blocks:
-            fused = FusedBlock(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
+            fused = kind(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
             block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
+        uncover_documents(model)
         return model
+    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
         layer.forward = block_forward(
@@ -103,15 +99,13 @@ def build_part(
     return model
 
 
-def _can_fuse_trained(layout: Layout, technique: Technique) -> bool:
-    """Blocks that are trained whole are fused where a process holds them whole: there is nothing to gather or to reduce."""
-    return technique.fuse and technique.split_master and technique.lora_rank is None and layout.degrees.world_size == 1
-
-
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Fused blocks with adapters hold their frozen weights whole."""
-    whole = layout.degrees.tp == layout.degrees.cp == 1 and technique.sharding == "replicated"
-    return technique.fuse and whole and all(can_fuse(b) for b in blocks)
+    """Fused blocks hold their weights whole: frozen ones on every process, trained ones where there is one process only."""
+    if not technique.fuse or layout.degrees.tp > 1 or layout.degrees.cp > 1:
+        return False
+    if technique.lora_rank is None:
+        return technique.split_master and layout.degrees.world_size == 1
+    return technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
 
 
 class ParallelLlama(nn.Module):
@@ -159,11 +153,11 @@ class ParallelLlama(nn.Module):
         return global_view(name, tensor, self.layout)
 
     def whole(self, name: str, tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-        """The whole of `tensor` (see `view`; None on stages without this weight) on rank 0, None on the others.
+        """The whole of `tensor` (see `view`; None on stages without this weight) in `dtype` on rank 0, None on the others.
 
         Every process must call it.
         """
-        found = None if tensor is None else gather_whole(self.view(name, tensor))
+        found = None if tensor is None else gather_whole(self.view(name, tensor)).to(dtype)
         holder = 0 if self.pipeline is None else self.pipeline.holder_of(name)
         in_first_group = self.layout.data_rank == self.layout.cp_rank == self.layout.tp_rank == 0
         if holder != 0 and in_first_group:
@@ -255,7 +249,9 @@ class ParallelLlama(nn.Module):
         gradients = [
             local_part(weight.grad)
             for name, weight in self.weights().items()
-            if weight.grad is not None and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+            if weight.grad is not None
+            and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+            and (self.layout.data_rank == 0 or isinstance(weight, DTensor))  # others are whole on every data rank
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
@@ -284,6 +280,10 @@ class ParallelLlama(nn.Module):
                 local_part(w.grad) for name, w in self.weights().items() if w.grad is not None and tensor_dim(name) is None
             ]
             sum_over(partial, self.layout.group("tp"))
+        whole = [w.grad for w in self.weights().values() if w.grad is not None and not isinstance(w, DTensor)]
+        for axis in ("dp_shard", "dp_replicate"):
+            if self.layout.mesh.size(AXES.index(axis)) > 1:
+                sum_over(whole, self.layout.group(axis))
         if self._copies_table() and self.trains_all:
             assert self.pipeline is not None
             self.pipeline.add_table_gradients()
