@@ -86,8 +86,12 @@ def check_settings(config: RunConfig) -> list[str]:
         changed = [name for name in LORA_ONLY if getattr(config, name) != getattr(defaults, name)]
         problems += [t("--{name} has no effect without --peft lora", name=name) for name in changed]
     elif config.optimizer_states not in ("auto", "fp32"):
-        problems.append(t("--optimizer_states {states} has no effect with --peft lora: adapters are small, and stay in float32",
-                          states=config.optimizer_states))
+        problems.append(
+            t(
+                "--optimizer_states {states} has no effect with --peft lora: adapters are small, and stay in float32",
+                states=config.optimizer_states,
+            )
+        )
     if config.learning_rate < config.min_lr:
         problems.append(
             t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)

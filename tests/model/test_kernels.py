@@ -20,8 +20,11 @@ ROWS, RANK = 300, 16
 @pytest.mark.parametrize("rank", [8, 16, 64])
 def test_an_update_is_added_to_the_sum(size: int, rank: int) -> None:
     agrees(
-        lambda x, y, t, b: kernels.add_update(x, y, Update(t, b)), matrix(ROWS, size),
-        matrix(ROWS, size + 64)[:, :size], matrix(ROWS, rank), matrix(size, rank),
+        lambda x, y, t, b: kernels.add_update(x, y, Update(t, b)),
+        matrix(ROWS, size),
+        matrix(ROWS, size + 64)[:, :size],
+        matrix(ROWS, rank),
+        matrix(size, rank),
     )
 
 
