@@ -1,7 +1,7 @@
 """Peer: Unsloth, LoRA r = 16 on all seven linears, its kernels and its packing, without the Trainer of TRL around it.
 
 torch: the attention that it chooses itself, FlashAttention-4 inside torch included where its own probe accepts that;
-flash_attention_2: the functions of the package flash-attn, which it prefers where they are installed, on the kernel inside torch.
+flash_attention_2: the functions of the package flash-attn, which it prefers where they are installed, on torch's own kernel.
 """
 
 import os

@@ -1,12 +1,12 @@
 """Ours and the peers on the same work, one after the other on one GPU: speed, memory, clocks and power, as a dated table.
 
 The same random 8B shape, lengths, order of samples and packed rows for all; LoRA r = 16 on all seven linears, AdamW. Ours runs
-through the ordinary command (one_gpu.py); each peer is a process of its own with the packages of its site (peers_sites.py). Only real
-tokens count. A peer that fails does not stop the others: the end of its output is its result.
+through the ordinary command (one_gpu.py); each peer is a process of its own with the packages of its site (peers_sites.py).
+Only real tokens count. A peer that fails does not stop the others: the end of its output is its result.
 
     python benchmarks/peers.py --work /tmp/bench --sites /tmp/sites --cases ours-8192 automodel-8192 --out results
 
-Results gather in --work, so that several calls fill one table. Cases whose ratio is to be quoted belong into one call with ours.
+Results gather in --work, so that several calls fill one table. Cases whose ratio is to be quoted belong in one call with ours.
 """
 
 import argparse

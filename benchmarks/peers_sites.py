@@ -1,9 +1,10 @@
 """The peers' packages for a machine without a network: wheels unpacked into a folder for each peer, trimmed, as archives.
 
     python benchmarks/peers_sites.py --work /tmp/peers --out /tmp/peers_archives
-    # on the machine, for each archive:  mkdir -p /tmp/sites && tar -xf peers_a.tar.xz -C /tmp/sites
+    # on the machine, for each letter, whose archive may be in parts:
+    mkdir -p /tmp/sites && cat peers_a.tar.xz* | tar -xJ -C /tmp/sites
 
-peers_requirements.txt says what goes where. Wheels are for Python 3.12, Linux x86-64, CUDA 13; nothing is installed or compiled.
+peers_requirements.txt says what goes where. Wheels are for Python 3.12, Linux x86-64, CUDA 13; nothing is compiled.
 """
 
 import argparse
@@ -19,6 +20,7 @@ REQUIREMENTS = Path(__file__).with_name("peers_requirements.txt")
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64",
              "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")  # fmt: skip
 ARCHIVES = {"a": ("transformers", "automodel"), "b": ("unsloth", "xformers"), "c": ("fa4",)}
+PART_BYTES = 40 * 2**20
 # What a training step does not need and what is large: a web interface, libraries for other GPUs and other versions, tests.
 UNNEEDED = (
     "studio", "**/tests", "torchao/_C_mxfp8*", "bitsandbytes/libbitsandbytes_[!c]*", "bitsandbytes/libbitsandbytes_cuda1[!3]*",
@@ -41,7 +43,8 @@ def main() -> None:
             make_site(site, sites[site], arguments.work)
         archive = arguments.out / f"peers_{letter}.tar.xz"
         write_archive(archive, arguments.work / "sites", ARCHIVES[letter])
-        print(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB", flush=True)
+        for part in cut(archive):
+            print(f"{part}: {part.stat().st_size / 2**20:.1f} MiB", flush=True)
 
 
 def read_requirements(text: str) -> dict[str, list[str]]:
@@ -77,6 +80,21 @@ def write_archive(archive: Path, root: Path, sites: tuple[str, ...]) -> None:
     with lzma.open(archive, "wb", preset=6) as packed, tarfile.open(fileobj=packed, mode="w") as content:
         for site in sites:
             content.add(root / site, arcname=site)
+
+
+def cut(archive: Path) -> list[Path]:
+    """The archive, or, where it is larger than PART_BYTES, its parts in its place."""
+    for old in archive.parent.glob(f"{archive.name}.*"):
+        old.unlink()
+    if archive.stat().st_size <= PART_BYTES:
+        return [archive]
+    parts = []
+    with archive.open("rb") as whole:
+        while content := whole.read(PART_BYTES):
+            parts.append(archive.with_name(f"{archive.name}.{len(parts)}"))
+            parts[-1].write_bytes(content)
+    archive.unlink()
+    return parts
 
 
 if __name__ == "__main__":
