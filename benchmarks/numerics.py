@@ -57,7 +57,6 @@ from finetuning.parallel.weights import fill, local_part  # noqa: E402
 from finetuning.train import StopSwitch, Worker  # noqa: E402
 from finetuning.training.step import train_step  # noqa: E402
 
-
 Report = dict[str, Any]  # what is written as JSON
 
 
@@ -103,14 +102,20 @@ class Scale:
 
 
 LARGE = Scale(
-    {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4,
-     "intermediate_size": 5632, "vocab_size": 8192}, samples=4096, batch=16, base_steps=400, steps={"lora": 300, "full": 500}, longest_characters=2500,
-    seq_length=4096, base_rate=6e-4, initializer_range=0.02,
+    {
+        "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "intermediate_size": 5632, "vocab_size": 8192,
+    },
+    samples=4096, batch=16, base_steps=400, steps={"lora": 300, "full": 500}, longest_characters=2500, seq_length=4096,
+    base_rate=6e-4, initializer_range=0.02,
 )  # fmt: skip
 SMALL = Scale(
-    {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 128,
-     "vocab_size": 512}, samples=64, batch=4, base_steps=30, steps={"lora": 20, "full": 20}, longest_characters=600,
-    seq_length=1024, base_rate=3e-3, initializer_range=0.06,
+    {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "intermediate_size": 128, "vocab_size": 512,
+    },
+    samples=64, batch=4, base_steps=30, steps={"lora": 20, "full": 20}, longest_characters=600, seq_length=1024,
+    base_rate=3e-3, initializer_range=0.06,
 )  # fmt: skip
 
 
@@ -175,10 +180,8 @@ class Study:
     def _train_base(self) -> dict[str, object]:
         """Trains all weights on the first half of the data and keeps them, in bfloat16's precision like published ones."""
         scale = self.scale
-        worker = self._worker(
-            "data-base",
-            f"--peft none --compile off --lr {scale.base_rate} --max_steps {scale.base_steps} --warmup_steps {scale.base_steps // 10}",
-        )
+        steps = f"--max_steps {scale.base_steps} --warmup_steps {scale.base_steps // 10}"
+        worker = self._worker("data-base", f"--peft none --compile off --lr {scale.base_rate} {steps}")
         net = worker._build()
         curve, _ = self._fit(worker, net)
         self.base = {name: weight.full_tensor().bfloat16().float() for name, weight in views(net).items()}
@@ -340,7 +343,7 @@ def cosine_by_layer(reference: dict[str, Tensor], found: dict[str, Tensor]) -> d
 
 
 def write_data(work: Path, scale: Scale) -> None:
-    """data-base and data-second: functions of half of the standard library's modules each; the second with the example's data."""
+    """data-base and data-second: functions of half of the library's modules each; the second with the example's data."""
     folders = [work / "data-base", work / "data-second"]
     if all((folder / "training.jsonl").is_file() for folder in folders):
         return
