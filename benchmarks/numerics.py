@@ -55,6 +55,7 @@ from finetuning.launch.prepare import prepare  # noqa: E402
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model  # noqa: E402
 from finetuning.parallel.weights import fill, local_part  # noqa: E402
 from finetuning.train import StopSwitch, Worker  # noqa: E402
+from finetuning.training.optimizer import gradient_scaler  # noqa: E402
 from finetuning.training.step import train_step  # noqa: E402
 
 Report = dict[str, Any]  # what is written as JSON
@@ -82,7 +83,10 @@ VARIANTS = {
     "lora": {
         "default": "", "compile-off": "--compile off", "recompute": "--activation_checkpointing full", "fp8": "--fp8",
     },
-    "full": {"default": "", "compile-off": "--compile off"},
+    "full": {
+        "default": "", "compile-off": "--compile off", "states-fp32": "--optimizer_states fp32",
+        "states-8bit": "--optimizer_states 8bit", "fp8": "--fp8",
+    },
 }  # fmt: skip
 
 
@@ -172,7 +176,7 @@ class Study:
             make_tiny_model(self.model, **shape, initializer_range=self.scale.initializer_range, training_file=first)
         report: Report = {"machine": machine(), "mode": self.mode, "scale": dataclasses.asdict(self.scale), "variants": {}}
         report["base"] = self._train_base()
-        reference = self._variant(REFERENCE, "", None, report)
+        reference = self._variant(REFERENCE, "--optimizer_states fp32" if self.mode == "full" else "", None, report)
         for name, flags in variants.items():
             self._variant(name, flags, reference, report)
         return report
@@ -181,7 +185,7 @@ class Study:
         """Trains all weights on the first half of the data and keeps them, in bfloat16's precision like published ones."""
         scale = self.scale
         steps = f"--max_steps {scale.base_steps} --warmup_steps {scale.base_steps // 10}"
-        worker = self._worker("data-base", f"--peft none --compile off --lr {scale.base_rate} {steps}")
+        worker = self._worker("data-base", f"--peft none --optimizer_states fp32 --compile off --lr {scale.base_rate} {steps}")
         net = worker._build()
         curve, _ = self._fit(worker, net)
         self.base = {name: weight.full_tensor().bfloat16().float() for name, weight in views(net).items()}
@@ -268,7 +272,9 @@ class Study:
         for batch in self._batches(worker, worker.run.max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = worker.module.learning_rate(batch.step)
-            curve.append(train_step(net, batch, optimizer.step, clip_grad=worker.config.clip_grad, stop=False).loss)
+            scale = gradient_scaler(net, optimizer)
+            result = train_step(net, batch, optimizer.step, scale=scale, clip_grad=worker.config.clip_grad, stop=False)
+            curve.append(result.loss)
             optimizer.zero_grad()
             if counter is not None and counter.total() > compiled:
                 compiled_at.append(batch.step + 1)
