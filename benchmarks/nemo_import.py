@@ -3,7 +3,8 @@
     python benchmarks/nemo_import.py --layers 8 --folder /tmp/nemo_import
 
 Writes random bfloat16 weights, then, alternately and several times, each in a process of its own and with the files'
-pages dropped from the cache: `cat` of all files to /dev/null, and every weight read as training reads it, a few MiB at a time. With --resident the weights are kept, as when a model is filled with them.
+pages dropped from the cache: `cat` of all files to /dev/null, and every weight read as training reads it, a few MiB at a time.
+With --resident the weights are kept, as when a model is filled with them.
 """
 
 import argparse
