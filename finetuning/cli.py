@@ -236,6 +236,10 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
     settings.setdefault("lang", language_of_environment())
     if settings["lang"] in CHOICES["lang"]:
         set_language(settings["lang"])
+    if settings.get("peft") == "lora" and settings.get("restore_config"):
+        from finetuning.launch.resume import with_adapter_settings
+
+        settings = with_adapter_settings(settings)
     return config_from_dict(settings, str(config_file) if config_file else t("command line"))
 
 

@@ -175,9 +175,6 @@ MESSAGES: dict[str, str] = {
     ),
     # finetuning/checkpoint
     "{folder}: {name} is {value!r}; only {supported!r} is supported": "{folder}：{name} 是 {value!r}；只支援 {supported!r}",
-    "{folder}: {name} is {found!r}, but the run asks for {wanted!r}; give the same value": (
-        "{folder}：{name} 是 {found!r}，但這次要求的是 {wanted!r}；請給相同的值"
-    ),
     "{folder}: holds no adapter {name}": "{folder}：沒有 adapter {name}",
     "{file}: not an index of weight files; download it again": "{file}：不是權重檔的索引；請重新下載",
     "nothing": "無",
@@ -1183,4 +1180,141 @@ MESSAGES: dict[str, str] = {
     ),
     "checked": "檢查",
     "{summary} · see data/report.html in the folder below": "{summary} · 詳見下方資料夾的 data/report.html",
+    "{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out": (
+        "{folder}：適配器是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
+    ),
+    "{file}: r and lora_alpha must be numbers": ("{file}：r 與 lora_alpha 必須是數字"),
+    "{file}: cannot be read: {error}": ("{file}：無法讀取：{error}"),
+    "{path}: is there already; give another folder, or remove it first": ("{path}：已經存在；請指定別的資料夾，或先移除它"),
+    "{path}: cannot be made: {reason}": ("{path}：無法建立：{reason}"),
+    "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}": ("{path}：需要 {needed:.1f} GiB，磁碟只剩 {free:.1f}"),
+    "{name} is {found} there, the model's is {wanted}": ("{name} 在那裡是 {found}，模型的是 {wanted}"),
+    "{folder}: what is stored is not only LoRA of linear layers: {shown}": ("{folder}：存的不只是線性層的 LoRA：{shown}"),
+    "{file} is missing (other weight files: {there}); weights must be in safetensors format": (
+        "缺少 {file}（其他權重檔：{there}）；權重必須是 safetensors 格式"
+    ),
+    "{folder}: made with init_lora_weights={value!r}, which changes the base weights as well; convert it "
+    "with PEFT (path_initial_model_for_weight_conversion)": (
+        "{folder}：以 init_lora_weights={value!r} 製作，基礎權重也會改變；請用 PEFT 轉換（path_initial_model_for_"
+        "weight_conversion）"
+    ),
+    "{path}: the adapter belongs to another model: {shown}": ("{path}：適配器屬於別的模型：{shown}"),
+    "{path}: the weights do not fit the model: {shown}": ("{path}：權重與模型不符：{shown}"),
+    "{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a "
+    "complete checkpoint ({checkpoint}) or an experiment with one; found {found}": (
+        "{path}：不是 Hugging Face 格式的模型（config.json），不是適配器（{adapter}），也不是完整的檢查點（{check"
+        "point}）或有檢查點的實驗；找到的是 {found}"
+    ),
+    "--base {base}: {path} is a whole model and has none": ("--base {base}：{path} 是完整的模型，沒有基礎模型"),
+    "{path}: GGUF holds rounded weights for llama.cpp and is not read; transformers turns it into a "
+    "model folder: AutoModelForCausalLM.from_pretrained(FOLDER, "
+    "gguf_file={name!r}).save_pretrained(OUT), and the same with AutoTokenizer": (
+        "{path}：GGUF 存的是給 llama.cpp 用的捨入權重，這裡不讀取；transformers 可以把它轉成模型資料夾：AutoModel"
+        "ForCausalLM.from_pretrained(FOLDER, gguf_file={name!r}).save_pretrained(OUT)，AutoTokenizer 也一樣"
+    ),
+    "{path}: there is no such folder": ("{path}：沒有這個資料夾"),
+    "{path}: the model that it was trained from is not here ({named}); give it as --base": (
+        "{path}：當初用來訓練的模型不在這裡（{named}）；請用 --base 指定"
+    ),
+    "--{name} {given!r}: the model was trained with {trained!r}; leave the flag out": (
+        "--{name} {given!r}：模型訓練時用的是 {trained!r}；請不要給這個旗標"
+    ),
+    "none is named": ("沒有寫明"),
+    "{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an "
+    "adapter gives wrong answers; give the right one as --base": (
+        "{path}：訓練時的基礎模型是 {name}，指紋 {expected}；{base} 的指紋是 {found}。適配器用在別的權重上會給出"
+        "錯誤的答案；請用 --base 指定正確的模型"
+    ),
+    "{name}: holds {largest:.3g}, and float16 ends at 65504; give --dtype bfloat16 or float32": (
+        "{name}：有 {largest:.3g}，而 float16 最大只到 65504；請給 --dtype bfloat16 或 float32"
+    ),
+    "{file}: {name} is stored as {dtype}; only {known} can be read": ("{file}：{name} 以 {dtype} 儲存；只能讀取 {known}"),
+    "{folder}: the chat template is not the one that the model was trained with (hash {found}, in "
+    "training {trained}). In training: {before!r}; now: {now!r}. Put the trained one back": (
+        "{folder}：聊天模板與訓練時不同（雜湊 {found}，訓練時 {trained}）。訓練時：{before!r}；現在：{now!r}。請"
+        "換回訓練時的模板"
+    ),
+    "{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is "
+    "now {now}. Put the trained one back": (
+        "{folder}：分詞器與訓練時不同：{text!r} 原本是 {before}，現在是 {now}。請換回訓練時的分詞器"
+    ),
+    "--device cuda: there is no CUDA GPU here; give cpu, or leave it out": (
+        "--device cuda：這裡沒有 CUDA GPU；請給 cpu，或不給"
+    ),
+    "must be greater than 0 and at most 1": ("必須大於 0 且不超過 1"),
+    "--top_p and --top_k have no effect at --temperature 0; give for example --temperature 0.7": (
+        "--top_p 與 --top_k 在 --temperature 0 時沒有作用；請給例如 --temperature 0.7"
+    ),
+    "line {line}: {tokens} tokens, and the model was made for at most {limit}": (
+        "第 {line} 行：{tokens} 個 token，而模型最多只能處理 {limit} 個"
+    ),
+    "{file}: there is no such file": ("{file}：沒有這個檔案"),
+    "{file}: not a data file; use {suffixes}": ("{file}：不是資料檔；可用 {suffixes}"),
+    "{file}: holds no samples": ("{file}：沒有樣本"),
+    "… and {count} more": ("…還有 {count} 項"),
+    "{path}: neither a folder, nor an experiment in {experiments}, nor a hub name": (
+        "{path}：不是資料夾，不是 {experiments} 裡的實驗，也不是 hub 上的名稱"
+    ),
+    "{leave} or Ctrl-D leaves, {reset} begins anew, Ctrl-C ends an answer": (
+        "{leave} 或 Ctrl-D 離開，{reset} 重新開始，Ctrl-C 中止回答"
+    ),
+    "the conversation has grown to {tokens} tokens, and with --max_new_tokens {new} the model has only "
+    "{limit} positions; begin anew": (
+        "對話已經有 {tokens} 個 token，加上 --max_new_tokens {new}，模型只有 {limit} 個位置；請重新開始"
+    ),
+    "{path}: has no test and no validation file; give the file itself": (
+        "{path}：沒有 test 也沒有 validation 檔；請直接指定檔案"
+    ),
+    "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples ({tokens} answer tokens)": (
+        "損失 {loss:.4f}，困惑度 {perplexity:.2f}，共 {samples} 筆樣本（{tokens} 個答案 token）"
+    ),
+    "highest losses:": ("損失最高的樣本："),
+    "line": ("行"),
+    "input": ("輸入"),
+    "all samples: {files} in {folder}": ("全部樣本：{folder} 裡的 {files}"),
+    "exact match {exact:.1%}, ROUGE-1 {rouge1:.3f}, ROUGE-2 {rouge2:.3f}, ROUGE-L {rouge_l:.3f}, chrF {chrf:.3f}": (
+        "完全相符 {exact:.1%}，ROUGE-1 {rouge1:.3f}，ROUGE-2 {rouge2:.3f}，ROUGE-L {rouge_l:.3f}，chrF {chrf:.3f}"
+    ),
+    "--merge has no effect: {path} has no adapter": ("--merge 沒有作用：{path} 沒有適配器"),
+    "adapter in PEFT format: {path}": ("PEFT 格式的適配器：{path}"),
+    "model in Hugging Face format: {path}": ("Hugging Face 格式的模型：{path}"),
+    "{path}: is in PEFT format already; give --merge for a whole model": ("{path}：已經是 PEFT 格式；要完整的模型請給 --merge"),
+    "--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model": (
+        "--dtype 對適配器沒有作用，適配器維持 float32；要完整的模型請給 --merge"
+    ),
+    "{count} answers in {file}": ("{file} 裡有 {count} 個回答"),
+    "give prompts or --file, not both": ("請給提示或 --file，不要兩者都給"),
+    "no prompt: give one as an argument, on standard input, or a file of lines or of {suffixes} as --file": (
+        "沒有提示：請當作引數或從標準輸入給，或用 --file 指定每行一題的檔案或 {suffixes}"
+    ),
+    "compared on {count} prompts of {file}:": ("以 {file} 的 {count} 個提示比較："),
+    "  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding explains {tolerance:.3g})": (
+        "  logit 最大差異  {difference:.3g}（最大的 logit {largest:.3g}；捨入可以解釋 {tolerance:.3g}）"
+    ),
+    "  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} positions": (
+        "  貪婪回答相同    {all} 個中有 {same} 個；{positions} 個位置中有 {tokens} 個的下一個 token 相同"
+    ),
+    "{path}: is a whole model; there is no adapter to merge": ("{path}：是完整的模型；沒有適配器可以合併"),
+    "{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data": (
+        "{path}：不知道它用什麼資料訓練；請用 --data 指定有提示的 .jsonl"
+    ),
+    "note: the adapter does not say on which weights it was trained; only names and shapes are compared": (
+        "注意：適配器沒有寫明用哪些權重訓練；只比較名稱與形狀"
+    ),
+    "DIFFERENT: the merged model does not compute what the adapter does; do not use it": (
+        "不同：合併後的模型算出來的與適配器不同；請不要使用"
+    ),
+    "same: the merged model answers as the adapter does": ("相同：合併後的模型回答與適配器一樣"),
+    "same but for rounding: where two tokens are almost equally likely, the other one may be chosen": (
+        "除捨入外相同：兩個 token 機率幾乎一樣時，可能選到另一個"
+    ),
+    "--hf_model_id {path}: this is an adapter; give its base model here and the adapter as "
+    "--restore_config, with --peft lora": (
+        "--hf_model_id {path}：這是適配器；這裡請給它的基礎模型，適配器請用 --restore_config 指定，並加上 --peft lora"
+    ),
+    "loss, perplexity and answers of a model on a data file": ("模型在資料檔上的損失、困惑度與回答"),
+    "answers of a model to prompts": ("模型對提示的回答"),
+    "a conversation with a model in the terminal": ("在終端機與模型對話"),
+    "an adapter into its base model, with a comparison of the two": ("把適配器合併進基礎模型，並比較兩者"),
+    "a checkpoint or model in the format of other tools": ("把檢查點或模型轉成其他工具的格式"),
 }

@@ -106,6 +106,12 @@ def find_model_in(path: Path) -> Path:
     Raises:
         InputError: there is no such folder, or nothing in it that is known.
     """
+    if path.suffix == ".gguf":
+        raise InputError(
+            t("{path}: GGUF holds rounded weights for llama.cpp and is not read; transformers turns it into a model folder: "
+              "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file={name!r}).save_pretrained(OUT), and the same with "
+              "AutoTokenizer", path=path, name=path.name)
+        )  # fmt: skip
     if path.is_file() and is_nemo(path):
         return path
     if not path.is_dir():

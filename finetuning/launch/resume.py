@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.adapters import check_adapter
+from finetuning.checkpoint.adapters import adapter_settings, check_adapter
 from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.low_rank import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_checkpoint
@@ -122,6 +122,18 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
             for name in different
         ])  # fmt: skip
     return checkpoint.path.resolve(), t("starts from the weights of {model}", model=checkpoint.path)
+
+
+def with_adapter_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run that starts from an adapter: rank, alpha and targets that were not given are the adapter's.
+
+    Raises:
+        InputError: the adapter's settings cannot be read.
+    """
+    start = settings.get("restore_config")
+    if settings.get("peft") != "lora" or not isinstance(start, str) or not (Path(start) / ADAPTER_CONFIG_FILE).is_file():
+        return settings
+    return adapter_settings(Path(start)) | settings
 
 
 def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:

@@ -78,6 +78,11 @@ def read_llama_config(model_path: Path) -> LlamaConfig:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (model_path / "adapter_config.json").is_file():
+            raise InputError(
+                t("--hf_model_id {path}: this is an adapter; give its base model here and the adapter as --restore_config, "
+                  "with --peft lora", path=model_path)
+            ) from None  # fmt: skip
         raise InputError(
             t("--hf_model_id {path}: holds no config.json, so it is not a model folder in Hugging Face format", path=model_path)
         ) from None

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetuning.checkpoint.adapters import CONFIG_FILE, check_adapter, export_adapters
+from finetuning.checkpoint.adapters import check_adapter, export_adapters
+from finetuning.checkpoint.low_rank import CONFIG_FILE
 from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.model.lora import initial_adapter
@@ -119,11 +120,14 @@ def test_an_adapter_that_fits_the_run_has_no_problems(tiny_model: Path, adapter:
         ({"use_dora": True}, "use_dora is True; only False is supported"),
         ({"bias": "all"}, "bias is 'all'; only 'none' is supported"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}; only {} is supported"),
-        ({"r": 8}, "r is 8, but the run asks for 3; give the same value"),
-        ({"lora_alpha": 6}, "lora_alpha is 6, but the run asks for 12.0"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']; only None is supported"),
+        ({"lora_bias": True}, "lora_bias is True; only None is supported"),
+        ({"init_lora_weights": "pissa"}, "which changes the base weights as well"),
+        ({"r": 8}, "the adapter has --lora_rank 8, but the run asks for 3; give the same, or leave it out"),
+        ({"lora_alpha": 6}, "the adapter has --lora_alpha 6.0, but the run asks for 12.0"),
         (
             {"target_modules": ["q_proj"]},
-            "target_modules is ['q_proj'], but the run asks for ['down_proj', 'q_proj', 'v_proj']",
+            "the adapter has --lora_targets q_proj, but the run asks for q_proj,v_proj,down_proj",
         ),
     ],
 )

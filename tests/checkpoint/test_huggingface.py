@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from finetuning.checkpoint import huggingface
+from finetuning.checkpoint import safetensors_files
 from finetuning.checkpoint.huggingface import export_model
 from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format
@@ -26,7 +26,7 @@ TEMPLATE = r"問題：{input}\n回答：{output}"
 def load_change_and_export(
     model_folder: Path, target: Path, template: str | None, shard_bytes: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    huggingface.SHARD_BYTES = shard_bytes
+    safetensors_files.SHARD_BYTES = shard_bytes
     model = build(model_folder)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -49,7 +49,7 @@ def test_every_process_count_reads_the_stored_weights_bit_for_bit(tiny_model: Pa
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("shard_bytes", [huggingface.SHARD_BYTES, 100_000], ids=["one file", "several files"])
+@pytest.mark.parametrize("shard_bytes", [safetensors_files.SHARD_BYTES, 100_000], ids=["one file", "several files"])
 def test_transformers_loads_the_export_and_computes_our_logits(
     tiny_model: Path, tiny_tied_model: Path, tmp_path: Path, tied: bool, shard_bytes: int
 ) -> None:
@@ -62,13 +62,13 @@ def test_transformers_loads_the_export_and_computes_our_logits(
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4 * theirs.abs().max().item())
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
     files = sorted(path.name for path in (tmp_path / "export").glob("*.safetensors"))
-    assert len(files) == 1 if shard_bytes == huggingface.SHARD_BYTES else len(files) > 2
+    assert len(files) == 1 if shard_bytes == safetensors_files.SHARD_BYTES else len(files) > 2
     assert all((tmp_path / "export" / name).stat().st_size < 2 * shard_bytes for name in files)
 
 
 def test_the_export_has_tokenizer_chat_template_config_and_generation_config(tiny_model: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
-    run_processes(1, load_change_and_export, tiny_model, export, None, huggingface.SHARD_BYTES)
+    run_processes(1, load_change_and_export, tiny_model, export, None, safetensors_files.SHARD_BYTES)
     messages = [{"role": "user", "content": "你好！"}]
     before, after = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (tiny_model, export))
     assert after.apply_chat_template(messages, tokenize=False) == before.apply_chat_template(messages, tokenize=False)
@@ -90,7 +90,7 @@ def test_a_custom_chinese_template_becomes_the_chat_template_of_the_export(tiny_
     (base / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
     export = tmp_path / "export"
-    run_processes(1, load_change_and_export, base, export, TEMPLATE, huggingface.SHARD_BYTES)
+    run_processes(1, load_change_and_export, base, export, TEMPLATE, safetensors_files.SHARD_BYTES)
     tokenizer = transformers.AutoTokenizer.from_pretrained(export)
     trained_with = load_prompt_format(base, TEMPLATE, None)
     for question in ("請解釋「遞迴」\n與\\n 的差別。", "Name a colour  ", 'say "hi" {input}'):
@@ -109,7 +109,7 @@ def test_an_earlier_export_is_replaced_as_a_whole(tiny_model: Path, tmp_path: Pa
     export = tmp_path / "export"
     export.mkdir()
     (export / "model-00001-of-00002.safetensors").write_bytes(b"old")
-    run_processes(1, load_change_and_export, tiny_model, export, None, huggingface.SHARD_BYTES)
+    run_processes(1, load_change_and_export, tiny_model, export, None, safetensors_files.SHARD_BYTES)
     assert not (export / "model-00001-of-00002.safetensors").exists()
     assert (export / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
