@@ -1184,7 +1184,6 @@ MESSAGES: dict[str, str] = {
         "{folder}：適配器是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
     ),
     "{file}: r and lora_alpha must be numbers": ("{file}：r 與 lora_alpha 必須是數字"),
-    "{file}: cannot be read: {error}": ("{file}：無法讀取：{error}"),
     "{path}: is there already; give another folder, or remove it first": ("{path}：已經存在；請指定別的資料夾，或先移除它"),
     "{path}: cannot be made: {reason}": ("{path}：無法建立：{reason}"),
     "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}": ("{path}：需要 {needed:.1f} GiB，磁碟只剩 {free:.1f}"),
@@ -1199,7 +1198,6 @@ MESSAGES: dict[str, str] = {
         "weight_conversion）"
     ),
     "{path}: the adapter belongs to another model: {shown}": ("{path}：適配器屬於別的模型：{shown}"),
-    "{path}: the weights do not fit the model: {shown}": ("{path}：權重與模型不符：{shown}"),
     "{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a "
     "complete checkpoint ({checkpoint}) or an experiment with one; found {found}": (
         "{path}：不是 Hugging Face 格式的模型（config.json），不是適配器（{adapter}），也不是完整的檢查點（{check"
