@@ -10,13 +10,14 @@ TINY_MODEL := examples/models/tiny-llama-3.1
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-introduction test check clean
+.PHONY: help venv megatron demo demo-introduction test check clean
 
 help:
 	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
 	@echo "make test    unit tests and multi-process tests, on the CPU"
 	@echo "make check   format, lint, types, import contracts"
 	@echo "make venv    only the environment the others use, in $(VENV)"
+	@echo "make megatron  megatron-core for the tests that compare with it; without it they are skipped"
 	@echo "make clean   remove what these targets made"
 
 demo: demo-introduction $(STAMP)
@@ -60,6 +61,15 @@ check: $(STAMP)
 	$(BIN)/lint-imports --no-logo
 
 venv: $(STAMP)
+
+# The real megatron-core, which tests compare with; beside the environment, so that the project cannot come to need it.
+MEGATRON := megatron-core==0.16.1
+megatron: $(VENV)/megatron/.$(MEGATRON)
+
+$(VENV)/megatron/.$(MEGATRON): $(STAMP)
+	rm -rf $(VENV)/megatron
+	@$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/megatron $(MEGATRON)
+	@touch $@
 
 # torch first and alone: the build that is chosen for it, with or without CUDA, decides what else has to be fetched.
 $(STAMP): pyproject.toml constraints.txt

@@ -15,10 +15,6 @@ MESSAGES: dict[str, str] = {
     "number of machines": "機器數量",
     "GPUs per machine; without CUDA, CPU processes": "每台機器的 GPU 數；沒有 CUDA 時是 CPU 行程數",
     "Model and data": "模型與資料",
-    "Hugging Face model id, or a local folder in Hugging Face format (required)": (
-        "Hugging Face 模型 ID，或 Hugging Face 格式的本機資料夾（必填）"
-    ),
-    "NeMo checkpoint to start from": "作為起點的 NeMo 檢查點",
     "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)": (
         "內有 training.jsonl、validation.jsonl、test.jsonl 的資料夾，或單一原始 .jsonl 檔（必填）"
     ),
@@ -245,8 +241,6 @@ MESSAGES: dict[str, str] = {
         "--num_gpus {asked}：本機只有 {found} 個；請給 --num_gpus {found}"
         "（--global_batch_size 則須為 micro_batch_size × {found} 的倍數）"
     ),
-    "--nemo_model {path}: NeMo checkpoints cannot be read in this version; give the model in Hugging Face format "
-    "as --hf_model_id": "--nemo_model {path}：這個版本無法讀取 NeMo 檢查點；請以 --hf_model_id 給 Hugging Face 格式的模型",
     "--restore_config {path}: there is no such folder": "--restore_config {path}：沒有這個資料夾",
     # finetuning/launch/command.py
     "cannot write to {folder}: {reason}": "無法寫入 {folder}：{reason}",
@@ -361,6 +355,105 @@ MESSAGES: dict[str, str] = {
     "--restore_config is not used: the experiment's own checkpoint comes first": (
         "未使用 --restore_config：以實驗自己的檢查點優先"
     ),
+    "{file}: ends in the middle of {name}; copy it again": "{file}：在 {name} 的中間就結束了；請重新複製",
+    "{file}: cannot be decompressed into {folder} ({free:.1f} GB free): {error}": (
+        "{file}：無法解壓縮到 {folder}（剩餘 {free:.1f} GB）：{error}"
+    ),
+    "{file}: has a file that leads outside it ({name})": "{file}：裡面有指向外部的檔案（{name}）",
+    "{file}: {name} is no plain file": "{file}：{name} 不是一般檔案",
+    "{file}: grows from {size} to more than {largest} bytes, which weights do not": (
+        "{file}：從 {size} 位元組膨脹到超過 {largest} 位元組，權重不會這樣"
+    ),
+    "{path}: there is no such file or folder": "{path}：沒有這個檔案或資料夾",
+    "{path}: holds no {name}, so it is not a GPT model of Megatron; found {found}": (
+        "{path}：沒有 {name}，所以不是 Megatron 的 GPT 模型；找到 {found}"
+    ),
+    "{path}: holds LoRA adapters only ({name}, …); merge them with NeMo's or Megatron-Bridge's own script, or "
+    "give the checkpoint of the base model": (
+        "{path}：只有 LoRA adapter（{name}、…）；請用 NeMo 或 Megatron-Bridge 自己的程式合併，或指定基礎模型的檢查點"
+    ),
+    "{path}: the weights do not fit the model: {shown}": "{path}：權重與模型不符：{shown}",
+    "{path}: holds weights that a Llama does not have: {names}": "{path}：含有 Llama 沒有的權重：{names}",
+    "{file}: {name} is {value!r}; a Llama has {supported!r}": "{file}：{name} 是 {value!r}；Llama 應為 {supported!r}",
+    "{name} is {stored} in the checkpoint and {given} in config.json": (
+        "{name} 在檢查點中是 {stored}，在 config.json 中是 {given}"
+    ),
+    "{file}: holds no settings": "{file}：沒有設定",
+    "{file}: not valid YAML: {error}": "{file}：不是有效的 YAML：{error}",
+    "{file}: holds no settings of a model ({error!r})": "{file}：沒有模型的設定（{error!r}）",
+    "{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found {names}": (
+        "{path}：不是 NeMo 或 Megatron 的檢查點（weights/ 與 context/、{metadata}、iter_…，或 .nemo 檔）；找到 {names}"
+    ),
+    "{path}: holds no settings of its model ({names}); give the model's config.json, by --hf_model_id or --base": (
+        "{path}：沒有模型的設定（{names}）；請以 --hf_model_id 或 --base 指定模型的 config.json"
+    ),
+    "settings of its model": "模型的設定",
+    "tokenizer in Hugging Face format": "Hugging Face 格式的 tokenizer",
+    "{path}: holds no {lacking}; give the model's folder or hub name as --hf_model_id or --base, for its "
+    "configuration and tokenizer": (
+        "{path}：沒有{lacking}；請以 --hf_model_id 或 --base 指定模型的資料夾或 hub 名稱，以取得設定與 tokenizer"
+    ),
+    "{path}: this is a model in Hugging Face format; give it as --hf_model_id": (
+        "{path}：這是 Hugging Face 格式的模型；請以 --hf_model_id 指定"
+    ),
+    "{path}: this is a checkpoint of this command; give it as --restore_config": (
+        "{path}：這是本指令的檢查點；請以 --restore_config 指定"
+    ),
+    "{path}: holds {count} checkpoints; give one of them: {names}": "{path}：有 {count} 個檢查點；請指定其中一個：{names}",
+    "{file}: not an archive of NeMo (tar, or tar compressed by gzip)": (
+        "{file}：不是 NeMo 的封存檔（tar，或以 gzip 壓縮的 tar）"
+    ),
+    "{file}: holds no model_config.yaml; found {found}": "{file}：沒有 model_config.yaml；找到 {found}",
+    "{path}: the weights are stored as {backend!r}; only 'torch_dist' can be read. Megatron's tools convert it": (
+        "{path}：權重以 {backend!r} 儲存；只能讀取 'torch_dist'。Megatron 的工具可以轉換"
+    ),
+    "{path}: names {folder} as its newest checkpoint, which is not there": "{path}：指出最新的檢查點是 {folder}，但它不在",
+    "{file}: holds {value!r} instead of a number": "{file}：內容是 {value!r}，不是數字",
+    "{file}: holds no model_weights.ckpt; found {found}": "{file}：沒有 model_weights.ckpt；找到 {found}",
+    "{file}: was saved in {count} parts by model parallelism ({names}, …); merge them with NeMo's own script": (
+        "{file}：因模型平行而存成 {count} 份（{names}、…）；請用 NeMo 自己的程式合併"
+    ),
+    "{file}: says nothing about the format": "{file}：沒有說明格式",
+    "{file}: wants to use {what}, which no checkpoint needs; it was not opened": (
+        "{file}：想使用 {what}，檢查點用不到它；沒有開啟"
+    ),
+    "{folder}: holds no {file}, so it is no complete checkpoint": "{folder}：沒有 {file}，所以不是完整的檢查點",
+    "{folder}: {name} is not complete; {count} of {total} numbers are there": (
+        "{folder}：{name} 不完整；{total} 個數值中只有 {count} 個"
+    ),
+    "{folder}: {name} is stored in a way that cannot be read": "{folder}：{name} 的儲存方式無法讀取",
+    "{folder}: names a file outside itself ({file})": "{folder}：指向外部的檔案（{file}）",
+    "{file}: is missing, and holds a part of {name}": "{file}：不見了，裡面有 {name} 的一部分",
+    "not a table of contents": "不是目錄",
+    "{file}: cannot read {name}: {error}": "{file}：無法讀取 {name}：{error}",
+    "{file}: cannot be read: {error}": "{file}：無法讀取：{error}",
+    "--nemo_model {path}: there is no such file or folder": "--nemo_model {path}：沒有這個檔案或資料夾",
+    "--to nemo writes whole models; give --merge to put the adapter into its base": (
+        "--to nemo 寫入的是完整模型；請加上 --merge 把 adapter 合併進基礎模型"
+    ),
+    "model in NeMo 2's format: {path}": "NeMo 2 格式的模型：{path}",
+    "path": "路徑",
+    "weights": "權重",
+    "optimizer": "最佳化器",
+    "tokenizer": "tokenizer",
+    ", scaled by {factor:g} beyond {length} positions": "，超過 {length} 個位置時縮放 {factor:g} 倍",
+    "{parameters:,} parameters; tensors: {kinds}": "{parameters:,} 個參數；張量：{kinds}",
+    "Llama, {layers} layers, hidden {hidden}, MLP {inner}, {heads} heads of {size} for {groups} key/value heads, "
+    "vocabulary {vocabulary}, {head}": (
+        "Llama，{layers} 層，隱藏維度 {hidden}，MLP {inner}，"
+        "{heads} 個 {size} 維的頭對 {groups} 個 key/value 頭，詞彙 {vocabulary}，{head}"
+    ),
+    "saved with": "存檔時",
+    "states are there": "有狀態",
+    "no states": "沒有狀態",
+    "base model": "基礎模型",
+    "tied head": "共用輸出層",
+    "untied head": "獨立輸出層",
+    "what a file or folder with a model holds, whoever wrote it": "檔案或資料夾裡的模型有什麼，不論由誰寫成",
+    "Hugging Face model id, or a local folder in its format (required without --nemo_model)": (
+        "Hugging Face 模型 ID，或其格式的本機資料夾（沒有 --nemo_model 時必填）"
+    ),
+    "NeMo or Megatron checkpoint with the weights to start from": "含有起始權重的 NeMo 或 Megatron 檢查點",
     "{count:.0f} minutes": "{count:.0f} 分鐘",
     "{count:.0f} hours": "{count:.0f} 小時",
     "{count:.0f} days": "{count:.0f} 天",
@@ -1091,7 +1184,6 @@ MESSAGES: dict[str, str] = {
         "{folder}：adapter 是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
     ),
     "{file}: r and lora_alpha must be numbers": ("{file}：r 與 lora_alpha 必須是數字"),
-    "{file}: cannot be read: {error}": ("{file}：無法讀取：{error}"),
     "{path}: is there already; give another folder, or remove it first": ("{path}：已經存在；請指定別的資料夾，或先移除它"),
     "{path}: cannot be made: {reason}": ("{path}：無法建立：{reason}"),
     "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}": ("{path}：需要 {needed:.1f} GiB，磁碟只剩 {free:.1f}"),
@@ -1106,7 +1198,7 @@ MESSAGES: dict[str, str] = {
         "weight_conversion）"
     ),
     "{path}: the adapter belongs to another model: {shown}": ("{path}：adapter 屬於別的模型：{shown}"),
-    "{path}: the weights do not fit the model: {shown}": ("{path}：權重與模型不符：{shown}"),
+    "{path}: the adapter belongs to another model: {shown}": ("{path}：adapter 屬於別的模型：{shown}"),
     "{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a "
     "complete checkpoint ({checkpoint}) or an experiment with one; found {found}": (
         "{path}：不是 Hugging Face 格式的模型（config.json），不是 adapter（{adapter}），也不是完整的檢查點（{check"

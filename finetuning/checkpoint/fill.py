@@ -12,7 +12,9 @@ from typing_extensions import override
 from finetuning.checkpoint.source import WeightSource
 from finetuning.parallel.apply import ParallelLlama, base_parameters
 
-BYTES_AT_ONCE = 2**28  # of the rows that are on their way from the file into a weight
+# Of the rows on their way from the file into a weight. Larger blocks are fresh memory each time, which the kernel has to
+# clear first: 256 MiB at a time was several times slower (benchmarks/nemo_import.py).
+BYTES_AT_ONCE = 2**24
 
 
 def load_source(source: WeightSource, model: ParallelLlama) -> None:

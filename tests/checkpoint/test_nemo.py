@@ -332,9 +332,11 @@ def test_any_flipped_byte_of_the_table_of_contents_is_an_error_or_harmless(copy:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("no metadata", "holds no .metadata, so it is no complete checkpoint"), ("missing file", "is missing, and holds a part of"),
+        ("no metadata", "holds no .metadata, so it is no complete checkpoint"),
+        ("missing file", "is missing, and holds a part of"),
         ("cut file", "cannot read module|ends too early|bytes"), ("zarr", "stored as 'zarr'; only 'torch_dist'"),
-        ("missing piece", "is not complete"), ("outside", "names a file outside itself"), ("other model", "do not fit the model"),
+        ("missing piece", "is not complete"), ("outside", "names a file outside itself"),
+        ("other model", "do not fit the model"),
         ("bias", "holds weights that a Llama does not have: module.decoder.layers.mlp.linear_fc2.bias"),
         ("wrong shape", r"linear_qkv.weight should be \[2, 128, 64\]"), ("adapters", "holds LoRA adapters only"),
         ("other kind", r"holds no embedding.word_embeddings.weight, so it is not a GPT model of Megatron; found module.other"),
@@ -395,7 +397,7 @@ def test_what_is_damaged_or_no_llama_is_refused_with_the_reason(
 def test_a_configuration_that_differs_is_refused_with_what_differs(
     exported: Path, tiny_tied_model: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="tie_word_embeddings is False in the checkpoint and True in config.json"):
+    with pytest.raises(InputError, match=r"tie_word_embeddings is False in the checkpoint and True in config\.json"):
         nemo_source(open_nemo(exported, tmp_path), read_llama_config(tiny_tied_model))
 
 

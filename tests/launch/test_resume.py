@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters
-from finetuning.checkpoint.low_rank import CONFIG_FILE, WEIGHTS_FILE
 from finetuning.checkpoint.huggingface import load_base_weights
+from finetuning.checkpoint.low_rank import CONFIG_FILE, WEIGHTS_FILE
 from finetuning.checkpoint.store import INFO_FILE, checkpoint_name, save_checkpoint
 from finetuning.config import RunConfig, write_run
 from finetuning.errors import InputError
