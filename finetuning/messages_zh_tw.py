@@ -1198,7 +1198,6 @@ MESSAGES: dict[str, str] = {
         "weight_conversion）"
     ),
     "{path}: the adapter belongs to another model: {shown}": ("{path}：adapter 屬於別的模型：{shown}"),
-    "{path}: the adapter belongs to another model: {shown}": ("{path}：adapter 屬於別的模型：{shown}"),
     "{path}: neither a model in Hugging Face format (config.json), nor an adapter ({adapter}), nor a "
     "complete checkpoint ({checkpoint}) or an experiment with one; found {found}": (
         "{path}：不是 Hugging Face 格式的模型（config.json），不是 adapter（{adapter}），也不是完整的檢查點（{check"
