@@ -30,7 +30,7 @@ from finetuning.parallel.mesh import Layout
 from finetuning.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.metrics import MetricsFile, peak_memory_gib
-from finetuning.training.optimizer import build_optimizer, learning_rate_at
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at
 from finetuning.training.step import StepResult, train_step
 
 
@@ -50,12 +50,13 @@ class FineTuning(pl.LightningModule):
             self.net = self.build()
 
     @override
-    def configure_optimizers(self) -> torch.optim.AdamW:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         config = self.run.config
         assert self.net is not None
         return build_optimizer(
             self.net, learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps, weight_decay=config.weight_decay, fused=self.run.device == "cuda",
+            states=self.run.optimizer_states,
         )  # fmt: skip
 
     @override
@@ -67,8 +68,9 @@ class FineTuning(pl.LightningModule):
             group["lr"] = rate
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
         self.result = train_step(
-            self.net, batch, optimizer.step, clip_grad=self.run.config.clip_grad, stop=self.stop_requested()
-        )
+            self.net, batch, optimizer.step, scale=gradient_scaler(self.net, optimizer.optimizer),
+            clip_grad=self.run.config.clip_grad, stop=self.stop_requested(),
+        )  # fmt: skip
         optimizer.zero_grad()
 
     def learning_rate(self, step: int) -> float:
@@ -140,10 +142,8 @@ class MeshStrategy(ModelParallelStrategy):
         assert isinstance(self.lightning_module, FineTuning) and self.lightning_module.net is not None
         return self.lightning_module.net
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        optimizer = self.optimizers[0]
-        assert isinstance(optimizer, torch.optim.AdamW)
-        return optimizer
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers[0]
 
 
 @dataclass
