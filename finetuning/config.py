@@ -88,6 +88,8 @@ class RunConfig:
         "auto"  # how data parallel holds weights: gathered per use (full) or per step; frozen ones whole (replicated)
     )
     pipeline_schedule: str = "1f1b"
+    prefetch_blocks: int = 0  # blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order
+    tensor_overlap: bool = False  # tensor parallel sends tokens while it multiplies others
 
     # What is trained.
     peft: str = "none"

@@ -41,12 +41,19 @@ class Technique:
     fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
     fp8: bool = False  # frozen weights of fused blocks
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
+    tensor_overlap: bool = False  # see finetuning.parallel.ring
+    prefetch_blocks: int = 0  # see finetuning.parallel.shard
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Of trained weights and their gradients."""
+        return torch.promote_types(self.compute_dtype, torch.float32)
 
 
 def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
     """The parallelised model with uninitialised weights on `device`; every process must call it.
 
-    Trained weights are held in float32 and computed in `compute_dtype`; frozen ones are held in `compute_dtype`.
+    Trained weights are held in float32 (or wider) and computed in `compute_dtype`; frozen ones are held in `compute_dtype`.
     """
     if layout.degrees.pp > 1 and technique.sharding == "full":
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
@@ -68,14 +75,16 @@ def build_part(
         if technique.lora_rank is not None:
             add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
     if layout.degrees.tp > 1:
-        apply_tensor_parallel(model, layout)
+        apply_tensor_parallel(model, layout, overlap=technique.tensor_overlap)
     if technique.lora_rank is not None:
         freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trained
     if layout.degrees.cp > 1:
         apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
-    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
+        parameter.data = parameter.data.to(technique.trained_dtype if parameter.requires_grad else technique.compute_dtype)
+    shard_parameters(
+        model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
+    )
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
     if _can_fuse(blocks, layout, technique):
         model.to_empty(device=device)
@@ -177,7 +186,7 @@ class ParallelLlama(nn.Module):
                 prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
                 loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
                 (loss / batch.answer_tokens).backward()
-                loss_sum += loss.detach()
+                loss_sum = loss_sum + loss.detach()
         self._complete_gradients()
         return self._counted(loss_sum)
 
