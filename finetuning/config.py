@@ -17,6 +17,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
 
 CHOICES = {
     "executor": ("local", "slurm"),
@@ -127,6 +128,7 @@ class RunConfig:
     accept_changes: bool = False  # resume although data, template, batch or model changed
     wandb_project: str | None = None
     mlflow_tracking_uri: str | None = None
+    profile_steps: int = 0  # steps that are profiled, after PROFILE_AFTER_STEPS
     lang: str = "en"
 
     @property

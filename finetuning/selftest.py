@@ -142,6 +142,7 @@ class Comparison:
     grad_norm: float
     expected_grad_norm: float
     differences: dict[str, float]  # weight -> largest difference in its gradient, relative to the gradient's 2-norm
+    of_largest: dict[str, float]  # the same, relative to the gradient's largest entry
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -270,8 +271,16 @@ def compare(
         return None
     expected_loss, expected_norm, expected = one_process(config, technique, rows, device, technique.trained_dtype)
     assert gradients.keys() == expected.keys()
-    differences = {name: ((gradients[name] - value).abs().max() / value.norm()).item() for name, value in expected.items()}
-    return Comparison(loss, expected_loss, norm, expected_norm, differences)
+    return Comparison(loss, expected_loss, norm, expected_norm, *differences_between(gradients, expected))
+
+
+def differences_between(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """The largest difference in each gradient, relative to its 2-norm and to its largest entry."""
+    largest = {name: (gradients[name] - value).abs().max() for name, value in expected.items()}
+    return (
+        {name: (largest[name] / value.norm()).item() for name, value in expected.items()},
+        {name: (largest[name] / value.abs().max()).item() for name, value in expected.items()},
+    )
 
 
 if __name__ == "__main__":

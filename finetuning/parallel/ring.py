@@ -92,7 +92,7 @@ def _pass_on(sent: Tensor, received: Tensor, group: dist.ProcessGroup) -> list[d
 
 
 def _keep_gathered(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    part, matrices, ctx.group = inputs
+    _, matrices, ctx.group = inputs
     ctx.save_for_backward(output[0], *matrices)
 
 
@@ -111,7 +111,8 @@ def _keep_scattered(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 
 
 def _scattered_backward(ctx, grad):  # type: ignore[no-untyped-def]
-    inputs, matrices = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+    saved = ctx.saved_tensors  # once: recomputation gives them out only once
+    inputs, matrices = saved[: ctx.count], saved[ctx.count :]
     whole, *grads = gather_matmul(grad.contiguous(), [matrix.t() for matrix in matrices], ctx.group)
     return grads, _outer_products(inputs, [whole] * len(grads), ctx.needs_input_grad[1]), None
 

@@ -11,7 +11,7 @@ from finetuning.launch.selftest import main
 from finetuning.selftest import Comparison
 from tests.commands import ROOT
 
-SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weight": 5e-7})
+SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weight": 5e-7}, {})
 
 
 @pytest.mark.dist
