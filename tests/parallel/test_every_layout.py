@@ -40,6 +40,8 @@ def named(case: Case) -> str:
         *(["overlap"] if technique.tensor_overlap else []),
         *([f"prefetch-{technique.prefetch_blocks}"] if technique.prefetch_blocks else []),
         *(["compiled"] if technique.compile else []),
+        *(["fused"] if technique.fuse else []),
+        *(["split-master"] if technique.split_master else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
     ]
@@ -79,10 +81,14 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
         Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
     ],
+    "fused blocks": [
+        Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
+        for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
+    ],
     "bfloat16": [
         Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
         for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
-    ],
+    ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)],
     "one axis, exact": both(AXES, **EXACT),
     "tensor parallel, overlapped": [
         *both([TP], tensor_overlap=True), *both([TP], tensor_overlap=True, activation_checkpointing="selective"),
@@ -102,6 +108,7 @@ GROUPS: dict[str, list[Case]] = {
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
+        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
