@@ -794,7 +794,7 @@ MESSAGES: dict[str, str] = {
     "--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more": (
         "--tensor_model_parallel_size 沒有 2 以上時，--tensor_overlap 沒有作用"
     ),
-    "--prefetch_blocks {count} has no effect with --sharding replicated, whose weights are whole; give --sharding full or step": (
+    "--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding full or step": (
         "--sharding replicated 保留完整的權重，--prefetch_blocks {count} 沒有作用；請用 --sharding full 或 step"
     ),
     "steps that are profiled, from the fourth one on; in profile/ of the experiment": (

@@ -73,9 +73,9 @@ def prepare(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
               "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
         )  # fmt: skip
-    if config.prefetch_blocks > 0 and sharding == "replicated":
+    if config.prefetch_blocks > 0 and choices.sharding == "replicated":
         raise InputError(
-            t("--prefetch_blocks {count} has no effect with --sharding replicated, whose weights are whole; give --sharding "
+            t("--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding "
               "full or step", count=config.prefetch_blocks)
         )  # fmt: skip
     if with_weights:

@@ -108,7 +108,8 @@ GROUPS: dict[str, list[Case]] = {
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
-        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
+        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)),
+        Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
