@@ -49,7 +49,7 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
 def _prefetch(model: Llama, count: int) -> None:
     """Each unit asks for the next ones of its pass. Example with 1: block 3 for block 4, in the backward pass for block 2."""
     in_order = [model.model.embed_tokens, *model.model.layers.values(), model.lm_head]
-    units = [unit for unit in in_order if isinstance(unit, FSDPModule)]
+    units: list[FSDPModule] = [unit for unit in in_order if isinstance(unit, FSDPModule)]
     for index, unit in enumerate(units):
         unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + count])
         unit.set_modules_to_backward_prefetch(units[max(0, index - count) : index][::-1])

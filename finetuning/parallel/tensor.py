@@ -14,7 +14,6 @@ process holds whole (norms; A of column-parallel adapters, B of row-parallel one
 Shape letters: B rows (1), T tokens, D hidden size, V vocabulary.
 """
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -98,8 +97,7 @@ def _overlap(module: Attention | MLP, group: str) -> None:
         ((module.q_proj, module.k_proj, module.v_proj), module.o_proj) if isinstance(module, Attention)
         else ((module.gate_proj, module.up_proj), module.down_proj)
     )  # fmt: skip
-    project: Callable[[Tensor], tuple[Tensor, ...]] = partial(_columns_of_arriving_tokens, columns, group)
-    module.project = project  # type: ignore[method-assign]
+    module.project = partial(_columns_of_arriving_tokens, columns, group)  # type: ignore[method-assign]
     row.forward = partial(_row_of_leaving_tokens, row, group)  # type: ignore[method-assign]
 
 
