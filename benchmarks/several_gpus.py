@@ -237,12 +237,13 @@ def kill_and_resume(bench: Bench, gpus: int) -> dict[str, Any]:
     before, after = MOVES[gpus]
     model = bench.model(min(RESUME_LAYERS * (2 if "-P" in before else 1), bench.layers))
     batch = (4 if bench.small else 32) * gpus
-    flags = bench.command(f"moved-{gpus}", gpus, model, "alpaca", RESUME_STEPS, batch, save_every=1)
+    visible = ("--lr", "1e-3")  # so that a step not taken, or taken twice, shows in the losses
+    flags = [*bench.command(f"moved-{gpus}", gpus, model, "alpaca", RESUME_STEPS, batch, save_every=1), *visible]
     moved, plain = fresh(bench, f"moved-{gpus}"), fresh(bench, f"plain-{gpus}")
     killed_code, seconds_to_end = run_until_killed([*flags, *before], bench, moved, gpus)
     status = read_status(moved)
     resumed_code, _ = run([*flags, *after], bench, f"moved-{gpus}-resumed")
-    plain_flags = bench.command(f"plain-{gpus}", gpus, model, "alpaca", RESUME_STEPS, batch, save_every=0)
+    plain_flags = [*bench.command(f"plain-{gpus}", gpus, model, "alpaca", RESUME_STEPS, batch, save_every=0), *visible]
     plain_code, _ = run([*plain_flags, *after], bench, f"plain-{gpus}")
     text = (bench.work / f"moved-{gpus}-resumed.log").read_text(encoding="utf-8")
     losses, expected = (
