@@ -44,7 +44,8 @@ class StepProfiler:
 
     def _record(self, step: int, found: profile) -> None:
         events = [e for e in found.events() or [] if e.device_type in (DeviceType.CUDA, DeviceType.CPU)]
-        of_gpu = [event for event in events if event.device_type == DeviceType.CUDA]
+        # Ranges that FSDP and the optimizer name are shown on the GPU as well, from their first kernel to their last.
+        of_gpu = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
         times = [(event.name, (event.time_range.start, event.time_range.end)) for event in of_gpu or events]
         messages = [interval for name, interval in times if name.startswith(("nccl", "gloo:"))]
         work = [interval for name, interval in times if name.startswith("aten::")]
