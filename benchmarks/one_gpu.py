@@ -54,8 +54,13 @@ LORA = ("--peft", "lora", "--lora_rank", "16")
 CASES = {
     "lora-alpaca": Case("alpaca", 20, LORA, 128),
     "lora-8192": Case("8192", 12, LORA, 4),
-    "full-alpaca": Case("alpaca", 8, ("--activation_checkpointing", "full"), 128),
-    "full-8192": Case("8192", 8, ("--activation_checkpointing", "full"), 4),
+    "lora-fp8-alpaca": Case("alpaca", 20, (*LORA, "--fp8"), 128),
+    "lora-fp8-8192": Case("8192", 12, (*LORA, "--fp8"), 4),
+    "full-alpaca": Case("alpaca", 12, (), 128),
+    "full-8192": Case("8192", 10, (), 4),
+    "full-fp8-alpaca": Case("alpaca", 12, ("--fp8",), 128),
+    # What an 80 GB card can hold.
+    "full-8bit-8192": Case("8192", 8, ("--optimizer_states", "8bit", "--activation_checkpointing", "selective"), 4),
 }
 
 
@@ -69,7 +74,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = arguments.work / f"llama-8b-{arguments.layers}"
     if not model.is_dir():
-        make_model(model, SHAPE_8B | {"num_hidden_layers": arguments.layers})
+        make_model(model, arguments.layers)
     config = read_llama_config(model)
     results = []
     for name in arguments.cases:
@@ -122,14 +127,13 @@ def flop_per_token(config: LlamaConfig, lora: bool) -> float:
     return (4 if lora else 6) * (linears + config.vocab_size * config.hidden_size)
 
 
-def make_model(folder: Path, shape: dict[str, int]) -> None:
+def make_model(folder: Path, layers: int, shape: dict[str, int] = SHAPE_8B) -> None:
     """A random checkpoint in bfloat16, in shards; its tokenizer is the example's, so only a few ids occur in the data."""
     make_tiny_model(
         folder, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=64
     )
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings |= {**shape, "dtype": "bfloat16"}
-    layers = shape["num_hidden_layers"]
+    settings |= {**shape, "num_hidden_layers": layers, "dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     with torch.device("meta"):

@@ -108,7 +108,7 @@ class Bench:
     def model(self, layers: int) -> Path:
         folder = self.work / f"llama-{'small' if self.small else '8b'}-{layers}"
         if not folder.is_dir():
-            make_model(folder, (SHAPE_SMALL if self.small else SHAPE_8B) | {"num_hidden_layers": layers})
+            make_model(folder, layers, SHAPE_SMALL if self.small else SHAPE_8B)
         return folder
 
     def data(self, lengths: str) -> Path:

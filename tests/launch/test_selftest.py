@@ -20,8 +20,8 @@ SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weigh
 def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     program = "import sys; from finetuning.cli import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora", "--json", str(tmp_path / "table.json")], cwd=ROOT, text=True,
-        capture_output=True, timeout=280, check=False,
+        [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora", "--json",
+         str(tmp_path / "table.json")], cwd=ROOT, text=True, capture_output=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CP 2 against one process" in done.stdout
