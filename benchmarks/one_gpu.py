@@ -16,6 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -103,13 +104,20 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
     if len(rows) <= WARM_UP_STEPS:
         print((work / f"{name}.log").read_text(encoding="utf-8")[-3000:], flush=True)
         return result
-    steady = rows[WARM_UP_STEPS:]
-    rate = statistics.median(float(row["tokens_per_second"]) for row in steady)
-    return result | {
-        "tokens_per_second": round(rate), "memory_gib": float(rows[-1]["memory_gib"]),
+    figures = steady_figures(rows, WARM_UP_STEPS)
+    return result | figures | {
+        "matmul_tflops": round(figures["tokens_per_second"] * flop_per_token(config, "lora" in name) / 1e12),
+    }  # fmt: skip
+
+
+def steady_figures(rows: list[dict[str, str]], left_out: int) -> dict[str, Any]:
+    """Of a run's metrics.csv, without its first rows."""
+    steady = rows[left_out:]
+    return {
+        "tokens_per_second": round(statistics.median(float(row["tokens_per_second"]) for row in steady)),
+        "memory_gib": float(rows[-1]["memory_gib"]),
         "fill": round(statistics.mean(float(row["fill"]) for row in steady), 4), "steps": len(rows),
         "first_step_s": round(float(rows[0]["seconds"]), 1), "loss": [float(row["train_loss"]) for row in (rows[0], rows[-1])],
-        "matmul_tflops": round(rate * flop_per_token(config, "lora" in name) / 1e12),
     }  # fmt: skip
 
 
@@ -119,13 +127,13 @@ def flop_per_token(config: LlamaConfig, lora: bool) -> float:
     return (4 if lora else 6) * (linears + config.vocab_size * config.hidden_size)
 
 
-def make_model(folder: Path, layers: int) -> None:
+def make_model(folder: Path, layers: int, shape: dict[str, int] = SHAPE_8B) -> None:
     """A random checkpoint in bfloat16, in shards; its tokenizer is the example's, so only a few ids occur in the data."""
     make_tiny_model(
         folder, hidden_size=64, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, intermediate_size=64
     )
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    settings |= {**SHAPE_8B, "num_hidden_layers": layers, "dtype": "bfloat16"}
+    settings |= {**shape, "num_hidden_layers": layers, "dtype": "bfloat16"}
     (folder / "config.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     (folder / "model.safetensors").unlink()
     with torch.device("meta"):
@@ -149,7 +157,7 @@ def make_model(folder: Path, layers: int) -> None:
 
 
 def make_data(folder: Path, model: Path, lengths: str) -> None:
-    """Training data only; texts are the example's words in random order, cut to the wanted number of tokens."""
+    """Training data only: "alpaca", or the number of tokens of every sample; the example's words from random places on."""
     from finetuning.data.template import load_prompt_format
 
     prompt_format = load_prompt_format(model, None, None)
@@ -159,9 +167,9 @@ def make_data(folder: Path, model: Path, lengths: str) -> None:
     around = len(prompt_format.encode(Sample(1, "", ""))[0])
     folder.mkdir(parents=True)
     with (folder / "training.jsonl").open("w", encoding="utf-8") as file:
-        for _ in range(64 if lengths == "8192" else 4096):
-            if lengths == "8192":
-                wanted = 8192
+        for _ in range(4096 if lengths == "alpaca" else 64):
+            if lengths != "alpaca":
+                wanted = int(lengths)
             else:
                 wanted = min(LONGEST_TOKENS, max(around + 8, round(chance.lognormvariate(0, SIGMA) * MEDIAN_TOKENS)))
             file.write(json.dumps(_sample(prompt_format, ids, wanted, chance), ensure_ascii=False) + "\n")

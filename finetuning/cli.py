@@ -69,6 +69,8 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("data_parallel_replicate_size", None, "whole copies of the sharded weights; a divisor of data parallel"),
         ("sharding", None, "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
         ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
+        ("prefetch_blocks", None, "blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order"),
+        ("tensor_overlap", None, "send tokens while others are multiplied, in tensor parallel; other rounding"),
     ],
     "Samples": [
         ("seq_length", None, "longest sample in tokens"),
@@ -110,6 +112,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("accept_changes", None, "resume although data, template, batch size or sequence length changed"),
         ("wandb_project", None, "also log to this Weights & Biases project (needs the wandb package)"),
         ("mlflow_tracking_uri", None, "also log to this MLflow server (needs the mlflow package)"),
+        ("profile_steps", None, "steps that are profiled, from the fourth one on; in profile/ of the experiment"),
         ("experiments_dir", None, "folder that holds the experiments"),
         ("lang", None, "language of the messages; left out: the locale's"),
     ],

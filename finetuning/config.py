@@ -17,6 +17,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
 
 CHOICES = {
     "executor": ("local", "slurm"),
@@ -89,6 +90,8 @@ class RunConfig:
         "auto"  # how data parallel holds weights: gathered per use (full) or per step; frozen ones whole (replicated)
     )
     pipeline_schedule: str = "1f1b"
+    prefetch_blocks: int = 0  # blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order
+    tensor_overlap: bool = False  # tensor parallel sends tokens while it multiplies others
 
     # What is trained.
     peft: str = "none"
@@ -127,6 +130,7 @@ class RunConfig:
     accept_changes: bool = False  # resume although data, template, batch or model changed
     wandb_project: str | None = None
     mlflow_tracking_uri: str | None = None
+    profile_steps: int = 0  # steps that are profiled, after PROFILE_AFTER_STEPS
     lang: str = "en"
 
     @property

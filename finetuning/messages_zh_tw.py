@@ -872,6 +872,29 @@ MESSAGES: dict[str, str] = {
         "full：每次使用時收集權重；step：每步一次；replicated：凍結的權重完整保存"
     ),
     "order of forward and backward passes in a pipeline": "管線中前向與反向的順序",
+    "blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order": (
+        "分片的權重提前收集幾個區塊；0：PyTorch 自己的順序"
+    ),
+    "send tokens while others are multiplied, in tensor parallel; other rounding": (
+        "張量平行時一邊傳送 token，一邊計算其他 token；捨入不同"
+    ),
+    "--prefetch_blocks {count} has no effect: data parallel / copies x context parallel is 1, so no weights are sharded": (
+        "--prefetch_blocks {count} 沒有作用：資料平行 / 份數 x 上下文平行是 1，權重沒有分片"
+    ),
+    "--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more": (
+        "--tensor_model_parallel_size 沒有 2 以上時，--tensor_overlap 沒有作用"
+    ),
+    "--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding full or step": (
+        "--sharding replicated 保留完整的權重，--prefetch_blocks {count} 沒有作用；請用 --sharding full 或 step"
+    ),
+    "steps that are profiled, from the fourth one on; in profile/ of the experiment": (
+        "要剖析的步數，從第四步開始；結果在實驗的 profile/"
+    ),
+    "--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}": (
+        "--profile_steps {count} 只看前 {first} 步之後的步驟；請給大於 {first} 的 --max_steps"
+    ),
+    "compare only in this precision; left out: in each": "只用這種精度比較；不給則每種都比較",
+    "also write the table as JSON": "另外把表格寫成 JSON",
     "recompute in the backward pass; selective: what is cheap or wide; full: all": (
         "反向時重新計算；selective：便宜或寬的部分；full：全部"
     ),

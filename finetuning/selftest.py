@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,12 +36,17 @@ from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import num_rows_rule, stage_indices
 from finetuning.parallel.weights import fill
 
-# Largest difference of an entry, relative to the 2-norm of the gradient. Sums in float32 in another order differ by some
-# 1e-7; the gradient of a lost document, head or process differs by more than 1e-3.
+# Largest difference of an entry, relative to the 2-norm of the gradient. Sums in another order differ by some 1e-7 in float32
+# and 1e-16 in float64; the gradient of a lost document, head or process differs by more than 1e-3.
 TOLERANCE = 1e-6
+EXACT_TOLERANCE = 1e-12
 # The same with bfloat16 in the layout and float32 in the one process: a gradient goes through some thirty products, each
 # rounded to 2^-9 = 2e-3.
 HALF_TOLERANCE = 5e-2
+DTYPES = {
+    "float64": (torch.float64, EXACT_TOLERANCE), "float32": (torch.float32, TOLERANCE),
+    "bfloat16": (torch.bfloat16, HALF_TOLERANCE),
+}  # fmt: skip
 LONGEST_DOCUMENT = 40
 
 
@@ -63,16 +69,19 @@ def main(spec: dict[str, Any]) -> int:
     rows = random_rows(config, 2 * degrees.data_parallel * num_rows_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
     found: list[tuple[str, Comparison, float]] = []
     for peft in spec["peft"]:
-        for dtype, tolerance in ((torch.float32, TOLERANCE), (torch.bfloat16, HALF_TOLERANCE)):
+        for dtype_name in spec["dtypes"]:
+            dtype, tolerance = DTYPES[dtype_name]
             technique = _technique(spec, peft, schedule, dtype, degrees)
             comparison = compare(config, technique, layout, rows, device)
             if comparison is not None:
                 name = "LoRA" if peft == "lora" else t("all weights")
-                found.append((f"{name}, {str(dtype).removeprefix('torch.')}", comparison, tolerance))
+                found.append((f"{name}, {dtype_name}", comparison, tolerance))
     equal = torch.tensor(float(all(comparison.equal(tolerance) for _, comparison, tolerance in found)))
     dist.broadcast(equal, src=0)
     if found:
         Console(width=120).print(_table(str(degrees), found))
+        if spec["json"]:
+            write_json(Path(spec["json"]), str(degrees), found)
     dist.destroy_process_group()
     return 0 if equal else 1
 
@@ -84,6 +93,7 @@ def _technique(spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtyp
         lora_rank=3 if lora else None, lora_alpha=6.0, lora_targets=LORA_TARGETS if lora else (), compute_dtype=dtype,
         sharding=by_default if spec["sharding"] == "auto" else spec["sharding"], pipeline_schedule=schedule,
         activation_checkpointing=spec["activation_checkpointing"].replace("auto", "none"),
+        tensor_overlap=spec["tensor_overlap"], prefetch_blocks=spec["prefetch_blocks"],
     )  # fmt: skip
 
 
@@ -109,6 +119,20 @@ def _table(layout: str, found: list[tuple[str, "Comparison", float]]) -> Table:
     return table
 
 
+def write_json(path: Path, layout: str, found: list[tuple[str, "Comparison", float]]) -> None:
+    """The table for programs."""
+    rows = [
+        {
+            "trained": name, "loss": comparison.loss, "expected_loss": comparison.expected_loss,
+            "grad_norm": comparison.grad_norm, "expected_grad_norm": comparison.expected_grad_norm,
+            "largest_difference": comparison.worst[1], "in": comparison.worst[0], "limit": tolerance,
+            "equal": comparison.equal(tolerance),
+        }
+        for name, comparison, tolerance in found
+    ]  # fmt: skip
+    path.write_text(json.dumps({"layout": layout, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One layout against one process."""
@@ -118,6 +142,7 @@ class Comparison:
     grad_norm: float
     expected_grad_norm: float
     differences: dict[str, float]  # weight -> largest difference in its gradient, relative to the gradient's 2-norm
+    of_largest: dict[str, float]  # the same, relative to the gradient's largest entry
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -188,16 +213,16 @@ def fill_randomly(model: ParallelLlama) -> None:
 
 
 def one_process(
-    config: LlamaConfig, technique: Technique, rows: list[MicroBatch], device: torch.device
+    config: LlamaConfig, technique: Technique, rows: list[MicroBatch], device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float, dict[str, Tensor]]:
-    """Loss, gradient norm and gradients of the plain model, in float32."""
+    """Loss, gradient norm and gradients of the plain model, computed in `dtype`, from the same float32 weights."""
     model = Llama(config)
     if technique.lora_rank is not None:
         add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(random_weight(name, weight.shape))
-    model.to(device)
+    model.to(device, dtype)
     batch = share_of(rows, 0, 1)
     total = 0.0
     for row in batch.micro_batches:
@@ -232,7 +257,7 @@ def whole_gradients(model: ParallelLlama) -> Iterator[tuple[str, Tensor]]:
             if weight is not None:
                 assert weight.grad is not None, f"{name} has no gradient"
                 gradient = weight.grad
-            whole = model.whole(name, gradient, shape, torch.float32)
+            whole = model.whole(name, gradient, shape, model.technique.trained_dtype)
             if whole is not None:
                 yield name, whole
 
@@ -244,10 +269,18 @@ def compare(
     loss, norm, gradients = in_layout(config, technique, layout, rows, device)
     if dist.get_rank() != 0:
         return None
-    expected_loss, expected_norm, expected = one_process(config, technique, rows, device)
+    expected_loss, expected_norm, expected = one_process(config, technique, rows, device, technique.trained_dtype)
     assert gradients.keys() == expected.keys()
-    differences = {name: ((gradients[name] - value).abs().max() / value.norm()).item() for name, value in expected.items()}
-    return Comparison(loss, expected_loss, norm, expected_norm, differences)
+    return Comparison(loss, expected_loss, norm, expected_norm, *differences_between(gradients, expected))
+
+
+def differences_between(gradients: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+    """The largest difference in each gradient, relative to its 2-norm and to its largest entry."""
+    largest = {name: (gradients[name] - value).abs().max() for name, value in expected.items()}
+    return (
+        {name: (largest[name] / value.norm()).item() for name, value in expected.items()},
+        {name: (largest[name] / value.abs().max()).item() for name, value in expected.items()},
+    )
 
 
 if __name__ == "__main__":

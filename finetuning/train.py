@@ -179,7 +179,8 @@ class Worker:
             lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
             compute_dtype=torch.bfloat16 if on_gpu or run.optimizer_states != "fp32" else torch.float32,
             sharding=run.sharding, activation_checkpointing=run.activation_checkpointing, compile=compiles(config, on_gpu),
-            pipeline_schedule=config.pipeline_schedule, fuse=on_gpu and compiles(config, on_gpu), fp8=config.fp8,
+            pipeline_schedule=config.pipeline_schedule, tensor_overlap=config.tensor_overlap,
+            prefetch_blocks=config.prefetch_blocks, fuse=on_gpu and compiles(config, on_gpu), fp8=config.fp8,
             split_master=run.optimizer_states != "fp32",
         )  # fmt: skip
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")

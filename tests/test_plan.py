@@ -1,5 +1,6 @@
 """Expected GPU memory: known cases by hand, and what must make it larger or smaller."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,27 @@ def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
     changed: dict[str, Any], gib: float, expected: tuple[str, str]
 ) -> None:
     assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:] == expected
+
+
+@pytest.mark.parametrize("name", ["parallelism.md", "parallelism.zh-TW.md"])
+def test_the_table_of_the_documentation_is_the_plan_s(name: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8")
+    rows = {
+        int(cells[1]): cells[2:6]
+        for line in text.splitlines()
+        if len(cells := [cell.strip() for cell in line.split("|")]) == 7 and cells[1].isdigit()
+    }
+    assert rows.keys() == {1, 2, 8, 16, 64}
+    for gpus, cells in rows.items():
+        for index, cell in enumerate(cells):
+            gib = 80.0 if index % 2 == 0 else 141.0 / 1.073741824
+            in_words = cell if "GiB" in cell else cells[index - 1]  # "the same"
+            copies = re.search(r"--data_parallel_replicate_size (\d)", in_words)
+            config = given(
+                num_nodes=max(1, gpus // 8), num_gpus=min(gpus, 8), peft="lora" if index < 2 else "none",
+                data_parallel_replicate_size=int(copies[1]) if copies else 1,
+            )  # fmt: skip
+            choices = choose(config, LLAMA31_8B, gib, on_gpu=True)
+            planned = f"{plan_memory(config, LLAMA31_8B, choices).total_gib:.0f} GiB"
+            assert in_words.endswith(planned), f"{gpus} GPUs, column {index + 1}: {planned} with {choices}"
+            assert ("selective" in in_words) == (choices.activation_checkpointing == "selective")

@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from finetuning.config import LORA_TARGETS, RunConfig
+from finetuning.config import LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
 
@@ -29,7 +29,8 @@ AT_LEAST_ONE = (
     "cpus_per_task",
 )
 AT_LEAST_ZERO = (
-    "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers"
+    "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers",
+    "prefetch_blocks", "profile_steps",
 )  # fmt: skip
 ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
 # Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
@@ -105,6 +106,11 @@ def check_settings(config: RunConfig) -> list[str]:
             problems.append(
                 t("--{flag} needs a package that is not installed: pip install {package}", flag=flag, package=package)
             )
+    if config.profile_steps > 0 and config.max_steps is not None and config.max_steps <= PROFILE_AFTER_STEPS:
+        problems.append(
+            t("--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}",
+              count=config.profile_steps, first=PROFILE_AFTER_STEPS)
+        )  # fmt: skip
     return problems + _check_parallel_settings(config) + _check_fp8(config) + _not_yet(config)
 
 
@@ -149,6 +155,14 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
             t("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
               "selective keeps its results for one; give full or none")
         )  # fmt: skip
+    shards = config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
+    if config.prefetch_blocks > 0 and shards == 1:
+        problems.append(
+            t("--prefetch_blocks {count} has no effect: data parallel / copies x context parallel is 1, so no weights are "
+              "sharded", count=config.prefetch_blocks)
+        )  # fmt: skip
+    if config.tensor_overlap and config.tensor_model_parallel_size == 1:
+        problems.append(t("--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more"))
     if config.sharding == "replicated" and config.peft != "lora":
         problems.append(
             t("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "

@@ -3,6 +3,8 @@
 import argparse
 import json
 import subprocess
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +19,8 @@ DEGREES = (
     ("data_parallel_replicate_size", None),
 )  # fmt: skip
 CHOSEN = ("pipeline_schedule", "sharding", "activation_checkpointing")
+OVERLAP = ("tensor_overlap", "prefetch_blocks")
+DTYPES = ("float64", "float32", "bfloat16")
 
 
 def main(arguments: list[str]) -> int:
@@ -25,19 +29,19 @@ def main(arguments: list[str]) -> int:
     Raises:
         InputError: the layout cannot be.
     """
-    config, peft = _parse(arguments)
+    config, compared = _parse(arguments)
     visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     problems = check_settings(config) + check_layout(config, None) + check_devices(config, visible_gpus)
     if problems:
         raise InputError(problems)
-    spec = {name: getattr(config, name) for name, _ in DEGREES} | {name: getattr(config, name) for name in CHOSEN}
-    spec |= {"data_parallel_size": config.data_parallel_size, "peft": peft}
+    spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN, *OVERLAP)}
+    spec |= {"data_parallel_size": config.data_parallel_size, **compared}
     command = [*torchrun_options(config.num_gpus), "-m", "finetuning.selftest", json.dumps(spec)]
     return subprocess.run(command, env=worker_environment(config.num_gpus), check=False).returncode
 
 
-def _parse(arguments: list[str]) -> tuple[RunConfig, list[str]]:
-    """The layout as a configuration, and which ways of training are compared."""
+def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
+    """The layout as a configuration, and what is compared in it."""
     parser = argparse.ArgumentParser(
         prog="finetune selftest", allow_abbrev=False,
         description=t("Trains one batch of a tiny model in this layout and in one process, and compares every gradient."),
@@ -47,12 +51,16 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, list[str]]:
         parser.add_argument(*([short] if short else []), f"--{name}", type=int, default=1, metavar="N")
     for name in CHOSEN:
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name))
+    parser.add_argument("--tensor_overlap", action="store_true")
+    parser.add_argument("--prefetch_blocks", type=int, default=0, metavar="N")
     parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; left out: all"))
+    parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; left out: in each"))
+    parser.add_argument("--json", metavar="FILE", type=Path, help=t("also write the table as JSON"))
     given = vars(parser.parse_args(arguments))
-    peft = given.pop("peft")
+    peft, dtype, file = given.pop("peft"), given.pop("dtype"), given.pop("json")
     # "replicated" is about adapters, so with it only they are compared.
     ways = [peft] if peft else ["lora"] if given["sharding"] == "replicated" else ["none", "lora"]
     config = RunConfig(
         hf_model_id="tiny", dataset_path="random", peft=ways[0], global_batch_size=max(1, given["num_gpus"]), **given
     )
-    return config, ways
+    return config, {"peft": ways, "dtypes": [dtype] if dtype else list(DTYPES), "json": str(file) if file else None}

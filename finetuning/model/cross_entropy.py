@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.kernels import cross_entropy
+from finetuning.model.kernels import at_least_float32, cross_entropy
 
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048
@@ -19,7 +19,7 @@ TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one pro
 
 
 def linear_cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
-    """Sum of the cross-entropies of the trained positions, float32 scalar; differentiable in hidden and weight.
+    """Sum of the cross-entropies of the trained positions, float32 (or float64) scalar; differentiable in hidden and weight.
 
     Args:
         hidden_TD: last hidden states.
@@ -34,12 +34,12 @@ class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, labels):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = at_least_float32(hidden.new_zeros(()))
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         chunk = TRAINED_CHUNK_TOKENS if needs_weight else CHUNK_TOKENS
         several = len(hidden) > chunk
-        # float32 if chunks add up in it: the sum must not lose small contributions
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if needs_weight else None
+        # At least float32 if chunks add up in it: the sum must not lose small contributions.
+        grad_weight = torch.zeros_like(weight, dtype=total.dtype if several else weight.dtype) if needs_weight else None
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight)

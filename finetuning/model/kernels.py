@@ -130,17 +130,31 @@ def gate_backward(
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
-    """Cross-entropy of each row [T], float32; overwrites the logits with their gradient, softmax minus one-hot."""
-    if logits_TV.is_cuda and logits_TV.dtype != torch.float32:
+    """Cross-entropy of each row [T], float32 or wider; overwrites the logits with their gradient, softmax minus one-hot."""
+    if logits_TV.is_cuda and logits_TV.dtype in (torch.bfloat16, torch.float16):
         return _triton().cross_entropy(logits_TV, labels_T)
-    wide = logits_TV.float()
+    wide = at_least_float32(logits_TV)
     logsumexp = torch.logsumexp(wide, -1, keepdim=True)
     losses = logsumexp - wide.gather(1, labels_T[:, None])
-    probabilities = wide.sub_(logsumexp).exp_()
-    probabilities.scatter_add_(1, labels_T[:, None], torch.full_like(logsumexp, -1.0))
-    if probabilities.data_ptr() != logits_TV.data_ptr():
-        logits_TV.copy_(probabilities)
+    softmax_minus_one_hot(wide, logsumexp, labels_T, torch.ones_like(logsumexp))
+    if wide.data_ptr() != logits_TV.data_ptr():
+        logits_TV.copy_(wide)
     return losses[:, 0]
+
+
+def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:
+    """Overwrites logits with the gradient of their cross-entropies.
+
+    Some columns of wider logits will do: `logsumexp` is that of the whole row, and `labelled` 1 where the label is among
+    these columns, else 0.
+    """
+    logits_TV.sub_(logsumexp_T1).exp_()
+    logits_TV.scatter_add_(1, labels_T[:, None], -labelled_T1)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """For reductions and the loss: float32, or float64 where x is that already, as in the self-test."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:

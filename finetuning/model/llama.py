@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from finetuning.model.attention import Documents, document_attention
 from finetuning.model.config import LlamaConfig
 from finetuning.model.cross_entropy import linear_cross_entropy_sum
+from finetuning.model.kernels import at_least_float32
 
 
 class Llama(nn.Module):
@@ -91,13 +92,14 @@ class Attention(nn.Module):
         self.attend = document_attention
 
     def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        batch, length, _ = x_BTD.shape
-        q, k, v = (
-            projection(x_BTD).view(batch, length, -1, self.head_dim) for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in self.project(x_BTD))
         q, k = rotate(q, cos_BTH, sin_BTH), rotate(k, cos_BTH, sin_BTH)
         out_TNH = self.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
-        return self.o_proj(out_TNH.reshape(batch, length, -1))
+        return self.o_proj(out_TNH.reshape(*q.shape[:2], -1))
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values; apart, so that they can be computed as their input arrives."""
+        return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
 
 
 class MLP(nn.Module):
@@ -108,7 +110,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate, up = self.project(x_BTD)
+        return self.down_proj(F.silu(gate) * up)
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+        return self.gate_proj(x_BTD), self.up_proj(x_BTD)
 
 
 class Head(nn.Module):
@@ -136,7 +142,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
+        wide = at_least_float32(x)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
@@ -167,8 +173,8 @@ def inverse_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
 
 
 def rotate(x_BTNH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
-    """Rotates each pair (i, i + H/2) by its position's angle; computed in float32, returned in x's dtype."""
-    x = x_BTNH.float()
+    """Rotates each pair (i, i + H/2) by its position's angle; computed in float32 or wider, returned in x's dtype."""
+    x = at_least_float32(x_BTNH)
     first, second = x.chunk(2, -1)
     turned = torch.cat((-second, first), -1)
     return (x * cos_BTH.unsqueeze(2) + turned * sin_BTH.unsqueeze(2)).to(x_BTNH.dtype)

@@ -43,13 +43,20 @@ class Technique:
     fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
     split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
+    tensor_overlap: bool = False  # see finetuning.parallel.ring
+    prefetch_blocks: int = 0  # see finetuning.parallel.shard
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Of trained weights and their gradients, and of sums over them; with `split_master`, of the sums only."""
+        return torch.promote_types(self.compute_dtype, torch.float32)
 
 
 def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
     """The parallelised model with uninitialised weights on `device`; every process must call it.
 
-    Trained weights are held in float32, unless the optimizer keeps their lower halves, and computed in `compute_dtype`;
-    frozen ones are held in `compute_dtype`.
+    Trained weights are held in float32 or wider, unless the optimizer keeps their lower halves, and computed in
+    `compute_dtype`; frozen ones are held in `compute_dtype`.
     """
     if layout.degrees.pp > 1 and technique.sharding == "full":
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
@@ -71,14 +78,14 @@ def build_part(
         if technique.lora_rank is not None:
             add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
     if layout.degrees.tp > 1:
-        apply_tensor_parallel(model, layout)
+        apply_tensor_parallel(model, layout, overlap=technique.tensor_overlap)
     if technique.lora_rank is not None:
         freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trained
     if layout.degrees.cp > 1:
         apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
     for parameter in model.parameters():
         whole = parameter.requires_grad and not technique.split_master
-        parameter.data = parameter.data.to(torch.float32 if whole else technique.compute_dtype)
+        parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
     recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
     if _can_fuse(blocks, layout, technique):
@@ -89,7 +96,9 @@ def build_part(
             block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
         uncover_documents(model)
         return model
-    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
+    shard_parameters(
+        model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
+    )
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
         layer.forward = block_forward(
@@ -186,7 +195,7 @@ class ParallelLlama(nn.Module):
                 prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
                 loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
                 (loss / batch.answer_tokens).backward()
-                loss_sum += loss.detach()
+                loss_sum = loss_sum + loss.detach()
         self._complete_gradients()
         return self._counted(loss_sum)
 
@@ -255,7 +264,7 @@ class ParallelLlama(nn.Module):
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        norms = torch._foreach_norm(gradients, dtype=torch.float32)  # of bfloat16 gradients too
+        norms = torch._foreach_norm(gradients, dtype=self.technique.trained_dtype)  # of bfloat16 gradients too
         return torch.stack(norms).double().square().sum()
 
     def refresh_copies(self) -> None:

@@ -23,6 +23,10 @@ def name_group(group: dist.ProcessGroup) -> str:
     return group.group_name
 
 
+def group_named(name: str) -> dist.ProcessGroup:
+    return _groups[name]
+
+
 def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
     if _HAS_SINGLE:
         dist.all_gather_single(output, part, group=group)

@@ -164,7 +164,7 @@ class Pipeline:
         # Shapes are known: given here, they need not be sent around and no trial run is made.
         hidden = torch.empty(self._hidden_shape(length), dtype=self.dtype, device="meta", requires_grad=True)
         tokens = torch.empty((1, length), dtype=torch.int64, device="meta")
-        loss = torch.empty((1,), dtype=torch.float32, device="meta", requires_grad=True)
+        loss = torch.empty((1,), dtype=torch.promote_types(self.dtype, torch.float32), device="meta", requires_grad=True)
         return PipelineStage(
             part, index, self.num_stages, self.device, input_args=tokens if index == 0 else hidden,
             output_args=loss if index == self.num_stages - 1 else hidden, group=self.group,

@@ -7,6 +7,7 @@ ours. Optimization is manual: Lightning's accumulation would average per micro-b
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from finetuning.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.metrics import MetricsFile, peak_memory_gib
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at
+from finetuning.training.profile import StepProfiler
 from finetuning.training.step import StepResult, train_step
 
 
@@ -43,6 +45,11 @@ class FineTuning(pl.LightningModule):
         self.run, self.build, self.stop_requested = run, build, stop_requested
         self.net: ParallelLlama | None = None
         self.result: StepResult | None = None
+        self.profiler = (
+            StepProfiler(Path(run.experiment_dir) / "profile", dist.get_rank(), run.config.profile_steps)
+            if run.config.profile_steps > 0
+            else None
+        )
 
     @override
     def configure_model(self) -> None:
@@ -67,10 +74,11 @@ class FineTuning(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = rate
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
-        self.result = train_step(
-            self.net, batch, optimizer.step, scale=gradient_scaler(self.net, optimizer.optimizer),
-            clip_grad=self.run.config.clip_grad, stop=self.stop_requested(),
-        )  # fmt: skip
+        with self.profiler.around(batch.step + 1) if self.profiler else nullcontext():
+            self.result = train_step(
+                self.net, batch, optimizer.step, scale=gradient_scaler(self.net, optimizer.optimizer),
+                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(),
+            )  # fmt: skip
         optimizer.zero_grad()
 
     def learning_rate(self, step: int) -> float:

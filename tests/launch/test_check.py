@@ -71,6 +71,12 @@ def test_the_defaults_keep_every_rule() -> None:
          ("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
           "--sharding step, or replicated with --peft lora")),
         ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
+        ({"prefetch_blocks": 2, "num_gpus": 1},
+         ("--prefetch_blocks 2 has no effect: data parallel / copies x context parallel is 1, so no weights are sharded")),
+        ({"prefetch_blocks": -1}, "--prefetch_blocks -1: must be 0 or more"),
+        ({"tensor_overlap": True}, "--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more"),
+        ({"profile_steps": 2, "max_steps": 3},
+         "--profile_steps 2 looks at steps after the first 3; give a --max_steps above 3"),
         ({"time": "8:00:00"}, "--time has no effect without --executor slurm"),
         ({"mounts": ("/scratch",)}, "--mounts has no effect without --executor slurm"),
         ({"nemo_model": "a.nemo"},

@@ -1,5 +1,6 @@
 """From settings to a run: what is resolved, what is noted, and problems from everywhere in one list."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -62,6 +63,14 @@ def test_a_fresh_run_starts_from_the_weights_of_the_model(settings: Settings, tm
     start = prepared(config, tmp_path).start
     assert (start.checkpoint, start.initial_weights, start.finished_at) == (None, None, None)
     assert start.messages == [f"starts from the weights of {config.hf_model_id}"]
+
+
+def test_gathering_ahead_is_refused_where_weights_are_whole(settings: Settings, tmp_path: Path) -> None:
+    config = settings(num_gpus=2, peft="lora", prefetch_blocks=2)
+    assert problems_of(config, tmp_path) == [
+        "--prefetch_blocks 2 has no effect with --sharding replicated, as weights are whole; give --sharding full or step"
+    ]
+    assert prepared(dataclasses.replace(config, sharding="full"), tmp_path).run.sharding == "full"
 
 
 def test_warm_up_as_long_as_the_run_is_refused(settings: Settings, tmp_path: Path) -> None:

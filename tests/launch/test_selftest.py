@@ -1,8 +1,10 @@
 """`finetune selftest`: its table, its verdict, and what it refuses."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,20 +13,25 @@ from finetuning.launch.selftest import main
 from finetuning.selftest import Comparison
 from tests.commands import ROOT
 
-SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weight": 5e-7})
+SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weight": 5e-7}, {})
 
 
 @pytest.mark.dist
-def test_a_layout_is_compared_and_found_equal() -> None:
+def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     program = "import sys; from finetuning.cli import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora"], cwd=ROOT, text=True,
-        capture_output=True, timeout=280, check=False,
+        [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora", "--json",
+         str(tmp_path / "table.json")], cwd=ROOT, text=True, capture_output=True, timeout=280, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CP 2 against one process" in done.stdout
     rows = [line for line in done.stdout.splitlines() if "LoRA, " in line]
-    assert [row.split()[2] for row in rows] == ["float32", "bfloat16"]
+    assert [row.split()[2] for row in rows] == ["float64", "float32", "bfloat16"]
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["layout"] == "CP 2"
+    assert [(row["trained"], row["equal"], row["limit"]) for row in table["rows"]] == [
+        ("LoRA, float64", True, 1e-12), ("LoRA, float32", True, 1e-6), ("LoRA, bfloat16", True, 5e-2)
+    ]  # fmt: skip
     assert all("equal" in row and "NOT" not in row for row in rows)
 
 

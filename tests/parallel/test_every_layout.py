@@ -5,12 +5,13 @@ finetuning/selftest.py.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from finetuning.parallel.degrees import Degrees
-from finetuning.selftest import HALF_TOLERANCE, TOLERANCE, Comparison
+from finetuning.selftest import EXACT_TOLERANCE, HALF_TOLERANCE, TOLERANCE, Comparison
 from tests.parallel.layouts import FULL, LORA, Case, compare_all
 from tests.processes import run_processes
 
@@ -35,7 +36,9 @@ def named(case: Case) -> str:
         *([technique.sharding] if technique.sharding != (LORA if technique.lora_rank else FULL).sharding else []),
         *([technique.pipeline_schedule] if technique.pipeline_schedule != "1f1b" else []),
         *([f"recompute-{technique.activation_checkpointing}"] if technique.activation_checkpointing != "none" else []),
-        *(["bfloat16"] if technique.compute_dtype == torch.bfloat16 else []),
+        *([str(technique.compute_dtype).removeprefix("torch.")] if technique.compute_dtype != torch.float32 else []),
+        *(["overlap"] if technique.tensor_overlap else []),
+        *([f"prefetch-{technique.prefetch_blocks}"] if technique.prefetch_blocks else []),
         *(["compiled"] if technique.compile else []),
         *(["fused"] if technique.fuse else []),
         *(["split-master"] if technique.split_master else []),
@@ -45,10 +48,11 @@ def named(case: Case) -> str:
     return "-".join([*axes, *options])
 
 
-def both(layouts: list[Degrees]) -> list[Case]:
-    return [Case(degrees, technique) for degrees in layouts for technique in (FULL, LORA)]
+def both(layouts: list[Degrees], **changed: Any) -> list[Case]:
+    return [Case(degrees, replace(technique, **changed)) for degrees in layouts for technique in (FULL, LORA)]
 
 
+EXACT: dict[str, Any] = {"compute_dtype": torch.float64}
 INTERLEAVED, ZERO_BUBBLE = (replace(FULL, pipeline_schedule=name) for name in ("interleaved", "zero_bubble"))
 GROUPS: dict[str, list[Case]] = {
     "one axis": both(AXES),
@@ -85,17 +89,37 @@ GROUPS: dict[str, list[Case]] = {
         Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
         for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
     ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)],
+    "one axis, exact": both(AXES, **EXACT),
+    "tensor parallel, overlapped": [
+        *both([TP], tensor_overlap=True), *both([TP], tensor_overlap=True, activation_checkpointing="selective"),
+        Case(TP, replace(FULL, tensor_overlap=True, activation_checkpointing="full")),
+        Case(TP, replace(LORA, tensor_overlap=True, lora_targets=("q_proj", "down_proj"))),
+        Case(TP, replace(FULL, tensor_overlap=True, compute_dtype=torch.bfloat16)),
+        *both([TP], tensor_overlap=True, **EXACT),
+    ],
+    "compiled blocks, overlapped": [Case(TP, replace(LORA, tensor_overlap=True, compile=True))],
+    "weights gathered ahead": [
+        Case(SHARDED, replace(FULL, prefetch_blocks=1)), Case(SHARDED, replace(LORA, prefetch_blocks=2)),
+        Case(SHARDED, replace(FULL, prefetch_blocks=3, sharding="step", activation_checkpointing="full")),
+        Case(CP, replace(FULL, prefetch_blocks=2), tied=True),
+    ],
     "pairs of axes": both(PAIRS),
     "wide axes": [
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
-        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
+        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)),
+        Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
+        Case(Degrees(tp=4), replace(FULL, tensor_overlap=True)), Case(Degrees(cp=2, tp=2), replace(LORA, tensor_overlap=True)),
+        Case(Degrees(pp=2, tp=2), replace(FULL, tensor_overlap=True)),
+        Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, tensor_overlap=True)),
+        Case(Degrees(dp_shard=2, tp=2), replace(FULL, tensor_overlap=True, prefetch_blocks=1)),
     ],
     "three axes": both(TRIPLES),
+    "three axes, exact": both(TRIPLES, **EXACT),
     "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
 }  # fmt: skip
 EVERY_CASE = [pytest.param(group, index, id=named(case)) for group, cases in GROUPS.items() for index, case in enumerate(cases)]
@@ -118,6 +142,10 @@ def test_loss_and_every_gradient_are_those_of_one_process(
     assert not failures, failures[0]
     found = ranks[0]
     assert isinstance(found, Comparison)
-    tolerance = HALF_TOLERANCE if GROUPS[group][index].technique.compute_dtype == torch.bfloat16 else TOLERANCE
+    dtype = GROUPS[group][index].technique.compute_dtype
+    tolerance = {torch.float64: EXACT_TOLERANCE, torch.float32: TOLERANCE, torch.bfloat16: HALF_TOLERANCE}[dtype]
     assert found.equal(tolerance), f"{found.worst}, loss {found.loss} for {found.expected_loss}"
-    assert len(found.differences) >= 38  # every weight, or both adapters of seven linears of four blocks
+    if dtype == torch.float64:  # nothing is lost, however small
+        assert max(found.of_largest.values()) < EXACT_TOLERANCE
+    targets = GROUPS[group][index].technique.lora_targets
+    assert len(found.differences) >= (8 * len(targets) or 38)  # both adapters of the linears of four blocks, or every weight

@@ -67,6 +67,20 @@ def test_for_gathered_keys_a_row_is_cut_in_a_zigzag_with_the_documents_of_each_p
     assert documents.key_boundaries.tolist() == [[0, 3, 4], [0, 3, 0]]
 
 
+@pytest.mark.parametrize("size", [2, 3, 8])
+def test_a_zigzag_gives_every_process_the_same_attention_work(size: int) -> None:
+    """Of one long document, where it matters: pairs of a query and a key that it sees."""
+    plan, length = ContextPlan(size, repeat=None), 48 * size
+    work = []
+    for rank in range(size):
+        documents = cut_row(row(length, [length]), plan, rank).documents
+        assert isinstance(documents, PieceDocuments)
+        ends = zip(documents.query_boundaries[:, 1].tolist(), documents.key_boundaries[:, 1].tolist(), strict=True)
+        work.append(sum(keys - queries + seen for queries, keys in ends for seen in range(1, queries + 1)))
+    assert len(set(work)) == 1
+    assert sum(work) == length * (length + 1) // 2
+
+
 @pytest.mark.parametrize("plan", [EXCHANGE, GATHERED], ids=["exchange", "gathered"])
 def test_a_place_of_a_row_is_found_in_exactly_one_part(plan: ContextPlan) -> None:
     whole, places = row(8, [3, 5]), torch.tensor([0, 2, 5, 7])
