@@ -386,6 +386,11 @@ MESSAGES: dict[str, str] = {
     "{steps} steps = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up steps, cosine to {low:g}": (
         "{steps} 步 = {epochs:.2f} 個 epoch · 學習率經 {warmup} 步 warm-up 到 {peak:g}，再以餘弦降到 {low:g}"
     ),
+    "packing": "打包",
+    "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
+    "in the worst step {worst:.1%}": (
+        "計算的位置有 {fill:.1%} 是真正的 token · 最慢的 rank 比平均多 {imbalance:.1%} 的工作，最差的一步多 {worst:.1%}"
+    ),
     " · validation every {every}": " · 每 {every} 步驗證",
     " · checkpoint every {every}": " · 每 {every} 步存檢查點",
     "memory": "記憶體",

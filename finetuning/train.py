@@ -21,10 +21,10 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from rich.console import Console
 
 from finetuning.address import choose_interface
-from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
-from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
+from finetuning.checkpoint.store import load_weights
 from finetuning.config import Run, RunConfig, read_run
 from finetuning.data.batches import GlobalBatches
 from finetuning.data.formats import Sample

@@ -4,15 +4,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from finetuning.checkpoint.huggingface import check_weights, fingerprint
+from finetuning.checkpoint.on_disk import check_weights, fingerprint
 from finetuning.config import Run, RunConfig
 from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
+from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.sbatch import JobPlan
@@ -52,7 +51,7 @@ def prepare(
         visible_gpus = job.gpus_per_node
         problems += job.problems
     else:
-        visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        visible_gpus = count_gpus()
         problems += check_devices(config, visible_gpus)
     model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
@@ -67,7 +66,7 @@ def prepare(
             t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
-    sharding = choose_sharding(config, model, gpu_memory_gib(visible_gpus))
+    sharding = choose_sharding(config, model, gpu_memory_gib() if visible_gpus else None)
     if config.fp8 and sharding != "replicated":
         raise InputError(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
@@ -97,12 +96,6 @@ def prepare(
     )
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
-
-
-def gpu_memory_gib(visible_gpus: int) -> float | None:
-    """Of this machine's first GPU; None without any."""
-    there = visible_gpus and torch.cuda.is_available()  # a login node has none of the GPUs of its jobs
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if there else None
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

@@ -6,10 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.adapters import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from finetuning.checkpoint.adapters import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
-from finetuning.checkpoint.adapters import check_adapter
-from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_checkpoint
+from finetuning.checkpoint.on_disk import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    Checkpoint,
+    check_adapter,
+    find_checkpoints,
+    open_checkpoint,
+)
 from finetuning.config import RunConfig, read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
