@@ -23,8 +23,9 @@ CHOICES = {
     "truncation": ("refuse", "cut_input", "drop"),
     "peft": ("none", "lora"),
     "sharding": ("auto", "full", "step", "replicated"),
+    "optimizer_states": ("auto", "fp32", "bf16", "8bit"),
     "pipeline_schedule": ("1f1b", "interleaved", "zero_bubble"),
-    "activation_checkpointing": ("none", "selective", "full"),
+    "activation_checkpointing": ("auto", "none", "selective", "full"),
     "compile": ("auto", "on", "off"),
     "container_runtime": ("auto", "pyxis", "apptainer"),
     "gpu_request": ("auto", "gpus-per-node", "gres", "none"),
@@ -111,9 +112,10 @@ class RunConfig:
     seed: int = 1234  # sample order and LoRA initialisation
 
     # Memory and speed.
-    activation_checkpointing: str = "none"
+    activation_checkpointing: str = "auto"  # auto: as little as fits
     compile: str = "auto"  # auto: on with CUDA, off on CPU
-    fp8: bool = False  # frozen base weights and the products with them in fp8; LoRA only
+    fp8: bool = False  # products in fp8: with LoRA those with frozen base weights, otherwise those of all linear layers
+    optimizer_states: str = "auto"  # of full fine-tuning: precision of gradients and moments; auto: bf16 on GPUs
 
     # Evaluation, checkpoints, logs.
     val_check_interval: int | None = None  # optimizer steps; None: ten times in the run
@@ -155,6 +157,8 @@ class Run:
     tokens_dir: str  # tokenised samples, memory-mapped by every worker
     sources: dict[str, str]  # split -> JSONL file it was read from
     sharding: str  # full | step | replicated: what "auto" became
+    optimizer_states: str  # fp32 | bf16 | 8bit: likewise
+    activation_checkpointing: str  # none | selective | full: likewise
     max_steps: int
     warmup_steps: int
     val_check_interval: int

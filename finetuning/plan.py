@@ -1,17 +1,20 @@
-"""Expected GPU memory of a run, from the shapes alone, and how data parallel should hold the weights.
+"""Expected GPU memory of a run, from the shapes alone, and what `auto` becomes of the flags that decide it.
 
-An estimate for the start screen and for that choice: states are exact, activations are counted tensor by tensor, and the
+An estimate for the start screen and for these choices: states are exact, activations are counted tensor by tensor, and the
 allocator's and the kernels' own needs are a flat allowance. docs/parallelism.md shows the same arithmetic by hand.
 """
 
 from dataclasses import dataclass
+from itertools import product
+from typing import NamedTuple
 
 from finetuning.config import RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
 HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
-STATES = 4 * SINGLE  # of a trained parameter: weight, gradient and two moments
+# Bytes of a trained parameter: weight, gradient and two moments; the weight in two halves unless everything is float32.
+STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS = 2048
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
@@ -32,29 +35,44 @@ class MemoryPlan:
         return (self.states + self.gathered + self.activations + self.allowance) / 2**30
 
 
-def choose_sharding(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None) -> str:
-    """What `--sharding auto` becomes: for LoRA the least communication that fits, for full training `full`.
+class Choices(NamedTuple):
+    """What the flags of these names mean in a run, `auto` replaced."""
 
-    A pipeline gathers weights once per step, so `full` is not possible there.
+    sharding: str
+    optimizer_states: str
+    activation_checkpointing: str
+
+
+def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool) -> Choices:
+    """Replaces `auto`: the first combination that fits, or else the last.
+
+    Sharding: for LoRA the least communication first, for full training always `full` (a pipeline gathers weights once per
+    step instead). States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again.
     """
-    if config.sharding != "auto":
-        return config.sharding
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"
-    if config.peft == "none":
-        return last
+    shardings = (last,) if config.peft == "none" else ("replicated", "step", last)
+    states = ("bf16", "8bit") if config.peft == "none" and on_gpu else ("fp32",)
+    modes = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
+    ways = [
+        Choices(*way)
+        for way in product(
+            shardings if config.sharding == "auto" else (config.sharding,),
+            states if config.optimizer_states == "auto" else (config.optimizer_states,),
+            modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,),
+        )
+    ]
     limit = (gpu_memory_gib or ASSUMED_GPU_GIB) * USABLE
-    fitting = (way for way in ("replicated", "step") if plan_memory(config, model, way).total_gib <= limit)
-    return next(fitting, last)
+    return next((way for way in ways if plan_memory(config, model, way).total_gib <= limit), ways[-1])
 
 
-def plan_memory(config: RunConfig, model: LlamaConfig, sharding: str) -> MemoryPlan:
+def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> MemoryPlan:
     """Memory of the fullest rank, training rows of micro_batch_size * seq_length tokens in bfloat16."""
     pipeline = config.pipeline_model_parallel_size
     if pipeline == 1:
-        return _plan_rank(config, model, sharding, [range(model.num_hidden_layers)], [0], 1)
+        return _plan_rank(config, model, choices, [range(model.num_hidden_layers)], [0], 1)
     held = [stage_indices(config.pipeline_schedule, pipeline, rank) for rank in range(pipeline)]
     stages = assign_layers(model, pipeline * len(held[0]))
-    plans = [_plan_rank(config, model, sharding, stages, mine, _in_flight(config, rank)) for rank, mine in enumerate(held)]
+    plans = [_plan_rank(config, model, choices, stages, mine, _in_flight(config, rank)) for rank, mine in enumerate(held)]
     return max(plans, key=lambda plan: plan.total_gib)
 
 
@@ -66,7 +84,7 @@ def trained_parameters(config: RunConfig, model: LlamaConfig) -> int:
 
 
 def _plan_rank(
-    config: RunConfig, model: LlamaConfig, sharding: str, stages: list[range], mine: list[int], in_flight: int
+    config: RunConfig, model: LlamaConfig, choices: Choices, stages: list[range], mine: list[int], in_flight: int
 ) -> MemoryPlan:
     """Memory of a rank with these stages, each of which keeps the activations of `in_flight` rows."""
     tensor, context, lora = config.tensor_model_parallel_size, config.context_parallel_size, config.peft == "lora"
@@ -78,8 +96,11 @@ def _plan_rank(
     base = (layers * model.layer_parameters + tables * table + has_last * model.hidden_size) // tensor
     trained = layers * _adapter_parameters(config, model) // tensor if lora else base
     frozen = base if lora else 0
-    states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES // shards
-    if sharding == "full":
+    sharding, precision, checkpointing = choices
+    states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
+    if config.world_size == 1 and precision != "fp32":
+        gathered = layers * model.layer_parameters * HALF if config.fp8 else 0  # nothing to gather; weights in fp8, twice
+    elif sharding == "full":
         units = 2 * model.layer_parameters + tables * table
         gathered = units * (HALF if lora else HALF + SINGLE) // tensor  # two blocks and the tables; their gradients
     elif shards > 1:  # the whole stage, and gradients in float32 until the last row of the step
@@ -87,7 +108,8 @@ def _plan_rank(
     else:
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
-    kept, computed = _activation_bytes(model, tensor, config.activation_checkpointing)
+    fused = tensor == context == 1 and (sharding == "replicated" or config.world_size == 1)
+    kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
     activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
     logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
     return MemoryPlan(states, gathered, activations + logits)
@@ -114,16 +136,21 @@ def _adapter_parameters(config: RunConfig, model: LlamaConfig) -> int:
     return config.lora_rank * sum(sizes[name] for name in config.lora_targets)
 
 
-def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str) -> tuple[int, int]:
-    """Bytes a block keeps of a token until its backward pass, and bytes one block more needs while it is computed again."""
+def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fused: bool) -> tuple[int, int]:
+    """Bytes a block keeps of a token until its backward pass, and bytes one block more needs while it is computed again.
+
+    Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well.
+    """
     query, key_value = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     # Two residuals and two normed inputs are spread over tensor-parallel ranks by tokens (the inputs are kept whole as
     # well once they are gathered); q, k, v, the attention output, gate, up and their product by features.
-    spread = 4 * model.hidden_size + 2 * query + 2 * key_value + 3 * model.intermediate_size
+    spread = 4 * model.hidden_size + 2 * query + 2 * key_value + (2 if fused else 3) * model.intermediate_size
     everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
     if checkpointing == "none":
         return everything, 0
     if checkpointing == "full":
         return HALF * model.hidden_size // tensor, everything
+    if fused:
+        return HALF * (2 * model.hidden_size + 2 * query + 2 * key_value), everything
     narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
     return HALF * narrow, everything

@@ -83,7 +83,7 @@ def _technique(spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtyp
     return Technique(
         lora_rank=3 if lora else None, lora_alpha=6.0, lora_targets=LORA_TARGETS if lora else (), compute_dtype=dtype,
         sharding=by_default if spec["sharding"] == "auto" else spec["sharding"], pipeline_schedule=schedule,
-        activation_checkpointing=spec["activation_checkpointing"],
+        activation_checkpointing=spec["activation_checkpointing"].replace("auto", "none"),
     )  # fmt: skip
 
 

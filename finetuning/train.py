@@ -173,9 +173,10 @@ class Worker:
         lora = config.peft == "lora"
         technique = Technique(
             lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
-            compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
-            sharding=run.sharding, activation_checkpointing=config.activation_checkpointing, compile=compiles(config, on_gpu),
+            compute_dtype=torch.bfloat16 if on_gpu or run.optimizer_states != "fp32" else torch.float32,
+            sharding=run.sharding, activation_checkpointing=run.activation_checkpointing, compile=compiles(config, on_gpu),
             pipeline_schedule=config.pipeline_schedule, fuse=on_gpu and compiles(config, on_gpu), fp8=config.fp8,
+            split_master=run.optimizer_states != "fp32",
         )  # fmt: skip
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         model = build_model(self.llama_config, self.layout, device, technique)
@@ -301,7 +302,7 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     """
     capacity = run.config.micro_batch_size * run.config.seq_length
     granularity = 128 if run.device == "cuda" else 8
-    if run.config.activation_checkpointing == "selective" and compiles(run.config, run.device == "cuda"):
+    if run.activation_checkpointing == "selective" and compiles(run.config, run.device == "cuda"):
         granularity = max(granularity, -(-capacity // MOST_LENGTHS))
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp

@@ -192,6 +192,8 @@ def make_run(config: RunConfig) -> Run:
         tokens_dir="/data/experiments/微調 1/data/0123",
         sources={"training": "/data/alpaca/training.jsonl", "test": "/data/alpaca/test.jsonl"},
         sharding="full",
+        optimizer_states="bf16",
+        activation_checkpointing="none",
         max_steps=100,
         warmup_steps=10,
         val_check_interval=10,

@@ -10,7 +10,7 @@ from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora
-from finetuning.plan import MemoryPlan, choose_sharding, plan_memory, trained_parameters
+from finetuning.plan import MemoryPlan, choose, plan_memory, trained_parameters
 
 pytestmark = pytest.mark.unit
 
@@ -44,15 +44,20 @@ def test_the_number_of_trained_parameters_is_that_of_the_model(targets: tuple[st
     assert trained_parameters(given(peft="lora", lora_rank=4, lora_targets=targets), shape) == trained
 
 
-def plan_of(**changed: Any) -> MemoryPlan:
+def plan_of(on_gpu: bool = False, **changed: Any) -> MemoryPlan:
     config = given(**changed)
-    return plan_memory(config, LLAMA31_8B, choose_sharding(config, LLAMA31_8B, 80.0))
+    return plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=on_gpu))
 
 
 def test_full_states_take_sixteen_bytes_a_parameter_spread_over_the_ranks() -> None:
     one = plan_of(num_gpus=1)
     assert one.states == 16 * LLAMA31_8B.num_parameters  # float32: weight, gradient, two moments
     assert plan_of(num_gpus=8).states == one.states // 8
+
+
+def test_full_states_on_gpus_take_ten_bytes_a_parameter_or_eight() -> None:
+    assert plan_of(True, num_gpus=1).states == 10 * LLAMA31_8B.num_parameters  # master 4, gradient 2, two moments 4
+    assert plan_of(True, num_gpus=1, optimizer_states="8bit").states == 8 * LLAMA31_8B.num_parameters
 
 
 def test_adapters_need_far_less_than_all_weights() -> None:
@@ -107,4 +112,23 @@ def test_the_first_rank_of_a_pipeline_keeps_rows_in_flight() -> None:
 def test_weights_are_held_with_the_least_communication_that_fits(
     changed: dict[str, Any], gib: float | None, expected: str
 ) -> None:
-    assert choose_sharding(given(**changed), LLAMA31_8B, gib) == expected
+    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True).sharding == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "gib", "expected"),
+    [
+        ({"num_gpus": 1}, 141.0, ("bf16", "none")),
+        ({"num_gpus": 1}, 100.0, ("bf16", "selective")),
+        ({"num_gpus": 1}, 80.0, ("8bit", "full")),
+        ({"num_gpus": 8}, 80.0, ("bf16", "none")),
+        ({"num_gpus": 1, "optimizer_states": "fp32"}, 80.0, ("fp32", "full")),  # nothing fits: the least
+        ({"num_gpus": 1, "peft": "lora"}, 80.0, ("fp32", "none")),
+        ({"num_gpus": 1, "peft": "lora"}, 40.0, ("fp32", "selective")),
+        ({"num_gpus": 1, "peft": "lora", "activation_checkpointing": "full"}, 80.0, ("fp32", "full")),
+    ],
+)
+def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
+    changed: dict[str, Any], gib: float, expected: tuple[str, str]
+) -> None:
+    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:] == expected

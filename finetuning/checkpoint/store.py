@@ -27,7 +27,7 @@ def checkpoint_name(step: int) -> str:
     return f"step={step:06d}"
 
 
-def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.AdamW, info: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
     """Writes a checkpoint to `path`; every rank must call it. `info` (JSON, with "step") is written by rank 0."""
     temporary = path.with_name(f".incomplete-{path.name}")
     if dist.get_rank() == 0:
@@ -45,7 +45,7 @@ def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Ada
     dist.barrier()
 
 
-def load_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def load_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Fills model, optimizer and random state from a complete checkpoint of any layout; returns its info.
 
     Every rank must call it. A rank that did not exist when it was written keeps its own random state.
@@ -94,7 +94,7 @@ def point_to(link: Path, name: str) -> None:
     temporary.replace(link)
 
 
-def _training_state(model: ParallelLlama, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
+def _training_state(model: ParallelLlama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     moments = {
         f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value)
         for name, value in optimizer_state(model, optimizer).items()

@@ -31,7 +31,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
-LAYOUT_VERSION = 2  # of the arrays and of what a check finds: a change makes old tokens unused
+LAYOUT_VERSION = 3  # of the arrays and of what a check finds: a change makes old tokens unused
 REPORT_FILE = "report.json"
 
 

@@ -43,7 +43,7 @@ SLURM_ONLY = (
     "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
     "dependency", "sbatch_options", "setup", "environment", "container_runtime", "mounts", "python", "slurm_template",
 )  # fmt: skip
-LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets", "fp8")
+LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
 
@@ -85,6 +85,13 @@ def check_settings(config: RunConfig) -> list[str]:
         defaults = RunConfig(hf_model_id="", dataset_path="")
         changed = [name for name in LORA_ONLY if getattr(config, name) != getattr(defaults, name)]
         problems += [t("--{name} has no effect without --peft lora", name=name) for name in changed]
+    elif config.optimizer_states not in ("auto", "fp32"):
+        problems.append(
+            t(
+                "--optimizer_states {states} has no effect with --peft lora: adapters are small, and stay in float32",
+                states=config.optimizer_states,
+            )
+        )
     if config.learning_rate < config.min_lr:
         problems.append(
             t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)
@@ -102,16 +109,22 @@ def check_settings(config: RunConfig) -> list[str]:
 
 
 def _check_fp8(config: RunConfig) -> list[str]:
-    """What keeps frozen weights in fp8 from being used."""
-    if not config.fp8 or config.peft != "lora":
+    """What keeps fp8 from being used: it is part of the fused blocks."""
+    if not config.fp8:
         return []
+    rules: tuple[tuple[bool, str, str], ...] = (
+        (config.world_size > 1, "--num_gpus", t("1 without --peft lora")),
+        (config.compile == "off", "--compile", "auto"),
+        (config.optimizer_states == "fp32", "--optimizer_states", "bf16 / 8bit"),
+    )
+    if config.peft == "none":
+        return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
     rules = (
         (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
         (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
         (config.context_parallel_size > 1, "--context_parallel_size", "1"),
         (config.compile == "off", "--compile", "auto"),
         (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
-        (config.activation_checkpointing == "selective", "--activation_checkpointing", "none / full"),
         (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
     )
     return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]

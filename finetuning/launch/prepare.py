@@ -16,7 +16,7 @@ from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.sbatch import JobPlan
 from finetuning.model.config import LlamaConfig, read_llama_config
-from finetuning.plan import choose_sharding
+from finetuning.plan import choose
 
 LONGEST_WARMUP_STEPS = 50
 VALIDATIONS_PER_RUN = 10
@@ -66,8 +66,9 @@ def prepare(
             t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
-    sharding = choose_sharding(config, model, gpu_memory_gib() if visible_gpus else None)
-    if config.fp8 and sharding != "replicated":
+    memory = gpu_memory_gib() if visible_gpus else None
+    choices = choose(config, model, memory, on_gpu=visible_gpus > 0)
+    if config.fp8 and config.peft == "lora" and choices.sharding != "replicated":
         raise InputError(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
               "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
@@ -75,7 +76,7 @@ def prepare(
     if with_weights:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
-    identity = _identity(config, model_path, model, dataset, with_weights)
+    identity = _identity(config, model_path, model, dataset, with_weights) | {"optimizer_states": choices.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
@@ -85,7 +86,9 @@ def prepare(
         model_path=str(model_path),
         tokens_dir=str(dataset.folder),
         sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
-        sharding=sharding,
+        sharding=choices.sharding,
+        optimizer_states=choices.optimizer_states,
+        activation_checkpointing=choices.activation_checkpointing,
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,

@@ -22,6 +22,7 @@ from finetuning.status import FINISHED, read_status
 
 # What a checkpoint cannot take over: other tensors are trained, or the frozen ones would be others.
 FIXED = ("peft", "lora_rank", "lora_alpha", "lora_targets", "model_shape")
+FIXED_STATES = "optimizer_states"  # nor this, where the optimizer goes on
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], config: RunConfi
         InputError: with the differences side by side; `--accept_changes` lets pass those that can be taken over.
     """
     changed = [name for name in now if before.get(name) != now[name]]
-    fixed = [name for name in changed if name in FIXED]
+    fixed = [name for name in changed if name in (*FIXED, FIXED_STATES)]
     if not changed or (config.accept_changes and not fixed):
         return
     lines = [t("{name}: was {before}, is now {now}", name=name, before=before.get(name), now=now[name]) for name in changed]

@@ -17,7 +17,7 @@ from finetuning.data.template import PromptFormat
 from finetuning.i18n import t
 from finetuning.launch.prepare import Prepared
 from finetuning.parallel.stages import num_rows_rule
-from finetuning.plan import plan_memory, trained_parameters
+from finetuning.plan import Choices, plan_memory, trained_parameters
 from finetuning.training.metrics import read_metrics
 
 LABEL_WIDTH = 12
@@ -49,9 +49,10 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("schedule"), _schedule(prepared))
     if gpu_memory_gib is not None:
+        choices = Choices(run.sharding, run.optimizer_states, run.activation_checkpointing)
         _line(
             console, t("memory"),
-            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, run.sharding).total_gib,
+            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, choices).total_gib,
               there=gpu_memory_gib),
         )  # fmt: skip
     _line(console, t("folder"), run.experiment_dir)

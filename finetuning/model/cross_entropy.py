@@ -15,6 +15,7 @@ from finetuning.model.kernels import cross_entropy
 
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048
+TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one product for most rows
 
 
 def linear_cross_entropy_sum(hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor) -> Tensor:
@@ -35,17 +36,21 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # float32: chunks add up in it, and the sum must not lose small contributions
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            part = slice(start, start + CHUNK_TOKENS)
+        chunk = TRAINED_CHUNK_TOKENS if needs_weight else CHUNK_TOKENS
+        several = len(hidden) > chunk
+        # float32 if chunks add up in it: the sum must not lose small contributions
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32 if several else weight.dtype) if needs_weight else None
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight)
             total += cross_entropy(logits, labels[part]).sum()
             grad_logits = logits  # overwritten
             if grad_hidden is not None:
                 torch.mm(grad_logits, weight, out=grad_hidden[part])
-            if grad_weight is not None:
+            if grad_weight is not None and several:
                 grad_weight += grad_logits.t() @ hidden[part]
+            elif grad_weight is not None:
+                torch.mm(grad_logits.t(), hidden, out=grad_weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total
@@ -56,5 +61,5 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
+            grad_weight = (grad_weight * grad_total.to(grad_weight.dtype)).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None

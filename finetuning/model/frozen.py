@@ -5,10 +5,9 @@ Shape letters: T tokens, O outputs, I inputs.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from finetuning.model.kernels import quantise_rows
+from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product
 
 
 @dataclass(frozen=True)
@@ -34,23 +33,11 @@ class Fp8Matrix:
     """
 
     def __init__(self, weight_OI: Tensor):
-        self.rows_OI, self.row_factors_O1 = quantise_rows(weight_OI)
-        self.columns_IO, self.column_factors_I1 = quantise_rows(weight_OI.t().contiguous())
+        self.rows, self.columns = quantise_rows(weight_OI), quantise_columns(weight_OI)
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return _scaled_product(x_TI, self.rows_OI, self.row_factors_O1)
+        return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
-        return _scaled_product(grad_TO, self.columns_IO, self.column_factors_I1)
-
-
-def _scaled_product(x_TI: Tensor, rows_OI: Tensor, factors_O1: Tensor) -> Tensor:
-    quantised_TI, x_factors_T1 = quantise_rows(x_TI)
-    if not x_TI.is_cuda:  # the same numbers, slowly
-        wide = (quantised_TI.float() @ rows_OI.float().t()) * x_factors_T1 * factors_O1.t()
-        return wide.to(x_TI.dtype)
-    # The row-wise scaled product has no public name up to torch 2.13.
-    return torch._scaled_mm(
-        quantised_TI, rows_OI.t(), scale_a=x_factors_T1, scale_b=factors_O1.t(), out_dtype=x_TI.dtype, use_fast_accum=True
-    )
+        return scaled_product(quantise_rows(grad_TO), self.columns, grad_TO.dtype)

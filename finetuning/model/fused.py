@@ -4,6 +4,7 @@ Computes what `finetuning.model.llama.Block` with `finetuning.model.lora` comput
 Three things make it faster. Frozen weights that read the same input lie side by side, so that q, k and v, and gate and
 up, are one matrix product each. Everything between two products is one pass (`finetuning.model.kernels`), low-rank
 updates included. And the backward pass, written out, computes nothing for frozen weights and keeps only what it needs.
+Gradients of the adapters do not travel through autograd: those of a block are added to its parameters' `grad` at once.
 There is nothing to compile but a few small kernels, whatever the length of a row.
 
 Shape letters as in `kernels`; names of gradients begin with d: `dq` is the gradient of q.
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from finetuning.model import kernels
 from finetuning.model.attention import Documents, attention_backward, attention_forward
 from finetuning.model.frozen import Fp8Matrix, Matrix
+from finetuning.model.kernels import Update
 from finetuning.model.llama import Block
 from finetuning.model.lora import LoraLinear
 
@@ -27,7 +29,7 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 def can_fuse(block: Block) -> bool:
     """Whether every linear layer of the block has adapters of one rank and scale."""
-    layers = [layer for group in _layers(block) for layer in group]
+    layers = [layer for group in grouped_layers(block) for layer in group]
     return all(isinstance(layer, LoraLinear) for layer in layers) and len({_shape(layer) for layer in layers}) == 1
 
 
@@ -36,27 +38,28 @@ class FusedBlock:
 
     Its weights are moved into joint tensors; the block's own parameters become views of them, so that loading a
     checkpoint into the block fills them.
+
+    Args:
+        keep_all: keep the normed inputs, gate and up for the backward pass; otherwise they are computed again, which
+            saves two thirds of a block's memory for half of its forward pass.
     """
 
-    def __init__(self, block: Block, *, fp8: bool):
-        self.block, self.fp8 = block, fp8
-        groups = _layers(block)
+    def __init__(self, block: Block, *, fp8: bool, keep_all: bool = True):
+        self.block, self.fp8, self.keep_all = block, fp8, keep_all
+        groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
-        self.matrices: list[Tensor] = [_join(weights) for weights in self.frozen]
+        self.matrices: list[Tensor] = [join(weights) for weights in self.frozen]
         self.quantised: list[Fp8Matrix] = []
-        first = groups[0][0]
-        assert isinstance(first, LoraLinear)
-        self.scale = first.scale
+        self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
-        self.adapters = [part for layers in groups for part in _adapters(layers)]
 
     def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         """Block output [1, T, D]; B is 1."""
-        inputs = (x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self)
-        # Looked up in each call: a sharded weight is another tensor while its block runs.
-        out_TD: Tensor = _FusedBlock.apply(*inputs, *(adapter.weight for adapter in self.adapters))
+        # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
+        anchor = self.adapters.parameters[0]
+        out_TD: Tensor = _FusedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -71,7 +74,7 @@ class FusedBlock:
 
 @dataclass(frozen=True)
 class _Adapters:
-    """A and B of a block in the compute dtype; those of a group lie one below the other, apart from B of gate and up."""
+    """A and B of a block, or their gradients; those of a group lie one below the other, apart from B of gate and up."""
 
     a_qkv: Tensor
     b_qkv: Tensor
@@ -84,33 +87,70 @@ class _Adapters:
     b_down: Tensor
 
 
+class BlockAdapters:
+    """The adapters of a block as stacked matrices: in the compute dtype, and their gradients in float32.
+
+    A carries the scale of the update, so that no product has to: the update is (x A^T) B^T.
+    """
+
+    def __init__(self, layers: list[LoraLinear]):
+        """Layers in the order of GROUPS."""
+        self.scale = layers[0].scale
+        self.parameters = [part.weight for group in _grouped(layers) for part in group]
+        self.shapes = [parameter.shape for parameter in self.parameters]
+        self._stacked: _Adapters | None = None
+        self._gradients: Tensor | None = None
+
+    def stacked(self, dtype: torch.dtype) -> _Adapters:
+        """Made anew when the adapters may have changed, which they do only while they have no gradient."""
+        if self._stacked is None or self.parameters[0].grad is None:
+            flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+            stacked = _views(flat, self.shapes)
+            for a in (stacked.a_qkv, stacked.a_o, stacked.a_gate_up, stacked.a_down):
+                a.mul_(self.scale)
+            self._stacked = _views(flat.to(dtype), self.shapes)
+        return self._stacked
+
+    def add_gradients(self, flat: Tensor) -> None:
+        """Adds gradients that lie in one tensor, as `_views` sees them."""
+        if self.parameters[0].grad is not None:
+            assert self._gradients is not None
+            self._gradients.add_(flat)
+            return
+        self._gradients = flat.float()
+        parts = self._gradients.split([shape.numel() for shape in self.shapes])
+        for parameter, part, shape in zip(self.parameters, parts, self.shapes, strict=True):
+            parameter.grad = part.view(shape)
+
+
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin, documents, fused, *adapters):  # type: ignore[no-untyped-def]
-        block, scale, heads = fused.block, fused.scale, fused.heads
+    def forward(ctx, x, cos, sin, documents, fused, anchor):  # type: ignore[no-untyped-def]
+        block, heads = fused.block, fused.heads
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        low = _stack(adapters, x.dtype)
+        low = fused.adapters.stacked(x.dtype)
 
         h1, inverse1 = kernels.norm(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
-        qkv = kernels.rotate_heads(w_qkv.forward(h1), t_qkv, low.b_qkv, scale, cos, sin, heads)
-        q, k, v = _split_heads(qkv, heads)
+        qkv = kernels.rotate_heads(w_qkv.forward(h1), cos, sin, heads, Update(t_qkv, low.b_qkv))
+        q, k, v = split_heads(qkv, heads)
         out, logsumexp = attention_forward(q, k, v, documents)
         flat_out = out.flatten(1)
         t_o = flat_out @ low.a_o.t()
-        x2 = kernels.add_update(x, w_o.forward(flat_out), t_o, low.b_o, scale)
+        x2 = kernels.add_update(x, w_o.forward(flat_out), Update(t_o, low.b_o))
 
         h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate_up = w_gate_up.forward(h2)
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up, t_gate_up, low.b_gate, low.b_up, scale)
+        inner = kernels.gate(gate, up, _gate_updates(t_gate_up, low))
         t_down = inner @ low.a_down.t()
-        x3 = kernels.add_update(x2, w_down.forward(inner), t_down, low.b_down, scale)
+        x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
 
+        kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(
-            x, cos, sin, documents.boundaries, documents.extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2,
-            inverse2, t_gate_up, gate_up, t_down, *adapters,
+            x, cos, sin, documents.boundaries, documents.extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2,
+            t_gate_up, t_down, *kept,
         )  # fmt: skip
         ctx.fused = fused
         return x3
@@ -118,55 +158,62 @@ class _FusedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx3):  # type: ignore[no-untyped-def]
         fused = ctx.fused
-        block, scale, heads = fused.block, fused.scale, fused.heads
+        block, heads, scale = fused.block, fused.heads, fused.adapters.scale
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        (x, cos, sin, boundaries, extent, h1, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, h2, inverse2, t_gate_up,
-         gate_up, t_down, *adapters) = ctx.saved_tensors  # fmt: skip
-        low = _stack(adapters, x.dtype)
-        grads, d = _gradient_buffer(adapters, x.dtype)
+        (x, cos, sin, boundaries, extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2, t_gate_up, t_down, h1, h2,
+         gate_up) = ctx.saved_tensors  # fmt: skip
+        if not fused.keep_all:
+            h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
+            h2, _ = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
+            gate_up = w_gate_up.forward(h2)
+        low = fused.adapters.stacked(x.dtype)
+        gradients = torch.empty(sum(shape.numel() for shape in fused.adapters.shapes), dtype=x.dtype, device=x.device)
+        d = _views(gradients, fused.adapters.shapes)
         dx3 = dx3.contiguous()
 
-        dt_down = (dx3 @ low.b_down).mul_(scale)
-        _outer(dx3, t_down, scale, d.b_down)
+        dt_down = dx3 @ low.b_down
+        torch.mm(dx3.t(), t_down, out=d.b_down)
         gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         inner = kernels.gate_backward(
-            w_down.backward(dx3), dt_down, low.a_down, gate, up, t_gate_up, low.b_gate, low.b_up, scale, dgate, dup
+            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down)
         )
-        torch.mm(dt_down.t(), inner, out=d.a_down)
+        _scaled_product(dt_down, inner, scale, d.a_down)
         del inner
         t_gate, t_up = t_gate_up.chunk(2, -1)
-        dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1).mul_(scale)
-        _outer(dgate, t_gate, scale, d.b_gate)
-        _outer(dup, t_up, scale, d.b_up)
-        torch.mm(dt_gate_up.t(), h2, out=d.a_gate_up)
+        dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1)
+        torch.mm(dgate.t(), t_gate, out=d.b_gate)
+        torch.mm(dup.t(), t_up, out=d.b_up)
+        _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
         dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
         dx2 = kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
 
-        dt_o = (dx2 @ low.b_o).mul_(scale)
-        _outer(dx2, t_o, scale, d.b_o)
-        torch.mm(dt_o.t(), out.flatten(1), out=d.a_o)
+        dt_o = dx2 @ low.b_o
+        torch.mm(dx2.t(), t_o, out=d.b_o)
+        _scaled_product(dt_o, out.flatten(1), scale, d.a_o)
         dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
         documents = Documents(boundaries, extent)
-        q, k, v = _split_heads(qkv, heads)
+        q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
         dqkv = torch.empty_like(qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]
         parts = list(zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes), strict=True))
-        dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1).mul_(scale)
+        dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1)
         for grad, _, t, db in parts:
-            _outer(grad, t, scale, db)
-        torch.mm(dt_qkv.t(), h1, out=d.a_qkv)
+            torch.mm(grad.t(), t, out=db)
+        _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
             dh1 = w_qkv.backward(dqkv).addmm_(dt_qkv, low.a_qkv)
             dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, dx2)
-        return dx, None, None, None, None, *grads
+        fused.adapters.add_gradients(gradients)
+        return dx, None, None, None, None, None
 
 
-def _layers(block: Block) -> list[list[nn.Linear]]:
+def grouped_layers(block: Block) -> list[list[nn.Linear]]:
+    """The linear layers of a block, those that read the same input together, as in GROUPS."""
     modules = dict(block.self_attn.named_children()) | dict(block.mlp.named_children())
     layers = {name: module for name, module in modules.items() if isinstance(module, nn.Linear)}
     return [[layers[name] for name in group] for group in GROUPS]
@@ -177,31 +224,22 @@ def _shape(layer: nn.Linear) -> tuple[int, float]:
     return layer.lora_A.out_features, layer.scale
 
 
-def _adapters(layers: list[nn.Linear]) -> list[nn.Linear]:
-    """A of the layers of a group, then B of them."""
-    found = [layer for layer in layers if isinstance(layer, LoraLinear)]
-    return [layer.lora_A for layer in found] + [layer.lora_B for layer in found]
+def _grouped(layers: list[LoraLinear]) -> list[list[nn.Linear]]:
+    """A of the layers of a group, then B of them, group by group."""
+    groups, start = [], 0
+    for names in GROUPS:
+        group = layers[start : start + len(names)]
+        groups.append([*(layer.lora_A for layer in group), *(layer.lora_B for layer in group)])
+        start += len(names)
+    return groups
 
 
-def _join(weights: list[Tensor]) -> Tensor:
-    """One tensor with the rows of all weights, which become views of it."""
+def join(weights: list[Tensor]) -> Tensor:
+    """One tensor with the rows of all weights [O, I], which become views of it."""
     joint = torch.cat([weight.data for weight in weights])
     for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
         weight.data = part
     return joint
-
-
-def _stack(adapters: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> _Adapters:
-    """The adapters in the compute dtype: one copy, seen as matrices."""
-    return _views(torch.cat([adapter.flatten() for adapter in adapters]).to(dtype), [a.shape for a in adapters])
-
-
-def _gradient_buffer(adapters: list[Tensor], dtype: torch.dtype) -> tuple[list[Tensor], _Adapters]:
-    """Room for all adapter gradients: one view for each adapter, and the same memory as stacked matrices."""
-    shapes = [adapter.shape for adapter in adapters]
-    flat = torch.empty(sum(shape.numel() for shape in shapes), dtype=dtype, device=adapters[0].device)
-    parts = flat.split([shape.numel() for shape in shapes])
-    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)], _views(flat, shapes)
 
 
 def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
@@ -216,13 +254,18 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
     return _Adapters(*matrices)
 
 
-def _outer(grad_TO: Tensor, t_TR: Tensor, scale: float, out_OR: Tensor) -> None:
-    """Gradient of B: scale * grad^T t."""
-    torch.mm(grad_TO.t(), t_TR, out=out_OR)
-    out_OR.mul_(scale)
+def _gate_updates(t_gate_up: Tensor, low: _Adapters) -> tuple[Update, Update]:
+    t_gate, t_up = t_gate_up.chunk(2, -1)
+    return Update(t_gate, low.b_gate), Update(t_up, low.b_up)
 
 
-def _split_heads(qkv_TC: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+def _scaled_product(dt_TR: Tensor, x_TI: Tensor, scale: float, out_RI: Tensor) -> None:
+    """Gradient of A: scale * dt^T x."""
+    torch.addmm(out_RI, dt_TR.t(), x_TI, beta=0, alpha=scale, out=out_RI)
+
+
+def split_heads(qkv_TC: Tensor, heads: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    """q [T, N, H], k [T, K, H] and v [T, K, H] of joint columns; `heads` are N and K."""
     num_heads, num_key_value_heads = heads
     per_head = qkv_TC.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
     q, k, v = per_head.split([num_heads, num_key_value_heads, num_key_value_heads], 1)

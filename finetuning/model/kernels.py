@@ -1,6 +1,6 @@
 """The element-wise work of a decoder block as a few fused passes: norm, rotation, gate and residual, forward and backward.
 
-Low-rank updates ride along. Between two matrix products a tensor is read once and written once; the update
+Low-rank updates ride along where there are any. Between two matrix products a tensor is read once and written once; the update
 `scale * t B^T` of a LoRA layer (t = x A^T, rank columns) is added inside the pass that reads the layer's output
 anyway, where it costs nothing, instead of in a pass of its own. Everything is computed in float32 and rounded once.
 
@@ -8,11 +8,12 @@ On CUDA these are Triton kernels (`finetuning.model.triton_kernels`); elsewhere 
 which are also what the kernels are tested against.
 
 Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
-H head dimension, C = (N + 2K) * H, V vocabulary. Matrices may be columns of a wider tensor: only the last dimension has
+H head dimension, C = (N + 2K) * H, V vocabulary, O outputs of a layer. Matrices may be columns of a wider tensor: only the last dimension has
 to be contiguous.
 """
 
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ from torch import Tensor
 
 FP8_MAX = 448.0  # largest number of float8_e4m3fn
 LEAST_FACTOR = 1e-12  # of a row of zeros
+
+
+class Update(NamedTuple):
+    """The low-rank update of a LoRA layer's output, t b^T, with t = scale * x A^T."""
+
+    t_TR: Tensor
+    b_OR: Tensor  # as many rows as the layer has outputs
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -44,28 +52,36 @@ def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Te
     return (grad + residual_grad_TD.float()).to(x_TD.dtype)
 
 
-def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
-    """x + y + scale * t b^T, [T, D]."""
+def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
+    """Gradient of the norm's weight [D], float32: the sum over rows of grad * x * inverse."""
     if x_TD.is_cuda:
-        return _triton().add_update(x_TD, y_TD, t_TR, b_DR, scale)
-    return (x_TD.float() + y_TD.float() + _update(t_TR, b_DR, scale)).to(x_TD.dtype)
+        return _triton().norm_weight_gradient(grad_TD, x_TD, inverse_T)
+    return (grad_TD.float() * x_TD.float() * inverse_T[:, None]).sum(0)
+
+
+def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
+    """x + y + update, [T, D]."""
+    if x_TD.is_cuda:
+        return _triton().add_update(x_TD, y_TD, update)
+    return (x_TD.float() + y_TD.float() + _low_rank(update)).to(x_TD.dtype)
 
 
 def rotate_heads(
-    qkv_TC: Tensor, t_T3R: Tensor, b_CR: Tensor, scale: float, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int]
+    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: Update | None = None
 ) -> Tensor:
     """Adds the updates of q, k and v and turns q and k by their positions; [T, C], contiguous.
 
     Args:
-        t_T3R: t of q, k and v side by side.
-        b_CR: B of q, k and v one below the other.
         cos_TH: tables of `rope_tables`, float32; both halves of H are equal.
         heads: N and K.
+        update: t of q, k and v side by side [T, 3R], B of q, k and v one below the other [C, R].
     """
     if qkv_TC.is_cuda:
-        return _triton().rotate_heads(qkv_TC, t_T3R, b_CR, scale, cos_TH, sin_TH, heads)
+        return _triton().rotate_heads(qkv_TC, cos_TH, sin_TH, heads, update)
     num_heads, num_key_value_heads = heads
-    wide = qkv_TC.float() + _update_of_heads(t_T3R, b_CR, scale, heads)
+    wide = qkv_TC.float()
+    if update is not None:
+        wide = wide + _update_of_heads(update, heads)
     per_head = wide.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
     turned, kept = per_head.split([num_heads + num_key_value_heads, num_key_value_heads], 1)
     return torch.cat((_turn(turned, cos_TH, sin_TH), kept), 1).flatten(1).to(qkv_TC.dtype)
@@ -82,35 +98,30 @@ def rotate_heads_backward(
     return None
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_FR: Tensor, scale: float) -> Tensor:
-    """silu(gate + update) * (up + update), [T, F]; `t_T2R` holds t of gate and up side by side."""
+def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None = None) -> Tensor:
+    """silu(gate) * up, [T, F], each with its update."""
     if gate_TF.is_cuda:
-        return _triton().gate(gate_TF, up_TF, t_T2R, b_gate_FR, b_up_FR, scale)
-    t_gate, t_up = t_T2R.chunk(2, -1)
-    wide_gate = gate_TF.float() + _update(t_gate, b_gate_FR, scale)
-    return (F.silu(wide_gate) * (up_TF.float() + _update(t_up, b_up_FR, scale))).to(gate_TF.dtype)
+        return _triton().gate(gate_TF, up_TF, updates)
+    wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
+    return (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
 
 
 def gate_backward(
-    grad_TF: Tensor, dt_TR: Tensor, a_RF: Tensor, gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor,
-    b_up_FR: Tensor, scale: float, grad_gate_TF: Tensor, grad_up_TF: Tensor,
+    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
+    updates: tuple[Update, Update] | None = None, through: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:  # fmt: skip
     """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more.
 
     Args:
-        grad_TF: gradient of the output through the frozen weight of the next layer; that through its adapter,
-            dt a, is added here.
-        dt_TR: scale * (gradient of the next layer's output) B.
-        a_RF: A of the next layer.
+        grad_TF: gradient of the output through the weight of the next layer.
+        through: dt [T, R] and A [R, F] of the next layer's adapter, whose part of that gradient, dt A, is added here.
     """
     if grad_TF.is_cuda:
-        return _triton().gate_backward(
-            grad_TF, dt_TR, a_RF, gate_TF, up_TF, t_T2R, b_gate_FR, b_up_FR, scale, grad_gate_TF, grad_up_TF
-        )
-    t_gate, t_up = t_T2R.chunk(2, -1)
-    grad = grad_TF.float() + dt_TR.float() @ a_RF.float()
-    wide_gate = gate_TF.float() + _update(t_gate, b_gate_FR, scale)
-    wide_up = up_TF.float() + _update(t_up, b_up_FR, scale)
+        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through)
+    grad = grad_TF.float()
+    if through is not None:
+        grad = grad + through[0].float() @ through[1].float()
+    wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
     sigmoid = torch.sigmoid(wide_gate)
     silu = wide_gate * sigmoid
     grad_gate_TF.copy_(grad * wide_up * (sigmoid + silu * (1 - sigmoid)))
@@ -141,6 +152,27 @@ def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
 
 
+def quantise_columns(x_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for columns: the transpose of x in fp8 [D, T] and the factor of each column [D, 1]."""
+    if x_TD.is_cuda:
+        return _triton().quantise_columns(x_TD, FP8_MAX, LEAST_FACTOR)
+    return quantise_rows(x_TD.t())
+
+
+def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows; summed in float32, returned in `dtype`.
+
+    On CUDA, T may be anything; O and I must be multiples of 16.
+    """
+    (x_TI, x_factors_T1), (y_OI, y_factors_O1) = x, y
+    if not x_TI.is_cuda:  # the same numbers, slowly
+        return ((x_TI.float() @ y_OI.float().t()) * x_factors_T1 * y_factors_O1.t()).to(dtype)
+    # The row-wise scaled product has no public name up to torch 2.13.
+    return torch._scaled_mm(
+        x_TI, y_OI.t(), scale_a=x_factors_T1, scale_b=y_factors_O1.t(), out_dtype=dtype, use_fast_accum=True
+    )
+
+
 def _triton() -> ModuleType:
     """Imported where it is needed: Triton comes with PyTorch for CUDA only."""
     from finetuning.model import triton_kernels
@@ -148,16 +180,22 @@ def _triton() -> ModuleType:
     return triton_kernels
 
 
-def _update(t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
-    return scale * (t_TR.float() @ b_DR.float().t())
+def _low_rank(update: Update) -> Tensor:
+    return update.t_TR.float() @ update.b_OR.float().t()
 
 
-def _update_of_heads(t_T3R: Tensor, b_CR: Tensor, scale: float, heads: tuple[int, int]) -> Tensor:
+def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> tuple[Tensor, Tensor]:
+    if updates is None:
+        return gate_TF.float(), up_TF.float()
+    return gate_TF.float() + _low_rank(updates[0]), up_TF.float() + _low_rank(updates[1])
+
+
+def _update_of_heads(update: Update, heads: tuple[int, int]) -> Tensor:
     num_heads, num_key_value_heads = heads
-    head_dim = b_CR.shape[0] // (num_heads + 2 * num_key_value_heads)
+    head_dim = update.b_OR.shape[0] // (num_heads + 2 * num_key_value_heads)
     sizes = [num_heads * head_dim, num_key_value_heads * head_dim, num_key_value_heads * head_dim]
-    parts = zip(t_T3R.chunk(3, -1), b_CR.split(sizes), strict=True)
-    return torch.cat([_update(t, b, scale) for t, b in parts], -1)
+    parts = zip(update.t_TR.chunk(3, -1), update.b_OR.split(sizes), strict=True)
+    return torch.cat([_low_rank(Update(t, b)) for t, b in parts], -1)
 
 
 def _turn(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from finetuning.model.kernels import Update
+
 LEAST_RANK = 16
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
 ROTATE_ROWS = 64
@@ -17,6 +19,9 @@ ROTATE_ROWS = 64
 GATE_TILING = (32, 128, 4, 4, 3)
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 VOCABULARY_BLOCK = 16384
+# Rows that a program of the norm's weight gradient adds up, and its columns.
+SUM_ROWS, SUM_COLUMNS = 256, 64
+QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -62,6 +67,33 @@ def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.conste
     tl.store(out + row * size + columns, result.to(out.dtype.element_ty), mask=inside)
 
 
+def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
+    num_rows, size = x_TD.shape
+    parts = torch.empty(triton.cdiv(num_rows, SUM_ROWS), size, dtype=torch.float32, device=x_TD.device)
+    grid = (triton.cdiv(size, SUM_COLUMNS), len(parts))
+    _norm_weight_gradient[grid](
+        grad_TD, x_TD, inverse_T, parts, num_rows, size, ROWS=32, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 32, num_warps=4
+    )
+    return parts.sum(0)
+
+
+@triton.jit
+def _norm_weight_gradient(
+    grad, x, inverse, parts, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr
+):
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((COLUMNS,), tl.float32)
+    for tile in range(TILES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        places = rows[:, None] * size + columns[None, :]
+        g = tl.load(grad + places, mask=inside, other=0.0).to(tl.float32)
+        values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
+        factor = tl.load(inverse + rows, mask=rows < num_rows, other=0.0)
+        total += tl.sum(g * values * factor[:, None], 0)
+    tl.store(parts + tl.program_id(1) * size + columns, total, mask=columns < size)
+
+
 @triton.jit
 def _load_rows(t, stride, rows, ranks, num_rows, rank: tl.constexpr):
     inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
@@ -83,13 +115,14 @@ def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.
     return tl.dot(t_tile, _load_transposed(b, columns, ranks, num_columns, rank))
 
 
-def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: float) -> Tensor:
+def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
     num_rows, size = x_TD.shape
-    rank = b_DR.shape[1]
+    t, b = update
+    rank = b.shape[1]
     out = torch.empty_like(x_TD)
     grid = (triton.cdiv(num_rows, UPDATE_ROWS), triton.cdiv(size, UPDATE_COLUMNS))
     _add_update[grid](
-        x_TD, y_TD, y_TD.stride(0), t_TR, t_TR.stride(0), b_DR, out, scale, num_rows, size, rank, _padded(rank),
+        x_TD, y_TD, y_TD.stride(0), t, t.stride(0), b, out, num_rows, size, rank, _padded(rank),
         ROWS=UPDATE_ROWS, COLUMNS=UPDATE_COLUMNS, num_warps=8,
     )  # fmt: skip
     return out
@@ -97,7 +130,7 @@ def add_update(x_TD: Tensor, y_TD: Tensor, t_TR: Tensor, b_DR: Tensor, scale: fl
 
 @triton.jit
 def _add_update(
-    x, y, y_stride, t, t_stride, b, out, scale, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
+    x, y, y_stride, t, t_stride, b, out, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -105,20 +138,20 @@ def _add_update(
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
     result = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     result += tl.load(y + rows[:, None] * y_stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    result += scale * _update_tile(t, t_stride, b, rows, columns, num_rows, size, rank, RANK)
+    result += _update_tile(t, t_stride, b, rows, columns, num_rows, size, rank, RANK)
     tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def rotate_heads(
-    qkv_TC: Tensor, t_T3R: Tensor, b_CR: Tensor, scale: float, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int]
+    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: Update | None
 ) -> Tensor:
     num_heads, num_key_value_heads = heads
     num_rows, size = qkv_TC.shape
-    rank = b_CR.shape[1]
+    t, b, rank = _unpacked(update, qkv_TC)
     out = torch.empty((num_rows, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
     grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
     _rotate_heads[grid](
-        qkv_TC, qkv_TC.stride(0), t_T3R, t_T3R.stride(0), b_CR, scale, cos_TH, sin_TH, out, num_rows, size, num_heads,
+        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads,
         num_key_value_heads, size // (num_heads + 2 * num_key_value_heads), rank, _padded(rank), ROWS=ROTATE_ROWS, num_warps=4,
     )  # fmt: skip
     return out
@@ -126,7 +159,7 @@ def rotate_heads(
 
 @triton.jit
 def _rotate_heads(
-    qkv, qkv_stride, t, t_stride, b, scale, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
+    qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
     num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -136,12 +169,13 @@ def _rotate_heads(
     inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
     first_columns = head * head_dim + halves
     second_columns = first_columns + half
-    part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
-    own_t = t + part * rank
     first = tl.load(qkv + rows[:, None] * qkv_stride + first_columns[None, :], mask=inside, other=0.0).to(tl.float32)
     second = tl.load(qkv + rows[:, None] * qkv_stride + second_columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    first += scale * _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
-    second += scale * _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
+    if RANK > 0:
+        part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
+        own_t = t + part * rank
+        first += _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
+        second += _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
     if head < num_heads + num_key_value_heads:
         c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
         s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
@@ -193,14 +227,14 @@ def _rotate_heads_backward(
     tl.store(target + half, second.to(out.dtype.element_ty), mask=inside)
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_FR: Tensor, scale: float) -> Tensor:
+def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> Tensor:
     num_rows, size = gate_TF.shape
-    rank = b_gate_FR.shape[1]
+    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate[grid](
-        gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0), b_gate_FR, b_up_FR, scale, out, num_rows, size, rank,
+        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, out, num_rows, size, rank,
         _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
@@ -208,37 +242,40 @@ def gate(gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor, b_up_
 
 @triton.jit
 def _gate(
-    gate, up, stride, t, t_stride, b_gate, b_up, scale, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
+    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    ranks = tl.arange(0, RANK)
-    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
-    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+    if RANK > 0:
+        ranks = tl.arange(0, RANK)
+        b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+        b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
     for tile in tl.range(0, TILES, num_stages=STAGES):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         places = rows[:, None] * stride + columns[None, :]
         g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
-        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
-        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+        if RANK > 0:
+            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
         result = g * tl.sigmoid(g) * u
         tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
 def gate_backward(
-    grad_TF: Tensor, dt_TR: Tensor, a_RF: Tensor, gate_TF: Tensor, up_TF: Tensor, t_T2R: Tensor, b_gate_FR: Tensor,
-    b_up_FR: Tensor, scale: float, grad_gate_TF: Tensor, grad_up_TF: Tensor,
+    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
+    updates: tuple[Update, Update] | None, through: tuple[Tensor, Tensor] | None,
 ) -> Tensor:  # fmt: skip
     num_rows, size = grad_TF.shape
-    rank = b_gate_FR.shape[1]
+    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
+    dt, a = through or (grad_TF, grad_TF)
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate_backward[grid](
-        grad_TF, dt_TR, dt_TR.stride(0), a_RF, a_RF.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_T2R, t_T2R.stride(0),
-        b_gate_FR, b_up_FR, scale, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
+        grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
+        b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
         ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
@@ -246,16 +283,18 @@ def gate_backward(
 
 @triton.jit
 def _gate_backward(
-    grad, dt, dt_stride, a, a_stride, gate, up, stride, t, t_stride, b_gate, b_up, scale, grad_gate, grad_up, grad_stride, out,
+    grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
+    out,
     num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
     TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    ranks = tl.arange(0, RANK)
-    b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
-    b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
-    a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
-    a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
+    if RANK > 0:
+        ranks = tl.arange(0, RANK)
+        b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+        b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
+        a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
+        a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
     for tile in tl.range(0, TILES, num_stages=STAGES):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -264,9 +303,10 @@ def _gate_backward(
         g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
         arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32)
-        g += scale * tl.dot(_load_rows(t, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
-        u += scale * tl.dot(_load_rows(t + rank, t_stride, rows, ranks, num_rows, rank), b_up_tile)
-        arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
+        if RANK > 0:
+            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
+            arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
         sigmoid = tl.sigmoid(g)
         silu = g * sigmoid
         tl.store(out + here, (silu * u).to(out.dtype.element_ty), mask=inside)
@@ -332,5 +372,52 @@ def _quantise_rows(
     tl.store(factors + row, factor)
 
 
+def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
+    num_rows, size = x_TD.shape
+    out = torch.empty((size, num_rows), dtype=torch.float8_e4m3fn, device=x_TD.device)
+    highest = torch.zeros(size, dtype=torch.float32, device=x_TD.device)
+    grid = (triton.cdiv(size, SUM_COLUMNS), triton.cdiv(num_rows, SUM_ROWS))
+    _column_maximum[grid](
+        x_TD, x_TD.stride(0), highest, num_rows, size, ROWS=32, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 32, num_warps=4
+    )
+    factors = (highest / largest).clamp_min_(least_factor)[:, None]
+    grid = (triton.cdiv(size, QUANTISE_COLUMNS), triton.cdiv(num_rows, QUANTISE_ROWS))
+    _quantise_columns[grid](
+        x_TD, x_TD.stride(0), out, factors, num_rows, size, ROWS=QUANTISE_ROWS, COLUMNS=QUANTISE_COLUMNS, num_warps=8
+    )
+    return out, factors
+
+
+@triton.jit
+def _column_maximum(
+    x, stride, highest, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr
+):
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    found = tl.zeros((COLUMNS,), tl.float32)
+    for tile in range(TILES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        found = tl.maximum(found, tl.max(tl.abs(values), 0))
+    tl.atomic_max(highest + columns, found, mask=columns < size)
+
+
+@triton.jit
+def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(0).to(tl.int64) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+    values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    factor = tl.load(factors + columns, mask=columns < size, other=1.0)
+    turned = tl.trans((values / factor[None, :]).to(out.dtype.element_ty))
+    inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
+    tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
+
+
+def _unpacked(update: Update | None, other: Tensor) -> tuple[Tensor, Tensor, int]:
+    """t, b and rank; without an update rank 0, and any tensor in place of t and b, which are not read then."""
+    return (other, other, 0) if update is None else (*update, update.b_OR.shape[1])
+
+
 def _padded(rank: int) -> int:
-    return max(LEAST_RANK, triton.next_power_of_2(rank))
+    return max(LEAST_RANK, triton.next_power_of_2(rank)) if rank else 0

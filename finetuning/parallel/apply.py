@@ -14,14 +14,15 @@ from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
+from finetuning.model.fused_trained import FusedTrainedBlock
 from finetuning.model.llama import Block, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
-from finetuning.parallel.mesh import Layout
+from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
-from finetuning.parallel.shard import Covered, prepare_backward, release, shard_parameters
+from finetuning.parallel.shard import Covered, prepare_backward, release, shard_parameters, uncover_documents
 from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
@@ -39,14 +40,16 @@ class Technique:
     activation_checkpointing: str = "none"  # see finetuning.parallel.recompute
     compile: bool = False
     fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
-    fp8: bool = False  # frozen weights of fused blocks
+    fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
+    split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
 
 
 def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
     """The parallelised model with uninitialised weights on `device`; every process must call it.
 
-    Trained weights are held in float32 and computed in `compute_dtype`; frozen ones are held in `compute_dtype`.
+    Trained weights are held in float32, unless the optimizer keeps their lower halves, and computed in `compute_dtype`;
+    frozen ones are held in `compute_dtype`.
     """
     if layout.degrees.pp > 1 and technique.sharding == "full":
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
@@ -74,16 +77,19 @@ def build_part(
     if layout.degrees.cp > 1:
         apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else technique.compute_dtype)
-    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
+        whole = parameter.requires_grad and not technique.split_master
+        parameter.data = parameter.data.to(torch.float32 if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
+    recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
     if _can_fuse(blocks, layout, technique):
         model.to_empty(device=device)
+        kind = FusedTrainedBlock if technique.lora_rank is None else FusedBlock
         for block in blocks:
-            fused = FusedBlock(block, fp8=technique.fp8)
-            forward = block_forward(fused, technique.activation_checkpointing, config.hidden_size, compiled=False)
-            block.forward = forward  # type: ignore[method-assign]
+            fused = kind(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
+            block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
+        uncover_documents(model)
         return model
+    shard_parameters(model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding)
     for layer in model.model.layers.values():
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
         layer.forward = block_forward(
@@ -94,9 +100,12 @@ def build_part(
 
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Fused blocks hold their frozen weights whole, and decide themselves what to keep for the backward pass."""
-    whole = layout.degrees.tp == layout.degrees.cp == 1 and technique.sharding == "replicated"
-    return technique.fuse and whole and technique.activation_checkpointing != "selective" and all(can_fuse(b) for b in blocks)
+    """Fused blocks hold their weights whole: frozen ones on every process, trained ones where there is one process only."""
+    if not technique.fuse or layout.degrees.tp > 1 or layout.degrees.cp > 1:
+        return False
+    if technique.lora_rank is None:
+        return technique.split_master and layout.degrees.world_size == 1
+    return technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
 
 
 class ParallelLlama(nn.Module):
@@ -144,11 +153,11 @@ class ParallelLlama(nn.Module):
         return global_view(name, tensor, self.layout)
 
     def whole(self, name: str, tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
-        """The whole of `tensor` (see `view`; None on stages without this weight) on rank 0, None on the others.
+        """The whole of `tensor` (see `view`; None on stages without this weight) in `dtype` on rank 0, None on the others.
 
         Every process must call it.
         """
-        found = None if tensor is None else gather_whole(self.view(name, tensor))
+        found = None if tensor is None else gather_whole(self.view(name, tensor)).to(dtype)
         holder = 0 if self.pipeline is None else self.pipeline.holder_of(name)
         in_first_group = self.layout.data_rank == self.layout.cp_rank == self.layout.tp_rank == 0
         if holder != 0 and in_first_group:
@@ -240,11 +249,14 @@ class ParallelLlama(nn.Module):
         gradients = [
             local_part(weight.grad)
             for name, weight in self.weights().items()
-            if weight.grad is not None and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+            if weight.grad is not None
+            and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+            and (self.layout.data_rank == 0 or isinstance(weight, DTensor))  # others are whole on every data rank
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        return torch.nn.utils.get_total_norm(gradients).double() ** 2
+        norms = torch._foreach_norm(gradients, dtype=torch.float32)  # of bfloat16 gradients too
+        return torch.stack(norms).double().square().sum()
 
     def refresh_copies(self) -> None:
         """Gives the last stage's copy of a tied table the first stage's value; after loading and after an update of it."""
@@ -268,6 +280,10 @@ class ParallelLlama(nn.Module):
                 local_part(w.grad) for name, w in self.weights().items() if w.grad is not None and tensor_dim(name) is None
             ]
             sum_over(partial, self.layout.group("tp"))
+        whole = [w.grad for w in self.weights().values() if w.grad is not None and not isinstance(w, DTensor)]
+        for axis in ("dp_shard", "dp_replicate"):
+            if self.layout.mesh.size(AXES.index(axis)) > 1:
+                sum_over(whole, self.layout.group(axis))
         if self._copies_table() and self.trains_all:
             assert self.pipeline is not None
             self.pipeline.add_table_gradients()

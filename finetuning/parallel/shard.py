@@ -2,7 +2,8 @@
 
 Three ways to hold weights: `full` gathers each block for each use and gives it back (least memory); `step` gathers once
 for all micro-batches of a step and sums gradients locally until the last (least communication); `replicated` keeps
-frozen weights whole on every process and treats the trained ones as `step` does (for LoRA, where they are small).
+frozen weights whole on every process and treats the trained ones as `step` does (for LoRA, where they are small). Fused
+blocks know nothing of FSDP: their adapters are whole on every process, too.
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
-    model.register_forward_pre_hook(_uncover)  # after FSDP's own
+    uncover_documents(model)  # after FSDP's own hooks
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Covered:
     """
 
     documents: Documents
+
+
+def uncover_documents(model: Llama) -> None:
+    """Makes the model take its document boundaries out of their cover."""
+    model.register_forward_pre_hook(_uncover)
 
 
 def _uncover(model: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:

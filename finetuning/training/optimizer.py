@@ -5,18 +5,27 @@ import math
 import torch
 from torch import nn
 
+from finetuning.training.split_adamw import SplitAdamW
+
 
 def build_optimizer(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
-) -> torch.optim.AdamW:
-    """AdamW over the trained parameters; matrices decay, vectors (norms) do not."""
+    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool,
+    states: str = "fp32",
+) -> torch.optim.Optimizer:  # fmt: skip
+    """AdamW over the trained parameters; matrices decay, vectors (norms) do not.
+
+    Args:
+        states: fp32: torch's AdamW over float32 parameters; bf16 or 8bit: `SplitAdamW` over bfloat16 ones.
+    """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    if states == "fp32":
+        return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
+    return SplitAdamW(groups, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, eight_bit=states == "8bit")
 
 
 def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: int, max_steps: int) -> float:
@@ -31,12 +40,11 @@ def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: in
     return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """`NAME.exp_avg`, `NAME.exp_avg_sq` and `NAME.step` of every trained parameter, sharded like the parameter.
+def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """`NAME.exp_avg`, `NAME.exp_avg_sq`, `NAME.step` and what else there is of every trained parameter, sharded like it.
 
     Entries are created where the optimizer has not stepped yet, so that a checkpoint can be loaded into them.
     """
-    fused = bool(optimizer.param_groups[0]["fused"])
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     named: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -45,8 +53,16 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.AdamW) -> dict[str,
         assert id(parameter) in known, f"{name} is a gathered copy, not the parameter that is trained"
         state = optimizer.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state.update(_new_state(optimizer, parameter))
         named |= {f"{name}.{key}": value for key, value in state.items()}
     return named
+
+
+def _new_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+    if isinstance(optimizer, SplitAdamW):
+        return optimizer.new_state(parameter)
+    fused = bool(optimizer.param_groups[0]["fused"])
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
+        "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter),
+    }  # fmt: skip

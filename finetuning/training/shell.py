@@ -53,12 +53,13 @@ class FineTuning(pl.LightningModule):
             self.net = self.build()
 
     @override
-    def configure_optimizers(self) -> torch.optim.AdamW:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         config = self.run.config
         assert self.net is not None
         return build_optimizer(
             self.net, learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps, weight_decay=config.weight_decay, fused=self.run.device == "cuda",
+            states=self.run.optimizer_states,
         )  # fmt: skip
 
     @override
@@ -142,10 +143,8 @@ class MeshStrategy(ModelParallelStrategy):
         assert isinstance(self.lightning_module, FineTuning) and self.lightning_module.net is not None
         return self.lightning_module.net
 
-    def _optimizer(self) -> torch.optim.AdamW:
-        optimizer = self.optimizers[0]
-        assert isinstance(optimizer, torch.optim.AdamW)
-        return optimizer
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers[0]
 
 
 @dataclass

@@ -11,8 +11,9 @@ from finetuning.config import Run, RunConfig
 from finetuning.errors import InputError
 from finetuning.launch.cluster import Cluster, Partition, count_gpus, parse_config, parse_partitions
 from finetuning.launch.container import apptainer_reference, enroot_reference, folders_of
-from finetuning.launch.jobs import SECRET_NAME, parse_job
+from finetuning.launch.jobs import parse_job
 from finetuning.launch.sbatch import plan_job, render_job, seconds_of
+from finetuning.secret import SECRET_NAME
 
 pytestmark = pytest.mark.unit
 
@@ -297,5 +298,5 @@ def run(folder: Path, **changed: Any) -> Run:
         model_path=str(folder / "model"), tokens_dir=str(folder / "experiments" / "a" / "data" / "x"),
         sources={"training": str(folder / "data" / "training.jsonl")},
         max_steps=10, warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None,
-        identity={}, sharding="full",
+        identity={}, sharding="full", optimizer_states="bf16", activation_checkpointing="none",
     )  # fmt: skip

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.unit
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable) -> None:
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable, keep_all: bool) -> None:
     model = lora_model(make_pair)
-    plain, fused = run(model, False), run(model, True)
+    plain, fused = run(model, False), run(model, True, keep_all=keep_all)
     for name, expected in plain.items():
         # float32: the two orders of summation differ by a few roundings
         assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
@@ -38,13 +39,13 @@ def test_the_weights_are_kept_in_fp8_alone_once_they_have_been_used(make_pair: C
     assert model.model.layers["1"].mlp.up_proj.weight.numel() == 0
 
 
-def run(model: Llama, fused: bool, fp8: bool = False) -> dict[str, torch.Tensor]:
+def run(model: Llama, fused: bool, fp8: bool = False, keep_all: bool = True) -> dict[str, torch.Tensor]:
     block = model.model.layers["1"]
     assert isinstance(block, Block)
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(1, 12, 32, generator=generator).requires_grad_()
     cos, sin = rope_tables(model.config, torch.tensor([[*range(5), *range(7)]]))
-    forward = FusedBlock(block, fp8=fp8) if fused else block
+    forward = FusedBlock(block, fp8=fp8, keep_all=keep_all) if fused else block
     model.zero_grad()
     out = forward(x, cos, sin, make_documents([5, 7]))
     (out * torch.randn(out.shape, generator=generator)).sum().backward()

@@ -37,6 +37,8 @@ def named(case: Case) -> str:
         *([f"recompute-{technique.activation_checkpointing}"] if technique.activation_checkpointing != "none" else []),
         *(["bfloat16"] if technique.compute_dtype == torch.bfloat16 else []),
         *(["compiled"] if technique.compile else []),
+        *(["fused"] if technique.fuse else []),
+        *(["split-master"] if technique.split_master else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
     ]
@@ -75,15 +77,20 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
         Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
     ],
+    "fused blocks": [
+        Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
+        for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
+    ],
     "bfloat16": [
         Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
         for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
-    ],
+    ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)],
     "pairs of axes": both(PAIRS),
     "wide axes": [
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
+        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
