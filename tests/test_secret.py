@@ -18,18 +18,21 @@ import os
 import time
 from pathlib import Path
 from finetuning.data import scan
-from tests.commands import descendants
+from tests.commands import arguments, descendants
 
 if __name__ == "__main__":
     scan.LEAST_BYTES_FOR_PROCESSES = 1
     pool = scan.make_pool([Path(__file__)], scan.ScanSettings(None, 0))
     for _ in range(4):
         pool.submit(time.sleep, 0.2)
-    found = {pid: Path(f"/proc/{pid}/environ").read_text() for pid in descendants(os.getpid())}
+    below = descendants(os.getpid())
+    while not all("multiprocessing" in " ".join(arguments(pid)) for pid in below):  # until then it is this one, forked
+        time.sleep(0.01)
+    found = [Path(f"/proc/{pid}/environ").read_text() for pid in below]
     pool.shutdown()
     print(len(found))
-    print(" ".join(name for text in found.values() for name in ("HF_TOKEN", "WANDB_API_KEY") if name + "=" in text) or "none")
-    print(all("PATH=" in text for text in found.values()))
+    print(" ".join(name for text in found for name in ("HF_TOKEN", "WANDB_API_KEY") if name + "=" in text) or "none")
+    print(all("PATH=" in text for text in found))
 """
 
 
