@@ -1,4 +1,4 @@
-"""`finetune data check | preview | prepare | ledger`: training data, looked at before and after a training."""
+"""`finetune data check | preview | prepare | ledger | prune`: training data, looked at before and after a training."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ from finetuning.data.findings import Finding
 from finetuning.data.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.page import report_page
 from finetuning.data.preview import Preview, preview_line, preview_text
+from finetuning.data.prune import find_unused, remove_unused
 from finetuning.data.report import SHOWN_PER_CODE, reading_progress, show_findings, show_report
 from finetuning.data.rows import RowPlan
 from finetuning.data.scan import ScanSettings
@@ -91,7 +92,16 @@ def build_parser() -> argparse.ArgumentParser:
                         help=t("folder that holds the experiments"))  # fmt: skip
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
-    for verb in (check, preview, prepare, ledger):
+
+    prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"))
+    prune.set_defaults(action=_prune)
+    prune.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
+                       help=t("folder that holds the experiments"))  # fmt: skip
+    prune.add_argument(
+        "--keep", type=int, default=3, metavar="N", help=t("newest ones without an experiment that stay all the same")
+    )
+    prune.add_argument("--dryrun", action="store_true", help=t("only say what would be removed"))
+    for verb in (check, preview, prepare, ledger, prune):
         verb.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))
     return parser
 
@@ -238,6 +248,22 @@ def _ledger(given: argparse.Namespace, console: Console) -> int:
                     found += 1
     if not found:
         raise InputError(t("{folder}: the ledger has no such step or line", folder=folder))
+    return EXIT_FINISHED
+
+
+def _prune(given: argparse.Namespace, console: Console) -> int:
+    if given.keep < 0:
+        raise InputError(t("--{name} {value}: {rule}", name="keep", value=given.keep, rule=t("must be 0 or more")))
+    unused = find_unused(given.experiments_dir, given.keep)
+    for entry in unused:
+        console.print(t("{folder}  {size:.1f} MiB", folder=entry.folder, size=entry.size / 2**20))
+        if not given.dryrun:
+            remove_unused(entry)
+    size = sum(entry.size for entry in unused) / 2**20
+    if given.dryrun:
+        console.print(t("{count} folders of tokens would be removed, {size:.1f} MiB", count=len(unused), size=size))
+    else:
+        console.print(t("{count} folders of tokens removed, {size:.1f} MiB", count=len(unused), size=size))
     return EXIT_FINISHED
 
 

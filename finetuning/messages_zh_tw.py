@@ -387,6 +387,16 @@ MESSAGES: dict[str, str] = {
         "{steps} 步 = {epochs:.2f} 個 epoch · 學習率經 {warmup} 步 warm-up 到 {peak:g}，再以餘弦降到 {low:g}"
     ),
     "packing": "打包",
+    "remove tokens that no experiment needs any more": "移除沒有實驗再需要的 token",
+    "newest ones without an experiment that stay all the same": "沒有實驗使用、但仍保留的最新幾份",
+    "only say what would be removed": "只說會移除什麼",
+    "{folder}  {size:.1f} MiB": "{folder}  {size:.1f} MiB",
+    "{count} folders of tokens would be removed, {size:.1f} MiB": "會移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{count} folders of tokens removed, {size:.1f} MiB": "已移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{folder}: there are no tokens; is --experiments_dir right?": "{folder}：沒有 token；--experiments_dir 對嗎？",
+    "{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed": (
+        "{file}：無法讀取（{error}），不知道它需要哪些 token；什麼都沒有移除"
+    ),
     "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
     "in the worst step {worst:.1%}": (
         "計算的位置有 {fill:.1%} 是真正的 token · 最慢的 rank 比平均多 {imbalance:.1%} 的工作，最差的一步多 {worst:.1%}"

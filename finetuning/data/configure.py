@@ -102,6 +102,8 @@ def configure_dataset(
             (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
 
     build_once(folder, build)
+    with suppress(OSError):  # of somebody else, on a read-only file system
+        os.utime(folder)  # when it was last used, for `finetune data prune`
     splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
     report = Report() if megatron else read_report(folder / REPORT_FILE)
     example = None if megatron else _first_samples(sources["training"], splits["training"], 1)[0]

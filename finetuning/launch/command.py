@@ -12,6 +12,7 @@ from rich.console import Console
 from finetuning.address import own_address
 from finetuning.checkpoint.on_disk import remove_incomplete
 from finetuning.config import Run, RunConfig, write_run
+from finetuning.data.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
 from finetuning.failures import clear_failures
 from finetuning.i18n import t
@@ -29,7 +30,6 @@ from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, 
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
-TOKENS_FOLDER = ".tokens"  # of all experiments beside it: tokens are named by what they were made from
 
 
 def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool = False) -> int:
