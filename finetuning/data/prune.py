@@ -62,5 +62,5 @@ def _tokens_of(run_file: Path) -> str:
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
             t("{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed", file=run_file,
-              error=error)
+              error=" ".join(str(error).split()))
         ) from None  # fmt: skip

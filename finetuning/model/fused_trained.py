@@ -21,22 +21,25 @@ from finetuning.model.llama import Block
 class TrainedMatrix:
     """Weights [O, I] that read the same input, side by side in one tensor, and their gradients in another."""
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, parameters: list[Tensor]):
         self.parameters = parameters
-        self.weight_OI = join(list(parameters))
+        self.weight_OI = join(parameters)
         self._gradient_OI: Tensor | None = None
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return x_TI @ self.weight_OI.t()
 
-    def backward(self, grad_TO: Tensor, x_TI: Tensor) -> Tensor:
-        """Adds to the weights' gradients; returns the gradient of the input, [T, I]."""
+    def backward(self, grad_TO: Tensor) -> Tensor:
+        """Gradient of the input, [T, I]."""
+        return grad_TO @ self.weight_OI
+
+    def add_gradient(self, grad_TO: Tensor, x_TI: Tensor) -> None:
+        """Adds to the weights' gradients."""
         gradient, first = self._gradients()
         if first:
             torch.mm(grad_TO.t(), x_TI, out=gradient)
         else:
             gradient.addmm_(grad_TO.t(), x_TI)
-        return grad_TO @ self.weight_OI
 
     def _gradients(self) -> tuple[Tensor, bool]:
         """Room for the joint gradient, of which those of the parameters are views, and whether it is still to be filled."""
@@ -58,7 +61,7 @@ class TrainedFp8Matrix(TrainedMatrix):
     gradient, which sums over tokens. The number of tokens must be a multiple of 16.
     """
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, parameters: list[Tensor]):
         super().__init__(parameters)
         self._rows: tuple[Tensor, Tensor] | None = None
         self._columns: tuple[Tensor, Tensor] | None = None
@@ -68,16 +71,17 @@ class TrainedFp8Matrix(TrainedMatrix):
             self._rows, self._columns = quantise_rows(self.weight_OI), quantise_columns(self.weight_OI)
         return scaled_product(quantise_rows(x_TI), self._rows, x_TI.dtype)
 
-    def backward(self, grad_TO: Tensor, x_TI: Tensor) -> Tensor:
+    def backward(self, grad_TO: Tensor) -> Tensor:
         assert self._columns is not None
-        dx = scaled_product(quantise_rows(grad_TO), self._columns, grad_TO.dtype)
+        return scaled_product(quantise_rows(grad_TO), self._columns, grad_TO.dtype)
+
+    def add_gradient(self, grad_TO: Tensor, x_TI: Tensor) -> None:
         product = scaled_product(quantise_columns(grad_TO), quantise_columns(x_TI), grad_TO.dtype)
         gradient, first = self._gradients()
         if first:
             gradient.copy_(product)
         else:
             gradient.add_(product)
-        return dx
 
 
 class FusedTrainedBlock:
@@ -138,22 +142,25 @@ class _FusedTrainedBlock(torch.autograd.Function):
         dx3 = dx3.contiguous()
 
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up)
-        dinner = fused.w_down.backward(dx3, inner)
         dgate_up = torch.empty_like(gate_up)
-        kernels.gate_backward(dinner, gate, up, *dgate_up.chunk(2, -1))
-        del inner, dinner
-        dh2 = fused.w_gate_up.backward(dgate_up, h2)
+        dgate, dup = dgate_up.chunk(2, -1)
+        inner = kernels.gate_backward(fused.w_down.backward(dx3), gate, up, dgate, dup)
+        fused.w_down.add_gradient(dx3, inner)
+        del inner
+        dh2 = fused.w_gate_up.backward(dgate_up)
+        fused.w_gate_up.add_gradient(dgate_up, h2)
         _add_gradient(fused.norm2, kernels.norm_weight_gradient(dh2, x2, inverse2))
         dx2 = kernels.norm_backward(dh2, x2, inverse2, fused.norm2, dx3)
 
-        dout = fused.w_o.backward(dx2, out.flatten(1))
+        dout = fused.w_o.backward(dx2)
+        fused.w_o.add_gradient(dx2, out.flatten(1))
         dq, dk, dv = attention_backward(
             dout.view_as(out), *split_heads(qkv, fused.heads), out, logsumexp, Documents(boundaries, extent)
         )
         dqkv = torch.empty_like(qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
-        dh1 = fused.w_qkv.backward(dqkv, h1)
+        dh1 = fused.w_qkv.backward(dqkv)
+        fused.w_qkv.add_gradient(dqkv, h1)
         _add_gradient(fused.norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
         return kernels.norm_backward(dh1, x, inverse1, fused.norm1, dx2), None, None, None, None
 

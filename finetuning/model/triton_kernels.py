@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from finetuning.model.kernels import Update
+LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.Update`
 
 LEAST_RANK = 16
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
@@ -19,8 +19,8 @@ ROTATE_ROWS = 64
 GATE_TILING = (32, 128, 4, 4, 3)
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 VOCABULARY_BLOCK = 16384
-# Rows that a program of the norm's weight gradient adds up, and its columns.
-SUM_ROWS, SUM_COLUMNS = 256, 64
+# Rows that a program adds up, or finds the maximum of, and its columns.
+SUM_ROWS, SUM_COLUMNS = 128, 256
 QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
 
 
@@ -72,7 +72,7 @@ def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Te
     parts = torch.empty(triton.cdiv(num_rows, SUM_ROWS), size, dtype=torch.float32, device=x_TD.device)
     grid = (triton.cdiv(size, SUM_COLUMNS), len(parts))
     _norm_weight_gradient[grid](
-        grad_TD, x_TD, inverse_T, parts, num_rows, size, ROWS=32, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 32, num_warps=4
+        grad_TD, x_TD, inverse_T, parts, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=8
     )
     return parts.sum(0)
 
@@ -83,7 +83,7 @@ def _norm_weight_gradient(
 ):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((COLUMNS,), tl.float32)
-    for tile in range(TILES):
+    for tile in tl.range(0, TILES, num_stages=3):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         places = rows[:, None] * size + columns[None, :]
@@ -115,7 +115,7 @@ def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.
     return tl.dot(t_tile, _load_transposed(b, columns, ranks, num_columns, rank))
 
 
-def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
+def add_update(x_TD: Tensor, y_TD: Tensor, update: LowRank) -> Tensor:
     num_rows, size = x_TD.shape
     t, b = update
     rank = b.shape[1]
@@ -142,9 +142,7 @@ def _add_update(
     tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
-def rotate_heads(
-    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: Update | None
-) -> Tensor:
+def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: LowRank | None) -> Tensor:
     num_heads, num_key_value_heads = heads
     num_rows, size = qkv_TC.shape
     t, b, rank = _unpacked(update, qkv_TC)
@@ -227,7 +225,7 @@ def _rotate_heads_backward(
     tl.store(target + half, second.to(out.dtype.element_ty), mask=inside)
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> Tensor:
+def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None) -> Tensor:
     num_rows, size = gate_TF.shape
     (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
@@ -265,7 +263,7 @@ def _gate(
 
 def gate_backward(
     grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[Update, Update] | None, through: tuple[Tensor, Tensor] | None,
+    updates: tuple[LowRank, LowRank] | None, through: tuple[Tensor, Tensor] | None,
 ) -> Tensor:  # fmt: skip
     num_rows, size = grad_TF.shape
     (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
@@ -378,7 +376,7 @@ def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple
     highest = torch.zeros(size, dtype=torch.float32, device=x_TD.device)
     grid = (triton.cdiv(size, SUM_COLUMNS), triton.cdiv(num_rows, SUM_ROWS))
     _column_maximum[grid](
-        x_TD, x_TD.stride(0), highest, num_rows, size, ROWS=32, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 32, num_warps=4
+        x_TD, x_TD.stride(0), highest, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=8
     )
     factors = (highest / largest).clamp_min_(least_factor)[:, None]
     grid = (triton.cdiv(size, QUANTISE_COLUMNS), triton.cdiv(num_rows, QUANTISE_ROWS))
@@ -394,7 +392,7 @@ def _column_maximum(
 ):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     found = tl.zeros((COLUMNS,), tl.float32)
-    for tile in range(TILES):
+    for tile in tl.range(0, TILES, num_stages=3):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -414,9 +412,9 @@ def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROW
     tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
 
 
-def _unpacked(update: Update | None, other: Tensor) -> tuple[Tensor, Tensor, int]:
+def _unpacked(update: LowRank | None, other: Tensor) -> tuple[Tensor, Tensor, int]:
     """t, b and rank; without an update rank 0, and any tensor in place of t and b, which are not read then."""
-    return (other, other, 0) if update is None else (*update, update.b_OR.shape[1])
+    return (other, other, 0) if update is None else (*update, update[1].shape[1])
 
 
 def _padded(rank: int) -> int:

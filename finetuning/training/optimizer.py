@@ -1,10 +1,12 @@
 """AdamW and the learning rate of each step."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from finetuning.parallel.weights import local_part
 from finetuning.training.split_adamw import SplitAdamW
 
 
@@ -26,6 +28,21 @@ def build_optimizer(
     if states == "fp32":
         return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=fused)
     return SplitAdamW(groups, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, eight_bit=states == "8bit")
+
+
+def gradient_scaler(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
+    """A function that multiplies the gradients of the next step by a number: now, or where the optimizer does it itself."""
+
+    @torch.no_grad()
+    def scale(factor: float) -> None:
+        if isinstance(optimizer, SplitAdamW):
+            optimizer.gradient_factor = factor
+        elif factor != 1.0:
+            gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
+            if gradients:
+                torch._foreach_mul_(gradients, factor)
+
+    return scale
 
 
 def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: int, max_steps: int) -> float:

@@ -33,7 +33,7 @@ from finetuning.parallel.mesh import Layout
 from finetuning.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.metrics import MetricsFile
-from finetuning.training.optimizer import build_optimizer, learning_rate_at
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at
 from finetuning.training.step import StepResult, train_step
 
 
@@ -71,8 +71,9 @@ class FineTuning(pl.LightningModule):
             group["lr"] = rate
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
         self.result = train_step(
-            self.net, batch, optimizer.step, clip_grad=self.run.config.clip_grad, stop=self.stop_requested()
-        )
+            self.net, batch, optimizer.step, scale=gradient_scaler(self.net, optimizer.optimizer),
+            clip_grad=self.run.config.clip_grad, stop=self.stop_requested(),
+        )  # fmt: skip
         optimizer.zero_grad()
 
     def learning_rate(self, step: int) -> float:

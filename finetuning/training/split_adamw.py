@@ -40,6 +40,7 @@ class SplitAdamW(torch.optim.Optimizer):
     ):  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.eight_bit = eight_bit
+        self.gradient_factor = 1.0  # every gradient of the next step is multiplied by it, on the way in
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """State of a parameter before its first step, on its device and sharded like it."""
@@ -74,7 +75,7 @@ class SplitAdamW(torch.optim.Optimizer):
                 update(
                     local_part(parameter), local_part(parameter.grad),
                     {name: local_part(value) for name, value in state.items() if name != "step"},
-                    beta1=beta1, beta2=beta2, eps=group["eps"], decay=1 - group["lr"] * group["weight_decay"],
+                    factor=self.gradient_factor, beta1=beta1, beta2=beta2, eps=group["eps"], decay=1 - group["lr"] * group["weight_decay"],
                     step_size=group["lr"] / (1 - beta1**step), root_correction=math.sqrt(1 - beta2**step),
                     seed=(step * 1_000_003 + index) % 2**31,
                 )  # fmt: skip
@@ -82,11 +83,11 @@ class SplitAdamW(torch.optim.Optimizer):
 
 
 def update_plain(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, beta1: float, beta2: float, eps: float, decay: float,
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, factor: float, beta1: float, beta2: float, eps: float, decay: float,
     step_size: float, root_correction: float, seed: int,
 ) -> None:  # fmt: skip
     """One update in place, of all tensors. `decay` multiplies the weight first, as in torch.optim.AdamW."""
-    wide = gradient.float()
+    wide = gradient.float() * factor
     chance = hash_places(weight.numel(), seed, weight.device).view(weight.shape)
     first = wide.lerp(_read_first(state), beta1)
     second = (wide * wide).lerp(_read_second(state), beta2)

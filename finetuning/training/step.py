@@ -5,18 +5,16 @@ the gradient does not depend on how the batch was laid out.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from finetuning.data.batches import StepBatch
 from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.parallel.apply import ParallelLlama
-from finetuning.parallel.weights import local_part
 
 
 class StepResult(NamedTuple):
@@ -28,12 +26,14 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, clip_grad: float, stop: bool
-) -> StepResult:
+    model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, scale: Callable[[float], object], clip_grad: float,
+    stop: bool,
+) -> StepResult:  # fmt: skip
     """Runs one optimizer step; every rank must call it.
 
     Args:
         update: applies the gradients; called only when loss and gradient norm are finite.
+        scale: multiplies all gradients by a number before that, see `finetuning.training.optimizer.gradient_scaler`.
         clip_grad: largest global gradient norm; 0: no clipping.
         stop: this rank was asked to stop after the step.
 
@@ -53,16 +53,8 @@ def train_step(
               "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step",
               step=batch.step + 1, loss=loss, norm=norm)
         )  # fmt: skip
-    if clip_grad > 0:
-        _scale_gradients(model.parameters(), min(1.0, clip_grad / (norm + 1e-6)))
+    scale(min(1.0, clip_grad / (norm + 1e-6)) if clip_grad > 0 else 1.0)
     update()
     if model.trains_all:
         model.refresh_copies()
     return StepResult(loss, norm, stop_count > 0)
-
-
-@torch.no_grad()
-def _scale_gradients(parameters: Iterable[torch.nn.Parameter], factor: float) -> None:
-    gradients: list[Tensor] = [local_part(p.grad) for p in parameters if p.grad is not None]
-    if factor < 1.0 and gradients:
-        torch._foreach_mul_(gradients, factor)

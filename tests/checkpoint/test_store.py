@@ -26,7 +26,7 @@ from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import RowPlan, make_step_batch
 from finetuning.data.tokenized import open_split
 from finetuning.parallel.apply import ParallelLlama, Technique
-from finetuning.training.optimizer import build_optimizer, optimizer_state
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import train_step
 from tests.models import build, whole, whole_logits, whole_parameters
 from tests.processes import run_processes
@@ -46,7 +46,9 @@ def take_steps(model: ParallelLlama, optimizer: torch.optim.AdamW, split_folder:
     batch = make_step_batch(split, np.arange(len(split)), 0, dist.get_rank(), dist.get_world_size(), PLAN)
     losses = []
     for _ in range(count):
-        losses.append(train_step(model, batch, optimizer.step, clip_grad=1.0, stop=False).loss)
+        losses.append(
+            train_step(model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=1.0, stop=False).loss
+        )
         optimizer.zero_grad()
     return losses
 

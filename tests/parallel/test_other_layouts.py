@@ -21,7 +21,7 @@ from finetuning.model.config import read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique
 from finetuning.parallel.context import plan_context
 from finetuning.parallel.degrees import Degrees
-from finetuning.training.optimizer import build_optimizer
+from finetuning.training.optimizer import build_optimizer, gradient_scaler
 from finetuning.training.step import train_step
 from tests.models import build, whole_logits
 from tests.processes import run_processes
@@ -56,7 +56,9 @@ def train_on(
         batch = make_step_batch(
             split, samples, step, model.layout.data_rank, degrees.data_parallel, row_plan(model_folder, degrees)
         )
-        losses.append(train_step(model, batch, optimizer.step, clip_grad=0.5, stop=False).loss)
+        losses.append(
+            train_step(model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=0.5, stop=False).loss
+        )
         optimizer.zero_grad()
     save_checkpoint(checkpoints / f"step={end}", model, optimizer, {"step": end})
     return losses

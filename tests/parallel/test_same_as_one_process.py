@@ -14,7 +14,7 @@ from finetuning.data.batches import StepBatch, make_step_batch
 from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import open_split
 from finetuning.parallel.apply import Technique, trained_parameters
-from finetuning.training.optimizer import build_optimizer
+from finetuning.training.optimizer import build_optimizer, gradient_scaler
 from finetuning.training.step import train_step
 from tests.models import build, whole
 from tests.processes import run_processes
@@ -73,7 +73,11 @@ def losses_of_steps(
     losses = []
     for step, samples in enumerate(steps):
         batch = share(split_folder, np.array(samples), step)
-        losses.append(train_step(model, batch, optimizer.step, clip_grad=clip_grad, stop=False).loss)
+        losses.append(
+            train_step(
+                model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=clip_grad, stop=False
+            ).loss
+        )
         optimizer.zero_grad()
     return losses
 

@@ -33,7 +33,7 @@ def step_with(model_folder: Path, split_folder: Path, broken_rank: int | None, s
     updates: list[int] = []
     try:
         stop = dist.get_rank() == stopped_rank
-        result = train_step(model, batch, lambda: updates.append(1), clip_grad=1.0, stop=stop)
+        result = train_step(model, batch, lambda: updates.append(1), scale=lambda factor: None, clip_grad=1.0, stop=stop)
     except RunError as error:
         after = whole_parameters(model)
         unchanged = all(torch.equal(before[name], after[name]) for name in before)
