@@ -25,13 +25,14 @@ from finetuning.data.page import report_page
 from finetuning.data.preview import Preview, preview_line, preview_text
 from finetuning.data.prune import find_unused, remove_unused
 from finetuning.data.report import SHOWN_PER_CODE, reading_progress, show_findings, show_report
-from finetuning.data.rows import RowPlan
+from finetuning.data.rows import GRANULARITY, RowPlan
 from finetuning.data.scan import ScanSettings
 from finetuning.data.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
 from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
 from finetuning.launch.hub import find_model
+from finetuning.model.config import read_llama_config
 
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
 
@@ -123,7 +124,7 @@ def _check(given: argparse.Namespace, console: Console) -> int:
     settings = ScanSettings(prompt_format, given.seq_length, given.truncation)
     with reading_progress([source.path for source in sources.values()]) as progress:
         report = scan_sources(sources, settings, None, progress)
-    facts = _packing(report, given)
+    facts = _packing(report, given, read_llama_config(model_path).attention_cost) if model_path else None
     show_report(console, report, facts)
     if prompt_format is None:
         console.print(t("tokens were not counted; give --hf_model_id for lengths, packing and previews"))
@@ -273,14 +274,14 @@ def previews_of(sources: dict[str, Source], report: Report, prompt_format: Promp
     return [preview_line(sources[name], None, prompt_format) for name in filled]
 
 
-def _packing(report: Report, given: argparse.Namespace) -> PackingFacts | None:
+def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -> PackingFacts | None:
     name = next(iter(report.counts), None)
     if name is None or not len(report.counts[name]):
         return None
     capacity = given.micro_batch_size * given.seq_length
     return packing_facts(
         report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
-        plan=RowPlan(capacity, max(128, capacity // 16), 0.0), seed=DEFAULTS.seed,
+        plan=RowPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
     )  # fmt: skip
 
 

@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 
+# Row lengths are multiples of this: on GPUs what matrix products are tiled by, on CPUs next to nothing.
+GRANULARITY = {"cuda": 128, "cpu": 8}
+
+
 @dataclass(frozen=True)
 class RowPlan:
     """How rows are filled. `capacity` and `granularity` in positions; `attention_cost` as in LlamaConfig.
