@@ -26,8 +26,8 @@ def write_lines(path: Path, size: int) -> int:
     with path.open("wb") as file:
         while written < size:
             start = count * 7919 % (len(text) - 900)
-            line = f'{{"input": "第 {count} 題 {text[start : start + 30]}", "output": "{count * 31} {text[start : start + 800]}"}}\n'
-            written += file.write(line.encode())
+            question, answer = f"第 {count} 題 {text[start : start + 30]}", f"{count * 31} {text[start : start + 800]}"
+            written += file.write(f'{{"input": "{question}", "output": "{answer}"}}\n'.encode())
             count += 1
     return count
 
@@ -46,7 +46,7 @@ def main() -> None:
         code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
         wall = time.monotonic() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{lines} lines, {given.gigabytes} GB: exit code {code}, peak of the largest process {used.ru_maxrss / 2**10:.0f} MiB, "
+    print(f"{lines} lines, {given.gigabytes} GB: exit code {code}, largest process {used.ru_maxrss / 2**10:.0f} MiB, "
           f"wall {wall:.0f} s, CPU {used.ru_utime + used.ru_stime:.0f} s")  # fmt: skip
 
 
