@@ -53,8 +53,13 @@ LORA = ("--peft", "lora", "--lora_rank", "16")
 CASES = {
     "lora-alpaca": Case("alpaca", 20, LORA, 128),
     "lora-8192": Case("8192", 12, LORA, 4),
-    "full-alpaca": Case("alpaca", 8, ("--activation_checkpointing", "full"), 128),
-    "full-8192": Case("8192", 8, ("--activation_checkpointing", "full"), 4),
+    "lora-fp8-alpaca": Case("alpaca", 20, (*LORA, "--fp8"), 128),
+    "lora-fp8-8192": Case("8192", 12, (*LORA, "--fp8"), 4),
+    "full-alpaca": Case("alpaca", 12, (), 128),
+    "full-8192": Case("8192", 10, (), 4),
+    "full-fp8-alpaca": Case("alpaca", 12, ("--fp8",), 128),
+    # What an 80 GB card can hold.
+    "full-8bit-8192": Case("8192", 8, ("--optimizer_states", "8bit", "--activation_checkpointing", "selective"), 4),
 }
 
 

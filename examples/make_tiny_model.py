@@ -65,6 +65,7 @@ def make_tiny_model(
     folder: Path, *, hidden_size: int = 256, num_hidden_layers: int = 2, num_attention_heads: int = 8,
     num_key_value_heads: int = 4, intermediate_size: int = 448, vocab_size: int = 3072,
     tie_word_embeddings: bool = False, initializer_range: float = 0.06, seed: int = 1234,
+    training_file: Path = TRAINING_FILE,
 ) -> int:  # fmt: skip
     """Writes a model folder in Hugging Face format and returns its number of parameters.
 
@@ -74,9 +75,10 @@ def make_tiny_model(
         initializer_range: standard deviation of the random weights; about 1 / sqrt(hidden_size), so that a small model
             learns from the first steps on (Llama's 0.02 suits 4096).
         seed: of the random weights; the global generator of torch is left as it was.
+        training_file: what the tokenizer learns from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(vocab_size)
+    tokenizer = train_tokenizer(vocab_size, training_file)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -124,7 +126,7 @@ def make_tiny_model(
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def train_tokenizer(vocab_size: int) -> Tokenizer:
+def train_tokenizer(vocab_size: int, training_file: Path = TRAINING_FILE) -> Tokenizer:
     """Byte-level BPE of exactly `vocab_size` tokens, special tokens last.
 
     Raises:
@@ -142,7 +144,7 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=num_ordinary, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(_training_texts(), trainer)
+    tokenizer.train_from_iterator(_training_texts(training_file), trainer)
     if tokenizer.get_vocab_size() != num_ordinary:
         raise ValueError(f"a vocabulary of {vocab_size} cannot be made: {tokenizer.get_vocab_size()} bytes and merges "
                          f"and {len(SPECIAL_TOKENS)} special tokens")  # fmt: skip
@@ -155,9 +157,9 @@ def train_tokenizer(vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _training_texts() -> Iterator[str]:
+def _training_texts(training_file: Path) -> Iterator[str]:
     """The training samples as the chat template writes them, so that its words become short as well."""
-    for line in TRAINING_FILE.read_text(encoding="utf-8").splitlines():
+    for line in training_file.read_text(encoding="utf-8").splitlines():
         sample = json.loads(line)
         yield from (PREAMBLE, "system", "user", sample["input"], "assistant", sample["output"])
 

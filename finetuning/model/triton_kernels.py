@@ -20,7 +20,7 @@ GATE_TILING = (32, 128, 4, 4, 3)
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 VOCABULARY_BLOCK = 16384
 # Rows that a program adds up, or finds the maximum of, and its columns.
-SUM_ROWS, SUM_COLUMNS = 128, 256
+SUM_ROWS, SUM_COLUMNS = 256, 128
 QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
 
 
@@ -72,7 +72,7 @@ def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Te
     parts = torch.empty(triton.cdiv(num_rows, SUM_ROWS), size, dtype=torch.float32, device=x_TD.device)
     grid = (triton.cdiv(size, SUM_COLUMNS), len(parts))
     _norm_weight_gradient[grid](
-        grad_TD, x_TD, inverse_T, parts, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=8
+        grad_TD, x_TD, inverse_T, parts, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=4
     )
     return parts.sum(0)
 
@@ -82,7 +82,7 @@ def _norm_weight_gradient(
     grad, x, inverse, parts, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr
 ):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    total = tl.zeros((COLUMNS,), tl.float32)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)  # added up once, at the end: a sum over threads is slow
     for tile in tl.range(0, TILES, num_stages=3):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -90,8 +90,8 @@ def _norm_weight_gradient(
         g = tl.load(grad + places, mask=inside, other=0.0).to(tl.float32)
         values = tl.load(x + places, mask=inside, other=0.0).to(tl.float32)
         factor = tl.load(inverse + rows, mask=rows < num_rows, other=0.0)
-        total += tl.sum(g * values * factor[:, None], 0)
-    tl.store(parts + tl.program_id(1) * size + columns, total, mask=columns < size)
+        total += g * values * factor[:, None]
+    tl.store(parts + tl.program_id(1) * size + columns, tl.sum(total, 0), mask=columns < size)
 
 
 @triton.jit
@@ -376,7 +376,7 @@ def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple
     highest = torch.zeros(size, dtype=torch.float32, device=x_TD.device)
     grid = (triton.cdiv(size, SUM_COLUMNS), triton.cdiv(num_rows, SUM_ROWS))
     _column_maximum[grid](
-        x_TD, x_TD.stride(0), highest, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=8
+        x_TD, x_TD.stride(0), highest, num_rows, size, ROWS=16, COLUMNS=SUM_COLUMNS, TILES=SUM_ROWS // 16, num_warps=4
     )
     factors = (highest / largest).clamp_min_(least_factor)[:, None]
     grid = (triton.cdiv(size, QUANTISE_COLUMNS), triton.cdiv(num_rows, QUANTISE_ROWS))
@@ -391,13 +391,13 @@ def _column_maximum(
     x, stride, highest, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr
 ):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    found = tl.zeros((COLUMNS,), tl.float32)
+    found = tl.zeros((ROWS, COLUMNS), tl.float32)
     for tile in tl.range(0, TILES, num_stages=3):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
-        found = tl.maximum(found, tl.max(tl.abs(values), 0))
-    tl.atomic_max(highest + columns, found, mask=columns < size)
+        found = tl.maximum(found, tl.abs(values))
+    tl.atomic_max(highest + columns, tl.max(found, 0), mask=columns < size)
 
 
 @triton.jit

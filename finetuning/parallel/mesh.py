@@ -25,7 +25,9 @@ class Layout:
         # Context-parallel ranks hold the same weights, so sharding runs over dp_shard and cp as one axis. A weight is cut
         # by tp first and by that axis second, which is the order of the axes of this mesh.
         ranks = torch.arange(degrees.world_size).view(degrees.pp, degrees.dp_replicate, -1, degrees.tp).permute(0, 3, 1, 2)
-        self.storage = DeviceMesh(device_type, ranks.contiguous(), mesh_dim_names=("pp", "tp", "dp_replicate", "shard"))
+        # Through one dimension and back: `contiguous` leaves odd strides on axes of one rank, which torch 2.11 refuses.
+        ranks = ranks.reshape(-1).view(ranks.shape)
+        self.storage = DeviceMesh(device_type, ranks, mesh_dim_names=("pp", "tp", "dp_replicate", "shard"))
 
     @property
     def pp_rank(self) -> int:
