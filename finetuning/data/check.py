@@ -1,7 +1,7 @@
 """Reads a whole data set once: every finding, what each split holds and, if asked, the tokens on disk.
 
 `scan_sources` is behind `finetune data check`, the start of every training and `finetune data prepare`. Its memory is
-bounded by a batch and some hundred bytes a sample; what MinHash needs lies in a temporary file.
+bounded by some batches and about a kilobyte a sample; what MinHash needs lies in a temporary file.
 """
 
 import dataclasses
