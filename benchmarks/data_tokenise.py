@@ -1,18 +1,21 @@
 """From a JSONL file to token arrays: `finetune data` beside `datasets.map` with transformers, on the same file.
 
-    python benchmarks/data_tokenise.py MODEL --samples 200000 --peer_python OTHER_VENV/bin/python
+    nice -n -15 python benchmarks/data_tokenise.py MODEL --samples 200000 --rounds 3 --peer_python OTHER_VENV/bin/python
 
 Ours checks the data as well (every finding, duplicates, leakage, script), writes memory-mapped arrays, and starts from them
 again. The peer loads the file with `datasets.load_dataset("json")`, renders the chat template, tokenises and masks the
 prompt in a batched `map` on all cores, which is how SFT trainers do it, and starts again from its cache. OTHER_VENV needs
-`datasets` and `transformers`, which is no dependency of this project. Wall seconds and CPU seconds (children included) of
-each phase; the machine should have nothing else to do.
+`datasets`, `transformers` and `jinja2`, which is no dependency of this project. Wall seconds and CPU seconds (children
+included) of each phase, imports included. The two take turns, each time anew, and the medians are compared: on a machine with
+other work, give both the same priority, and trust the CPU seconds more than the wall's.
 """
 
 import argparse
 import json
 import os
 import resource
+import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -90,30 +93,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="local model folder, for its tokenizer")
     parser.add_argument("--samples", type=int, default=200_000)
-    parser.add_argument("--peer_python", help="interpreter with datasets and transformers; left out: only ours")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer_python", help="interpreter with datasets, transformers and jinja2; left out: only ours")
     given = parser.parse_args()
     model, cores = str(Path(given.model).resolve()), str(len(os.sched_getaffinity(0)))
+    results: dict[str, list[dict]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "data").mkdir()
         file = folder / "data" / "training.jsonl"
         write_samples(file, given.samples)
-        print(f"{given.samples} samples, {file.stat().st_size / 2**20:.0f} MiB, {cores} cores")
+        print(f"{given.samples} samples, {file.stat().st_size / 2**20:.0f} MiB, {cores} cores, load {os.getloadavg()[0]:.1f}")
         for name, text in (("ours.py", OURS), ("peer.py", PEER)):
             (folder / name).write_text(text, encoding="utf-8")
-        results = {}
-        for name in ("ours", "ours, second start"):
-            results[name] = run(sys.executable, folder / "ours.py", str(file.parent), model, str(folder / "tokens"))
-        for name in ("peer", "peer, second start") if given.peer_python else ():
-            results[name] = run(given.peer_python, folder / "peer.py", str(file), model, str(folder / "cache"), cores)
-        for name, result in results.items():
-            print(f"{name:<20} wall {result['wall_s']:7.1f} s   CPU {result['cpu_s']:7.1f} s   {result['samples']} samples")
-        print(f"ours: {results['ours']['tokens']:,} tokens, findings {results['ours']['findings']}")
-        if given.peer_python:
-            assert results["ours"]["first"] == results["peer"]["first"], "not the same tokens"
-            for start in ("", ", second start"):
-                ratio = results["peer" + start]["wall_s"] / results["ours" + start]["wall_s"]
-                print(f"peer / ours{start}: {ratio:.2f} of wall time")
+        for turn in range(given.rounds):
+            caches = [str(folder / f"{name}{turn}") for name in ("tokens", "cache")]
+            for start in ("first start", "second start"):
+                result = run(sys.executable, folder / "ours.py", str(file.parent), model, caches[0])
+                results.setdefault(f"ours, {start}", []).append(result)
+                if given.peer_python:
+                    result = run(given.peer_python, folder / "peer.py", str(file), model, caches[1], cores)
+                    results.setdefault(f"peer, {start}", []).append(result)
+            for cache in caches:
+                shutil.rmtree(cache, ignore_errors=True)
+    for name, found in sorted(results.items()):
+        walls, cpus = ([result[unit] for result in found] for unit in ("wall_s", "cpu_s"))
+        print(f"{name:<20} wall {statistics.median(walls):7.1f} s ({min(walls):.1f} to {max(walls):.1f})   "
+              f"CPU {statistics.median(cpus):7.1f} s ({min(cpus):.1f} to {max(cpus):.1f})")  # fmt: skip
+    ours = results["ours, first start"][0]
+    print(f"{ours['samples']} samples, {ours['tokens']:,} tokens, findings {ours['findings']}")
+    if given.peer_python:
+        assert ours["first"] == results["peer, first start"][0]["first"], "not the same tokens"
+        for start in ("first start", "second start"):
+            for unit in ("wall_s", "cpu_s"):
+                peer, own = (statistics.median(r[unit] for r in results[f"{who}, {start}"]) for who in ("peer", "ours"))
+                print(f"{start}: the peer takes {peer / own:.2f} times our {unit.removesuffix('_s')} time")
     print(f"peak memory of a child process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB")
 
 

@@ -97,10 +97,10 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "recompute in the backward pass; selective: what is cheap or wide; full: all; auto: as little as fits"),
+        ("activation_checkpointing", None, "recompute in the backward pass; selective: cheap or wide; full: all; auto: what must be"),
         ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
         ("fp8", None, "products of linear layers in fp8: faster, a little less exact"),
-        ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32, bf16, or moments in 8bit; auto: bf16 on GPUs"),
+        ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit"),
     ],
     "Evaluation, checkpoints and logs": [
         ("val_check_interval", None, "steps between validations; left out: ten in the run"),

@@ -1,4 +1,4 @@
-"""`finetune data check | preview | prepare | ledger`: training data, looked at before and after a training."""
+"""`finetune data check | preview | prepare | ledger | prune`: training data, looked at before and after a training."""
 
 import argparse
 import json
@@ -23,14 +23,16 @@ from finetuning.data.findings import Finding
 from finetuning.data.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.page import report_page
 from finetuning.data.preview import Preview, preview_line, preview_text
+from finetuning.data.prune import find_unused, remove_unused
 from finetuning.data.report import SHOWN_PER_CODE, reading_progress, show_findings, show_report
-from finetuning.data.rows import RowPlan
+from finetuning.data.rows import GRANULARITY, RowPlan
 from finetuning.data.scan import ScanSettings
 from finetuning.data.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
 from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
 from finetuning.launch.hub import find_model
+from finetuning.model.config import read_llama_config
 
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
 
@@ -91,7 +93,16 @@ def build_parser() -> argparse.ArgumentParser:
                         help=t("folder that holds the experiments"))  # fmt: skip
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
-    for verb in (check, preview, prepare, ledger):
+
+    prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"))
+    prune.set_defaults(action=_prune)
+    prune.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
+                       help=t("folder that holds the experiments"))  # fmt: skip
+    prune.add_argument(
+        "--keep", type=int, default=3, metavar="N", help=t("newest ones without an experiment that stay all the same")
+    )
+    prune.add_argument("--dryrun", action="store_true", help=t("only say what would be removed"))
+    for verb in (check, preview, prepare, ledger, prune):
         verb.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))
     return parser
 
@@ -113,7 +124,7 @@ def _check(given: argparse.Namespace, console: Console) -> int:
     settings = ScanSettings(prompt_format, given.seq_length, given.truncation)
     with reading_progress([source.path for source in sources.values()]) as progress:
         report = scan_sources(sources, settings, None, progress)
-    facts = _packing(report, given)
+    facts = _packing(report, given, read_llama_config(model_path).attention_cost) if model_path else None
     show_report(console, report, facts)
     if prompt_format is None:
         console.print(t("tokens were not counted; give --hf_model_id for lengths, packing and previews"))
@@ -241,20 +252,36 @@ def _ledger(given: argparse.Namespace, console: Console) -> int:
     return EXIT_FINISHED
 
 
+def _prune(given: argparse.Namespace, console: Console) -> int:
+    if given.keep < 0:
+        raise InputError(t("--{name} {value}: {rule}", name="keep", value=given.keep, rule=t("must be 0 or more")))
+    unused = find_unused(given.experiments_dir, given.keep)
+    for entry in unused:
+        console.print(t("{folder}  {size:.1f} MiB", folder=entry.folder, size=entry.size / 2**20))
+        if not given.dryrun:
+            remove_unused(entry)
+    size = sum(entry.size for entry in unused) / 2**20
+    if given.dryrun:
+        console.print(t("{count} folders of tokens would be removed, {size:.1f} MiB", count=len(unused), size=size))
+    else:
+        console.print(t("{count} folders of tokens removed, {size:.1f} MiB", count=len(unused), size=size))
+    return EXIT_FINISHED
+
+
 def previews_of(sources: dict[str, Source], report: Report, prompt_format: PromptFormat) -> list[Preview]:
     """The first usable sample of each split."""
     filled = [name for name in sources if report.splits[name].samples]
     return [preview_line(sources[name], None, prompt_format) for name in filled]
 
 
-def _packing(report: Report, given: argparse.Namespace) -> PackingFacts | None:
+def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -> PackingFacts | None:
     name = next(iter(report.counts), None)
     if name is None or not len(report.counts[name]):
         return None
     capacity = given.micro_batch_size * given.seq_length
     return packing_facts(
         report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
-        plan=RowPlan(capacity, max(128, capacity // 16), 0.0), seed=DEFAULTS.seed,
+        plan=RowPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
     )  # fmt: skip
 
 

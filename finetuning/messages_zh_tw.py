@@ -476,6 +476,21 @@ MESSAGES: dict[str, str] = {
     "{steps} steps = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up steps, cosine to {low:g}": (
         "{steps} 步 = {epochs:.2f} 個 epoch · 學習率經 {warmup} 步 warm-up 到 {peak:g}，再以餘弦降到 {low:g}"
     ),
+    "packing": "打包",
+    "remove tokens that no experiment needs any more": "移除沒有實驗再需要的 token",
+    "newest ones without an experiment that stay all the same": "沒有實驗使用、但仍保留的最新幾份",
+    "only say what would be removed": "只說會移除什麼",
+    "{folder}  {size:.1f} MiB": "{folder}  {size:.1f} MiB",
+    "{count} folders of tokens would be removed, {size:.1f} MiB": "會移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{count} folders of tokens removed, {size:.1f} MiB": "已移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{folder}: there are no tokens; is --experiments_dir right?": "{folder}：沒有 token；--experiments_dir 對嗎？",
+    "{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed": (
+        "{file}：無法讀取（{error}），不知道它需要哪些 token；什麼都沒有移除"
+    ),
+    "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
+    "in the worst step {worst:.1%}": (
+        "計算的位置有 {fill:.1%} 是真正的 token · 最慢的 rank 比平均多 {imbalance:.1%} 的工作，最差的一步多 {worst:.1%}"
+    ),
     " · validation every {every}": " · 每 {every} 步驗證",
     " · checkpoint every {every}": " · 每 {every} 步存檢查點",
     "memory": "記憶體",
@@ -532,9 +547,6 @@ MESSAGES: dict[str, str] = {
     ),
     # Speed
     "compiled or fused blocks; auto: with CUDA only": "編譯或融合區塊；auto：只在有 CUDA 時",
-    "frozen base weights in fp8, with --peft lora: faster, a little less exact": (
-        "凍結的基底權重用 fp8，搭配 --peft lora：較快，精確度略降"
-    ),
     "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
     "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
         "--fp8 讓每個 GPU 都保有完整的凍結權重，但放不下；請降低 --seq_length 或 --micro_batch_size，"
@@ -895,9 +907,6 @@ MESSAGES: dict[str, str] = {
     ),
     "compare only in this precision; left out: in each": "只用這種精度比較；不給則每種都比較",
     "also write the table as JSON": "另外把表格寫成 JSON",
-    "recompute in the backward pass; selective: what is cheap or wide; full: all": (
-        "反向時重新計算；selective：便宜或寬的部分；full：全部"
-    ),
     "--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more": (
         "--pipeline_schedule {schedule}：沒有 --pipeline_model_parallel_size 2 以上時沒有作用"
     ),
@@ -1338,4 +1347,13 @@ MESSAGES: dict[str, str] = {
     "a conversation with a model in the terminal": ("在終端機與模型對話"),
     "an adapter into its base model, with a comparison of the two": ("把 adapter 合併進基礎模型，並比較兩者"),
     "a checkpoint or model in the format of other tools": ("把檢查點或模型轉成其他工具的格式"),
+    "--optimizer_states {states} has no effect with --peft lora: adapters are small, and stay in float32": (
+        "--optimizer_states {states} 搭配 --peft lora 沒有作用：adapter 很小，一律用 float32"
+    ),
+    "1 without --peft lora": "1（不用 --peft lora 時）",
+    "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit": "全參數微調：梯度與動量用 fp32 或 bf16，動量用 8bit",
+    "products of linear layers in fp8: faster, a little less exact": "線性層的矩陣乘法用 fp8：較快，精確度略降",
+    "recompute in the backward pass; selective: cheap or wide; full: all; auto: what must be": (
+        "反向傳播時重新計算；selective：便宜或寬的部分；full：全部；auto：不得不算的"
+    ),
 }

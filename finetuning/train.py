@@ -24,14 +24,14 @@ from finetuning.address import choose_interface
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
 from finetuning.checkpoint.fill import load_source
 from finetuning.checkpoint.huggingface import export_model, load_base_weights
-from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from finetuning.checkpoint.nemo import nemo_source, open_nemo
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
 from finetuning.checkpoint.origin import make_origin
-from finetuning.checkpoint.store import Checkpoint, find_checkpoints, load_weights
+from finetuning.checkpoint.store import load_weights
 from finetuning.config import Run, RunConfig, read_run
 from finetuning.data.batches import GlobalBatches
 from finetuning.data.formats import Sample
-from finetuning.data.rows import RowPlan
+from finetuning.data.rows import GRANULARITY, RowPlan
 from finetuning.data.sources import read_samples_at
 from finetuning.data.template import load_prompt_format
 from finetuning.data.tokenized import Split, open_split
@@ -311,7 +311,7 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     Where blocks are compiled for each length, there are at most eight, which is where torch.compile gives up.
     """
     capacity = run.config.micro_batch_size * run.config.seq_length
-    granularity = 128 if run.device == "cuda" else 8
+    granularity = GRANULARITY[run.device]
     if run.activation_checkpointing == "selective" and compiles(run.config, run.device == "cuda"):
         granularity = max(granularity, -(-capacity // MOST_LENGTHS))
     wanted = degrees_of(run.config)

@@ -15,7 +15,7 @@ import torch
 import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetuning.checkpoint.store import find_checkpoints
+from finetuning.checkpoint.on_disk import find_checkpoints
 from finetuning.config import read_run
 from finetuning.data.order import samples_of_step
 from finetuning.data.tokenized import open_split

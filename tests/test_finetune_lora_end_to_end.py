@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from finetuning.checkpoint.store import find_checkpoints
+from finetuning.checkpoint.on_disk import find_checkpoints
 from finetuning.config import read_run
 from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from finetuning.checkpoint.huggingface import begin_folder, copy_companions, finish_folder
 from finetuning.checkpoint.low_rank import (
-    CONFIG_FILE,
     PREFIX,
-    WEIGHTS_FILE,
     read_settings,
     read_tensors,
     unsupported_settings,
 )
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -65,12 +64,12 @@ def write_adapter(
 ) -> None:
     """The two files of an adapter in PEFT format; tensors by our names."""
     stored = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    save_file(stored, str(folder / WEIGHTS_FILE), metadata={"format": "pt"})
+    save_file(stored, str(folder / ADAPTER_WEIGHTS_FILE), metadata={"format": "pt"})
     settings = PLAIN_SETTINGS | {
         "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": base_name, "r": rank, "lora_alpha": alpha,
         "lora_dropout": 0.0, "use_rslora": False, "target_modules": list(targets),
     }  # fmt: skip
-    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def check_adapter(folder: Path, config: RunConfig) -> list[str]:
@@ -111,7 +110,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     try:
         rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     except (KeyError, TypeError, ValueError):
-        raise InputError(t("{file}: r and lora_alpha must be numbers", file=folder / CONFIG_FILE)) from None
+        raise InputError(t("{file}: r and lora_alpha must be numbers", file=folder / ADAPTER_CONFIG_FILE)) from None
     targets = settings.get("target_modules")
     if not isinstance(targets, list):  # "all-linear" or a pattern: what there is says it
         targets = {name.split(".")[-3] for name in read_tensors(folder) if name.endswith(".lora_A.weight")}

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from finetuning.checkpoint.adapters import write_adapter
-from finetuning.checkpoint.huggingface import copy_companions, weight_files, write_description
+from finetuning.checkpoint.huggingface import copy_companions, write_description
 from finetuning.checkpoint.models import CHECKPOINT, StoredModel
+from finetuning.checkpoint.on_disk import weight_files
 from finetuning.checkpoint.safetensors_files import SafetensorsFile, Stored, converted, plan_files
 from finetuning.checkpoint.source import HuggingFaceSource, WeightSource
 from finetuning.errors import InputError

@@ -5,7 +5,6 @@ In: safetensors of a local folder, read by slices straight into the sharded mode
 generation config. A model on the hub is downloaded first (`finetuning.launch.hub`).
 """
 
-import hashlib
 import json
 import shutil
 from contextlib import nullcontext
@@ -15,14 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from safetensors import safe_open
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from finetuning.checkpoint.safetensors_files import INDEX_FILE, SINGLE_FILE, FilePlan, SafetensorsFile, Stored, plan_files
-from finetuning.errors import InputError
-from finetuning.i18n import t
-from finetuning.model.config import LlamaConfig
-from finetuning.model.llama import Llama
+from finetuning.checkpoint.on_disk import INDEX_FILE
+from finetuning.checkpoint.safetensors_files import FilePlan, SafetensorsFile, Stored, plan_files
 from finetuning.parallel.apply import ParallelLlama, base_parameters
 
 ORIGIN_FILE = "finetuning.json"
@@ -31,68 +26,6 @@ COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "chat_template.jinja", "generation_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md",
 )  # fmt: skip
-
-
-def weight_files(model_path: Path) -> list[Path]:
-    """The safetensors files that hold the weights.
-
-    Raises:
-        InputError: there are none, the index is broken, or it names a missing one.
-    """
-    index = model_path / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(t("{file}: not an index of weight files; download it again", file=index)) from None
-    else:
-        names = [SINGLE_FILE]
-    missing = [name for name in names if not (model_path / name).is_file()]
-    if missing:
-        other = ", ".join(sorted(p.name for p in model_path.glob("*.bin"))) or t("nothing")
-        raise InputError(
-            t("{path}: weight file {missing} is missing (other weight files: {other}); weights must be in safetensors format",
-              path=model_path, missing=", ".join(missing), other=other)
-        )  # fmt: skip
-    return [model_path / name for name in names]
-
-
-def check_weights(model_path: Path, config: LlamaConfig) -> None:
-    """Reads the headers of the weight files and compares names and shapes with `config.json`; no tensor is read.
-
-    Raises:
-        InputError: a file is unreadable, or a tensor is missing or has another shape.
-    """
-    stored: dict[str, list[int]] = {}
-    for file in weight_files(model_path):
-        try:
-            with safe_open(str(file), framework="pt") as tensors:
-                stored |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises its own SafetensorError or OSError depending on the damage
-            raise InputError(t("{file}: cannot read the weights: {error}", file=file, error=error)) from None
-    with torch.device("meta"):
-        wanted = {name: list(parameter.shape) for name, parameter in Llama(config).named_parameters()}
-    wrong = [
-        t("{name} should be {wanted}, found {found}", name=name, wanted=shape, found=stored.get(name, t("nothing")))
-        for name, shape in wanted.items()
-        if stored.get(name) != shape
-    ]
-    if wrong:
-        shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
-        raise InputError(t("{path}: the weights do not fit config.json: {shown}", path=model_path, shown=shown))
-
-
-def fingerprint(model_path: Path) -> str:
-    """Identifies the weights without reading them all: config, names and sizes, and 64 KiB at three places of each file."""
-    digest = hashlib.sha256((model_path / "config.json").read_bytes())
-    for file in weight_files(model_path):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for position in (0, size // 2, max(0, size - 65536)):
-                stream.seek(position)
-                digest.update(stream.read(65536))
-    return digest.hexdigest()[:16]
 
 
 def load_base_weights(model_path: Path, model: ParallelLlama) -> None:

@@ -11,16 +11,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from finetuning.checkpoint.gguf_header import GGUF_NAMES, is_gguf, read_gguf_header
-from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_FILE
-from finetuning.checkpoint.low_rank import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.low_rank import read_settings
 from finetuning.checkpoint.megatron import model_keys
 from finetuning.checkpoint.models import find_model_in
 from finetuning.checkpoint.nemo import TOKENIZER_FILES, NemoCheckpoint, is_nemo, open_nemo
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE as ADAPTER_FILE
+from finetuning.checkpoint.on_disk import ADAPTER_WEIGHTS_FILE, INFO_FILE, Checkpoint, open_checkpoint
 from finetuning.checkpoint.origin import run_of
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.checkpoint.source import DTYPES, HuggingFaceSource
-from finetuning.checkpoint.store import INFO_FILE, Checkpoint, open_checkpoint
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig, read_llama_config

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.checkpoint.source import WeightSource
 from finetuning.config import LORA_TARGETS
@@ -23,7 +24,6 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # PEFT's wrapper in front of our names
 # PEFT settings that do not change what a stored adapter computes, or that its tensors say themselves.
 DESCRIPTIVE = {
@@ -138,7 +138,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or not a JSON object.
     """
-    file = folder / CONFIG_FILE
+    file = folder / ADAPTER_CONFIG_FILE
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -156,7 +156,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing or damaged.
     """
-    file = folder / WEIGHTS_FILE
+    file = folder / ADAPTER_WEIGHTS_FILE
     if not file.is_file():
         there = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or t("nothing")
         raise InputError(

@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.huggingface import ORIGIN_FILE, fingerprint
+from finetuning.checkpoint.huggingface import ORIGIN_FILE
 from finetuning.checkpoint.nemo import cache_folder, is_nemo, nemo_fingerprint, open_nemo
-from finetuning.checkpoint.store import INFO_FILE
+from finetuning.checkpoint.on_disk import INFO_FILE, fingerprint
 from finetuning.config import Run, read_run
 from finetuning.data.golden import prompt_record
 from finetuning.data.template import PromptFormat

@@ -14,11 +14,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from finetuning.checkpoint.on_disk import INDEX_FILE, SINGLE_FILE
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 SHARD_BYTES = 4 * 2**30
 CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}  # narrow first
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finetuning.checkpoint.huggingface import check_weights, weight_files
+from finetuning.checkpoint.on_disk import check_weights, weight_files
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.errors import InputError
 from finetuning.i18n import t

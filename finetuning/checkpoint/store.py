@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +18,9 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from finetuning.i18n import t
+from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints
 from finetuning.parallel.apply import ParallelLlama, trained_parameters
 from finetuning.training.optimizer import optimizer_state
-
-INFO_FILE = "checkpoint.json"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on disk."""
-
-    path: Path
-    step: int  # optimizer steps done
-    val_loss: float | None  # when the step was validated
-    info: dict[str, Any]
 
 
 def checkpoint_name(step: int) -> str:
@@ -80,31 +67,6 @@ def load_weights(path: Path, model: ParallelLlama) -> None:
     model.refresh_copies()
 
 
-def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
-    """Complete checkpoints, oldest first, and a message for each folder that is not complete."""
-    complete, broken = [], []
-    for path in sorted(folder.glob("step=*")):
-        found = open_checkpoint(path)
-        if isinstance(found, Checkpoint):
-            complete.append(found)
-        else:
-            broken.append(found)
-    return sorted(complete, key=lambda checkpoint: checkpoint.step), broken
-
-
-def open_checkpoint(path: Path) -> Checkpoint | str:
-    """The checkpoint in this folder, or why it is not complete."""
-    try:
-        info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return t("{path}: not a complete checkpoint (no readable {file})", path=path, file=INFO_FILE)
-    for name, size in info["files"].items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            return t("{path}: not a complete checkpoint ({file} is missing or has the wrong size)", path=path, file=name)
-    return Checkpoint(path, int(info["step"]), info.get("val_loss"), info)
-
-
 def prune(folder: Path, keep_last: int) -> None:
     """Deletes all but the newest `keep_last` checkpoints and the one with the lowest validation loss; rank 0 calls it."""
     complete, _ = find_checkpoints(folder)
@@ -122,13 +84,6 @@ def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
     temporary = checkpoint.path / f".{INFO_FILE}"
     _write_synced(temporary, json.dumps({**checkpoint.info, "val_loss": val_loss}, indent=1, ensure_ascii=False))
     temporary.replace(checkpoint.path / INFO_FILE)
-
-
-def remove_incomplete(folder: Path) -> None:
-    """Clears what interrupted saves and deletions left behind; only while no job of the experiment runs."""
-    for pattern in (".incomplete-*", ".deleted-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
 
 
 def point_to(link: Path, name: str) -> None:

@@ -1,7 +1,7 @@
 """Reads a whole data set once: every finding, what each split holds and, if asked, the tokens on disk.
 
 `scan_sources` is behind `finetune data check`, the start of every training and `finetune data prepare`. Its memory is
-bounded by a batch and some hundred bytes a sample; what MinHash needs lies in a temporary file.
+bounded by some batches and about a kilobyte a sample; what MinHash needs lies in a temporary file.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from finetuning.data.findings import (
 )
 from finetuning.data.formats import Sample
 from finetuning.data.scan import Scanned, ScanSettings, make_pool, scan_file
-from finetuning.data.similarity import DIGEST_BYTES, NUM_MINIMA, equal_to_earlier, similar_pairs
+from finetuning.data.similarity import DIGEST_BYTES, NUM_MINIMA, equal_to_earlier, is_comparable, similar_pairs
 from finetuning.data.sources import SPLITS, Source, read_samples_at
 from finetuning.data.tokenized import TokenWriter, select_samples
 
@@ -264,7 +264,7 @@ def _compare(
     """Duplicates, leakage and foreign script: what only shows between samples."""
     found = _find_equal(samples, part, paths)
     earlier_equal = equal_to_earlier(samples.digests)
-    alone = np.flatnonzero(earlier_equal < 0)
+    alone = np.flatnonzero((earlier_equal < 0) & is_comparable(signatures))
     pairs = [(int(alone[later]), int(alone[earlier]), alike) for later, earlier, alike in similar_pairs(signatures[alone])]
     report.selection = Selection(samples.file, samples.lines, _group(samples, pairs), earlier_equal >= 0)
     for later, earlier, alike in pairs:

@@ -31,7 +31,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
-LAYOUT_VERSION = 2  # of the arrays and of what a check finds: a change makes old tokens unused
+LAYOUT_VERSION = 3  # of the arrays and of what a check finds: a change makes old tokens unused
 REPORT_FILE = "report.json"
 
 
@@ -96,19 +96,23 @@ def configure_dataset(
             with reading_progress([source.path for source in sources.values()]) as progress:
                 report = scan_sources(sources, settings, target, progress)
             _refuse_bad_data(report, sources, skip_bad_samples)
+            if prompt_template is None:
+                first = _first_samples(sources["training"], open_split(target / "training"), CHECKED_SAMPLES)
+                check_against_chat_template(prompt_format, Path(model_path), system_prompt, first)
             (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
 
     build_once(folder, build)
+    with suppress(OSError):  # of somebody else, on a read-only file system
+        os.utime(folder)  # when it was last used, for `finetune data prune`
     splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
     report = Report() if megatron else read_report(folder / REPORT_FILE)
-    first = (
-        {} if megatron else read_samples_at(sources["training"].path, set(splits["training"].lines[:CHECKED_SAMPLES].tolist()))
-    )
-    samples = list(first.values())
-    if prompt_template is None and samples:
-        check_against_chat_template(prompt_format, Path(model_path), system_prompt, samples)
+    example = None if megatron else _first_samples(sources["training"], splits["training"], 1)[0]
     was_split = any(source.is_shared for source in sources.values())
-    return Dataset(folder, sources, prompt_format, splits, was_split, identity, samples[0] if samples else None, report)
+    return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report)
+
+
+def _first_samples(source: Source, split: Split, count: int) -> list[Sample]:
+    return list(read_samples_at(source.path, set(split.lines[:count].tolist())).values())
 
 
 def check_files(path: Path) -> list[str]:

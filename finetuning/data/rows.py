@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# Row lengths are multiples of this: on GPUs what matrix products are tiled by, on CPUs next to nothing.
+GRANULARITY = {"cuda": 128, "cpu": 8}
+
 
 @dataclass(frozen=True)
 class RowPlan:

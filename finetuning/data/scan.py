@@ -3,8 +3,6 @@
 Nothing here keeps more than a few batches in memory. Batches come back in the order of the file.
 """
 
-import ctypes
-import multiprocessing
 import os
 import signal
 import sys
@@ -23,6 +21,8 @@ from finetuning.data.formats import Sample
 from finetuning.data.similarity import DIGEST_BYTES, digest, minima
 from finetuning.data.sources import RawBatch, parse, read_batches
 from finetuning.data.template import PromptFormat
+from finetuning.lifeline import end_with_parent
+from finetuning.secret import ContextWithoutSecrets, without_secrets
 
 REFUSE, CUT_INPUT, DROP = "refuse", "cut_input", "drop"
 TEMPLATE_TEXTS = (
@@ -31,7 +31,6 @@ TEMPLATE_TEXTS = (
 )  # fmt: skip
 LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
 MOST_PROCESSES = 16
-PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -137,8 +136,10 @@ def make_pool(paths: list[Path], settings: ScanSettings) -> ProcessPoolExecutor 
     if cores == 1 or sum(path.stat().st_size for path in paths) < LEAST_BYTES_FOR_PROCESSES:
         return None
     # Spawned: tokenizers and torch have threads here, which a fork would not take along.
-    context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(cores, mp_context=context, initializer=_start_worker, initargs=(settings,))
+    with without_secrets():  # the pool starts a process of its own
+        return ProcessPoolExecutor(
+            cores, mp_context=ContextWithoutSecrets(), initializer=_start_worker, initargs=(settings,)
+        )  # fmt: skip
 
 
 _worker_settings: ScanSettings | None = None
@@ -149,8 +150,7 @@ def _start_worker(settings: ScanSettings) -> None:
     _worker_settings = settings
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
 
 
 def _scan_in_worker(batch: RawBatch) -> Scanned:

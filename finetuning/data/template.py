@@ -16,9 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
+from finetuning.data.chat_template import DATE_STRING, TOKEN_NAMES, ChatTemplate, read_chat_template
 from finetuning.data.findings import Problem, excerpt
 from finetuning.data.formats import Sample
 from finetuning.errors import InputError
@@ -28,7 +30,6 @@ from finetuning.i18n import t
 # template contains them. The spaces tell whether the template trims.
 INPUT_MARK, OUTPUT_MARK, SYSTEM_MARK = "\ue000input\ue001", "\ue000output\ue001", "\ue000system\ue001"
 CHECKED_SAMPLES = 16
-DATE_STRING = "26 Jul 2024"  # the date of Llama 3.1's own template
 
 
 class Renderer(Protocol):
@@ -185,7 +186,7 @@ def load_prompt_format(
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises bare Exception for a missing as well as for a broken file
         raise InputError(t("{file}: cannot read the tokenizer: {error}", file=file, error=error)) from None
-    settings = _read_json(model_path / "tokenizer_config.json")
+    settings = _tokenizer_settings(model_path)
     special = tuple(token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
     begin, end = _token_text(settings.get("bos_token")), _token_text(settings.get("eos_token"))
     end_token_ids = _end_token_ids(model_path, tokenizer, settings)
@@ -204,8 +205,7 @@ def load_prompt_format(
 
 
 def has_chat_template(model_path: Path) -> bool:
-    is_file = any((model_path / name).is_file() for name in ("chat_template.jinja", "chat_template.json"))
-    return is_file or bool(_read_json(model_path / "tokenizer_config.json").get("chat_template"))
+    return bool(read_chat_template(model_path, _tokenizer_settings(model_path)))
 
 
 class TemplateParts(NamedTuple):
@@ -227,7 +227,18 @@ def check_against_chat_template(
     Raises:
         InputError: the chat template writes a sample differently from its pattern.
     """
-    render = _chat_renderer(model_path)
+    from transformers import AutoTokenizer  # takes seconds, and is not needed to start with tokens that have been checked
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model_path))
+    except Exception as error:  # transformers raises what it and its file formats' libraries have
+        raise InputError(t("{path}: transformers cannot read the tokenizer: {error}", path=model_path, error=error)) from None
+
+    def render(messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        return str(tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
+        ))  # fmt: skip
+
     for sample in samples[:CHECKED_SAMPLES]:
         if prompt_format.problem_of(sample) is not None:
             continue
@@ -254,33 +265,36 @@ def _messages(system: str | None, turns: Iterable[tuple[str, str]]) -> list[dict
 
 def _chat_renderer(model_path: Path) -> Renderer:
     """A function from messages to text, as transformers renders them."""
-    from jinja2 import TemplateError
-    from transformers import AutoTokenizer
-
+    settings = _tokenizer_settings(model_path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(model_path))
-    except Exception as error:  # transformers raises what it and its file formats' libraries have
-        raise InputError(t("{path}: transformers cannot read the tokenizer: {error}", path=model_path, error=error)) from None
-    if not tokenizer.chat_template:
-        raise InputError(
-            t("{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
-              "--prompt_template, for example '{example}'", path=model_path, example=r"問題：{input}\n回答：{output}")
-        )  # fmt: skip
+        text = read_chat_template(model_path, settings)
+        if not text:
+            raise InputError(
+                t("{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
+                  "--prompt_template, for example '{example}'", path=model_path, example=r"問題：{input}\n回答：{output}")
+            )  # fmt: skip
+        tokens = {name: token for name in TOKEN_NAMES if (token := _token_text(settings.get(name)))}
+        template = ChatTemplate(text, tokens)
+    except (jinja2.TemplateError, OSError, UnicodeDecodeError) as error:
+        raise _unusable(model_path, error) from None
 
     def render(messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        # Llama 3.2's template would otherwise write today's date into every sample: another prompt each day.
         try:
-            text = tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, date_string=DATE_STRING
-            )
-        except TemplateError as error:
-            raise InputError(
-                t("{path}: the chat template cannot be used ({error}); mend it, or give --prompt_template", path=model_path,
-                  error=error)
-            ) from None  # fmt: skip
-        return str(text)
+            return template.render(messages, add_generation_prompt=add_generation_prompt)
+        except jinja2.TemplateError as error:
+            raise _unusable(model_path, error) from None
 
     return render
+
+
+def _unusable(model_path: Path, error: Exception) -> InputError:
+    return InputError(
+        t(
+            "{path}: the chat template cannot be used ({error}); mend it, or give --prompt_template",
+            path=model_path,
+            error=error,
+        )
+    )
 
 
 def _chat_parts(model_path: Path, system_prompt: str | None) -> TemplateParts:
@@ -363,6 +377,12 @@ def _check_control_text(tokenizer: Tokenizer, before: str, after: str, begin: st
 def _token_text(value: str | dict[str, Any] | None) -> str:
     """tokenizer_config.json holds a special token as text or as {"content": text, …}."""
     return (value.get("content", "") if isinstance(value, dict) else value) or ""
+
+
+def _tokenizer_settings(model_path: Path) -> dict[str, Any]:
+    """tokenizer_config.json; older models name their special tokens in a file of its own."""
+    settings = _read_json(model_path / "tokenizer_config.json")
+    return settings if "added_tokens_decoder" in settings else settings | _read_json(model_path / "special_tokens_map.json")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,18 +7,19 @@ import shlex
 import tempfile
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from finetuning.address import own_address
-from finetuning.checkpoint.store import remove_incomplete
+from finetuning.checkpoint.on_disk import remove_incomplete
 from finetuning.config import Run, RunConfig, write_run
+from finetuning.data.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
 from finetuning.failures import clear_failures
 from finetuning.i18n import t
 from finetuning.launch.check import check_settings
 from finetuning.launch.container import package_folder
 from finetuning.launch.data_report import write_data_report
+from finetuning.launch.gpus import gpu_memory_gib
 from finetuning.launch.local import run_workers, torchrun_command, torchrun_command_of_node
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
@@ -29,7 +30,6 @@ from finetuning.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, 
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
-TOKENS_FOLDER = ".tokens"  # of all experiments beside it: tokens are named by what they were made from
 
 
 def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool = False) -> int:
@@ -207,4 +207,4 @@ def _remove_empty(experiment_dir: Path) -> None:
 
 def _gpu_memory_gib(run: Run) -> float | None:
     here = run.device == "cuda" and run.config.executor == "local"
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if here else None
+    return gpu_memory_gib() if here else None

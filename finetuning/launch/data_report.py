@@ -7,7 +7,7 @@ from pathlib import Path
 from finetuning.data.facts import packing_facts
 from finetuning.data.page import report_page
 from finetuning.data.preview import preview_line, preview_text
-from finetuning.data.rows import RowPlan
+from finetuning.data.rows import GRANULARITY, RowPlan
 from finetuning.data.scan import CUT_INPUT
 from finetuning.data.tokenized import TokenizedSplit
 from finetuning.launch.prepare import Prepared
@@ -23,7 +23,7 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
     capacity = config.micro_batch_size * config.seq_length
     facts = packing_facts(
         training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
-        plan=RowPlan(capacity, max(128, capacity // 16), prepared.model.attention_cost), seed=config.seed,
+        plan=RowPlan(capacity, GRANULARITY[prepared.run.device], prepared.model.attention_cost), seed=config.seed,
     )  # fmt: skip
     cut_to = config.seq_length if config.truncation == CUT_INPUT else None
     previews = [

@@ -9,11 +9,11 @@ from pathlib import Path
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.cluster import ask
+from finetuning.secret import SECRET_NAME
 
 ENDED_STATES = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"
 )  # fmt: skip
-SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_KEY)(_|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

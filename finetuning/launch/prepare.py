@@ -2,23 +2,24 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from finetuning.checkpoint.huggingface import check_weights, fingerprint
-from finetuning.checkpoint.nemo import NemoCheckpoint, describe_nemo, nemo_fingerprint, nemo_source, open_nemo
+from finetuning.checkpoint.on_disk import check_weights, fingerprint
 from finetuning.config import Run, RunConfig
 from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
+from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.sbatch import JobPlan
 from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.plan import choose
+
+if TYPE_CHECKING:
+    from finetuning.checkpoint.nemo import NemoCheckpoint
 
 LONGEST_WARMUP_STEPS = 50
 NEMO_FOLDER = "nemo"  # beside the tokens: what --nemo_model has to be decompressed or described into
@@ -54,7 +55,7 @@ def prepare(
         visible_gpus = job.gpus_per_node
         problems += job.problems
     else:
-        visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        visible_gpus = count_gpus()
         problems += check_devices(config, visible_gpus)
     nemo: NemoCheckpoint | None = None
     if config.nemo_model:
@@ -73,7 +74,8 @@ def prepare(
             t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
-    choices = choose(config, model, gpu_memory_gib(visible_gpus), on_gpu=visible_gpus > 0)
+    memory = gpu_memory_gib() if visible_gpus else None
+    choices = choose(config, model, memory, on_gpu=visible_gpus > 0)
     if config.fp8 and config.peft == "lora" and choices.sharding != "replicated":
         raise InputError(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
@@ -87,7 +89,7 @@ def prepare(
     if with_weights and nemo is None:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
-    weights = nemo_fingerprint(nemo) if nemo is not None else fingerprint(model_path) if with_weights else None
+    weights = _weights_fingerprint(model_path, nemo) if with_weights or nemo is not None else None
     identity = _identity(config, weights, model, dataset) | {"optimizer_states": choices.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
@@ -114,12 +116,6 @@ def prepare(
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
 
 
-def gpu_memory_gib(visible_gpus: int) -> float | None:
-    """Of this machine's first GPU; None without any."""
-    there = visible_gpus and torch.cuda.is_available()  # a login node has none of the GPUs of its jobs
-    return torch.cuda.get_device_properties(0).total_memory / 2**30 if there else None
-
-
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:
     """The folder with configuration and tokenizer, and the shape; what could not be found is None, its problem added."""
     model_path = model = None
@@ -140,8 +136,10 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
 
 def _find_nemo_model(
     config: RunConfig, token: str | None, scratch: Path, problems: list[str]
-) -> tuple[Path | None, LlamaConfig | None, NemoCheckpoint | None]:
+) -> "tuple[Path | None, LlamaConfig | None, NemoCheckpoint | None]":
     """The checkpoint of --nemo_model, and the folder with configuration and tokenizer: --hf_model_id's, else its own."""
+    from finetuning.checkpoint.nemo import describe_nemo, nemo_source, open_nemo  # with torch, which takes a second
+
     assert config.nemo_model is not None
     model_path = model = nemo = None
     try:
@@ -161,6 +159,14 @@ def _find_nemo_model(
         return model_path, model, nemo
     _check_length(config, model, problems)
     return model_path, model, nemo
+
+
+def _weights_fingerprint(model_path: Path, nemo: "NemoCheckpoint | None") -> str:
+    if nemo is None:
+        return fingerprint(model_path)
+    from finetuning.checkpoint.nemo import nemo_fingerprint
+
+    return nemo_fingerprint(nemo)
 
 
 def _check_length(config: RunConfig, model: LlamaConfig | None, problems: list[str]) -> None:

@@ -5,10 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.adapters import adapter_settings, check_adapter
-from finetuning.checkpoint.low_rank import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from finetuning.checkpoint.low_rank import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
-from finetuning.checkpoint.store import Checkpoint, find_checkpoints, open_checkpoint
+from finetuning.checkpoint.on_disk import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    Checkpoint,
+    find_checkpoints,
+    open_checkpoint,
+)
 from finetuning.config import RunConfig, read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -134,6 +137,8 @@ def with_adapter_settings(settings: dict[str, Any]) -> dict[str, Any]:
     start = settings.get("restore_config")
     if settings.get("peft") != "lora" or not isinstance(start, str) or not (Path(start) / ADAPTER_CONFIG_FILE).is_file():
         return settings
+    from finetuning.checkpoint.adapters import adapter_settings  # with torch, which takes a second
+
     return adapter_settings(Path(start)) | settings
 
 
@@ -142,6 +147,8 @@ def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:
         return [t("--restore_config {path}: a LoRA adapter can only be the start of a run with --peft lora", path=folder)]
     if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
         return [t("--restore_config {path}: {file} is missing", path=folder, file=ADAPTER_WEIGHTS_FILE)]
+    from finetuning.checkpoint.adapters import check_adapter
+
     try:
         return check_adapter(folder, config)
     except InputError as error:

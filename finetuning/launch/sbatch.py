@@ -17,7 +17,7 @@ from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, InputErr
 from finetuning.i18n import t
 from finetuning.launch.cluster import Cluster, Partition
 from finetuning.launch.container import Container, choose_container, container_command, folders_of, package_folder
-from finetuning.launch.jobs import SECRET_NAME
+from finetuning.secret import SECRET_NAME
 
 TEMPLATE = Path(__file__).parent / "job.sbatch.jinja"
 TIME_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d{1,2}){0,2})")

@@ -73,6 +73,9 @@ def show_end(console: Console, run: Run) -> None:
         _line(console, t("losses"), losses[0])
         for line in losses[1:]:
             _line(console, "", line)
+    packing = _packing(folder)
+    if packing:
+        _line(console, t("packing"), packing)
     _show_answers(console, results)
     console.print()
     _line(console, t("result"), str(folder / "export"))
@@ -154,6 +157,19 @@ def _losses(folder: Path) -> list[str]:
               perplexity=test["perplexity"], samples=test["samples"])
         )  # fmt: skip
     return lines
+
+
+def _packing(folder: Path) -> str | None:
+    """How well the steps of the run were packed: mean and worst."""
+    rows = read_metrics(folder / "metrics.csv")
+    if not rows:
+        return None
+    fill, imbalance = ([float(row[name]) for row in rows] for name in ("fill", "imbalance"))
+    return t(
+        "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
+        "in the worst step {worst:.1%}", fill=sum(fill) / len(fill), imbalance=sum(imbalance) / len(imbalance),
+        worst=max(imbalance),
+    )  # fmt: skip
 
 
 def _show_answers(console: Console, results: Path) -> None:

@@ -6,12 +6,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from finetuning.config import CHOICES, RunConfig
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
+from finetuning.launch.gpus import count_gpus
 from finetuning.launch.local import torchrun_options, worker_environment
 
 DEGREES = (
@@ -30,7 +29,7 @@ def main(arguments: list[str]) -> int:
         InputError: the layout cannot be.
     """
     config, compared = _parse(arguments)
-    visible_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    visible_gpus = count_gpus()
     problems = check_settings(config) + check_layout(config, None) + check_devices(config, visible_gpus)
     if problems:
         raise InputError(problems)

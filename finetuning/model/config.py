@@ -54,6 +54,22 @@ class LlamaConfig:
         tables = (1 if self.tie_word_embeddings else 2) * self.vocab_size * self.hidden_size
         return self.num_hidden_layers * self.layer_parameters + tables + self.hidden_size
 
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter of the whole decoder by its name, in Hugging Face's files and in ours."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        block = {
+            "self_attn.q_proj": (query, hidden), "self_attn.k_proj": (key_value, hidden),
+            "self_attn.v_proj": (key_value, hidden), "self_attn.o_proj": (hidden, query),
+            "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
+            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
+        }  # fmt: skip
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
+        for layer in range(self.num_hidden_layers):
+            shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}
+        shapes["model.norm.weight"] = (hidden,)
+        return shapes if self.tie_word_embeddings else shapes | {"lm_head.weight": (self.vocab_size, hidden)}
+
     @property
     def attention_cost(self) -> float:
         """Cost of one query-key pair relative to one token's matrix products.

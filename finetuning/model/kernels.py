@@ -8,8 +8,8 @@ On CUDA these are Triton kernels (`finetuning.model.triton_kernels`); elsewhere 
 which are also what the kernels are tested against.
 
 Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
-H head dimension, C = (N + 2K) * H, V vocabulary, O outputs of a layer. Matrices may be columns of a wider tensor: only the last dimension has
-to be contiguous.
+H head dimension, C = (N + 2K) * H, V vocabulary, O outputs of a layer. Matrices may be columns of a wider tensor: only
+the last dimension has to be contiguous.
 """
 
 from types import ModuleType

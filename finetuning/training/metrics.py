@@ -1,12 +1,8 @@
 """`metrics.csv`: one row per optimizer step, also after crashes and resumes."""
 
 import csv
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
 
 COLUMNS = (
     "step", "train_loss", "val_loss", "learning_rate", "grad_norm", "samples", "tokens", "answer_tokens",
@@ -44,11 +40,3 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["step"] and row["seconds"]]
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory this process has used so far: of the GPU, or resident on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -5,6 +5,8 @@ ours. Optimization is manual: Lightning's accumulation would average per micro-b
 """
 
 import json
+import resource
+import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +21,8 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
-from finetuning.checkpoint.store import Checkpoint, checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
+from finetuning.checkpoint.on_disk import Checkpoint
+from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config import Run
 from finetuning.data.batches import StepBatch
 from finetuning.data.ledger import LEDGER_FILE, Ledger, ledger_entry
@@ -30,7 +33,7 @@ from finetuning.parallel.apply import ParallelLlama
 from finetuning.parallel.mesh import Layout
 from finetuning.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.training.display import TrainingDisplay
-from finetuning.training.metrics import MetricsFile, peak_memory_gib
+from finetuning.training.metrics import MetricsFile
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at
 from finetuning.training.profile import StepProfiler
 from finetuning.training.step import StepResult, train_step
@@ -269,3 +272,11 @@ class StepRecord(pl.Callback):
 
 class OwnCheckpoints(LightningCheckpoint):
     """Tells Lightning that checkpoints are taken care of (by StepRecord), so that it adds none of its own."""
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory this process has used so far: of the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

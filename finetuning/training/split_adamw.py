@@ -75,7 +75,8 @@ class SplitAdamW(torch.optim.Optimizer):
                 update(
                     local_part(parameter), local_part(parameter.grad),
                     {name: local_part(value) for name, value in state.items() if name != "step"},
-                    factor=self.gradient_factor, beta1=beta1, beta2=beta2, eps=group["eps"], decay=1 - group["lr"] * group["weight_decay"],
+                    factor=self.gradient_factor, beta1=beta1, beta2=beta2, eps=group["eps"],
+                    decay=1 - group["lr"] * group["weight_decay"],
                     step_size=group["lr"] / (1 - beta1**step), root_correction=math.sqrt(1 - beta2**step),
                     seed=(step * 1_000_003 + index) % 2**31,
                 )  # fmt: skip
@@ -83,8 +84,8 @@ class SplitAdamW(torch.optim.Optimizer):
 
 
 def update_plain(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, factor: float, beta1: float, beta2: float, eps: float, decay: float,
-    step_size: float, root_correction: float, seed: int,
+    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, factor: float, beta1: float, beta2: float, eps: float,
+    decay: float, step_size: float, root_correction: float, seed: int,
 ) -> None:  # fmt: skip
     """One update in place, of all tensors. `decay` multiplies the weight first, as in torch.optim.AdamW."""
     wide = gradient.float() * factor

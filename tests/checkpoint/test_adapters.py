@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from finetuning.checkpoint.adapters import check_adapter, export_adapters
-from finetuning.checkpoint.low_rank import CONFIG_FILE
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE
 from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.model.lora import initial_adapter
@@ -78,7 +78,7 @@ def test_peft_loads_our_export_with_the_same_logits(
 def test_a_local_base_model_is_found_from_any_folder(tiny_model: Path, adapter: Path, tmp_path: Path) -> None:
     export = tmp_path / "export"
     run_processes(1, export_from_relative_path, tiny_model, adapter, export)
-    assert json.loads((export / CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"] == str(tiny_model)
+    assert json.loads((export / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8"))["base_model_name_or_path"] == str(tiny_model)
 
 
 def export_from_relative_path(model_folder: Path, adapter: Path, export: Path) -> None:
@@ -134,8 +134,8 @@ def test_an_adapter_that_fits_the_run_has_no_problems(tiny_model: Path, adapter:
 def test_an_adapter_that_computes_something_else_is_refused(
     tiny_model: Path, adapter: Path, tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
-    settings = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8")) | changed
-    (tmp_path / CONFIG_FILE).write_text(json.dumps(settings), encoding="utf-8")
+    settings = json.loads((adapter / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")) | changed
+    (tmp_path / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings), encoding="utf-8")
     problems = check_adapter(tmp_path, config(tiny_model))
     assert len(problems) == 1 and message in problems[0] and str(tmp_path) in problems[0]
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from finetuning.checkpoint import export
 from finetuning.checkpoint.export import export_hugging_face, export_peft
-from finetuning.checkpoint.huggingface import fingerprint
-from finetuning.checkpoint.low_rank import CONFIG_FILE, WEIGHTS_FILE, MergedSource
+from finetuning.checkpoint.low_rank import MergedSource
 from finetuning.checkpoint.models import open_model
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, fingerprint
 from finetuning.checkpoint.store import save_checkpoint
 from finetuning.errors import InputError
 from finetuning.parallel.apply import Technique
@@ -132,21 +132,21 @@ def test_an_adapter_of_another_base_is_refused(tiny_model: Path, tiny_tied_model
 
 @pytest.mark.unit
 def test_a_damaged_adapter_is_refused_with_what_is_wrong(tiny_model: Path, adapter: Path) -> None:
-    tensors = load_file(adapter / WEIGHTS_FILE)
+    tensors = load_file(adapter / ADAPTER_WEIGHTS_FILE)
     first = next(iter(tensors))
-    save_file(tensors | {first: tensors[first][:, :5].contiguous()}, adapter / WEIGHTS_FILE)
+    save_file(tensors | {first: tensors[first][:, :5].contiguous()}, adapter / ADAPTER_WEIGHTS_FILE)
     with pytest.raises(InputError, match="the adapter belongs to another model"):
         open_model(adapter, tiny_model)
-    save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2)}, adapter / WEIGHTS_FILE)
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2)}, adapter / ADAPTER_WEIGHTS_FILE)
     with pytest.raises(InputError, match=r"what is stored is not only LoRA of linear layers: .*lm_head"):
         open_model(adapter, tiny_model)
-    (adapter / WEIGHTS_FILE).write_bytes(b"\x08" + b"\0" * 20)
+    (adapter / ADAPTER_WEIGHTS_FILE).write_bytes(b"\x08" + b"\0" * 20)
     with pytest.raises(InputError, match="cannot read the weights"):
         open_model(adapter, tiny_model)
-    (adapter / WEIGHTS_FILE).unlink()
+    (adapter / ADAPTER_WEIGHTS_FILE).unlink()
     with pytest.raises(InputError, match="is missing"):
         open_model(adapter, tiny_model)
-    (adapter / CONFIG_FILE).write_text("[]", encoding="utf-8")
+    (adapter / ADAPTER_CONFIG_FILE).write_text("[]", encoding="utf-8")
     with pytest.raises(InputError, match="not valid JSON"):
         open_model(adapter, tiny_model)
 

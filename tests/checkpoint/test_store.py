@@ -12,18 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
+from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, remove_incomplete
 from finetuning.checkpoint.store import (
-    INFO_FILE,
-    Checkpoint,
     checkpoint_name,
-    find_checkpoints,
     load_checkpoint,
     load_weights,
-    open_checkpoint,
     point_to,
     prune,
     record_val_loss,
-    remove_incomplete,
     save_checkpoint,
 )
 from finetuning.config import LORA_TARGETS

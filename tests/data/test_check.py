@@ -11,7 +11,7 @@ import pytest
 from finetuning.data.check import Report, read_report, scan_sources
 from finetuning.data.findings import KEPT_PER_CODE
 from finetuning.data.scan import LEAST_BYTES_FOR_PROCESSES, ScanSettings
-from finetuning.data.similarity import equal_to_earlier, minima, similar_pairs
+from finetuning.data.similarity import SHORTEST_TEXT, equal_to_earlier, is_comparable, minima, similar_pairs
 from finetuning.data.sources import Source, find_sources
 from finetuning.data.template import PromptFormat
 from finetuning.data.tokenized import open_split
@@ -178,6 +178,22 @@ def test_minhash_estimates_the_share_of_common_shingles() -> None:
     assert agreement[1] == pytest.approx(jaccard, abs=0.2)  # more than three standard deviations of 64 minima
     assert agreement[2] == 1.0, "white space is ignored"
     assert max(agreement[3:]) < 0.1
+
+
+def test_short_texts_are_alike_only_when_they_are_equal(write_jsonl: WriteJsonl) -> None:
+    letters = STORY[: SHORTEST_TEXT - 1]
+    texts = [letters, letters[:-1] + "！", "請問 3 加 5 是多少？", "請問 3 加 6 是多少？", letters]
+    assert not is_comparable(minima(texts)).any()
+    assert is_comparable(minima([STORY[:SHORTEST_TEXT], " \n".join(STORY[:SHORTEST_TEXT])])).all(), "white space is not counted"
+    path = write_jsonl("training.jsonl", *[{"input": text[:-2], "output": text[-2:]} for text in texts])
+    report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
+    assert places(report) == [("training.jsonl", 5, "exact_duplicate")]
+
+
+def test_texts_of_templates_with_other_numbers_are_not_told_as_near_duplicates(write_jsonl: WriteJsonl) -> None:
+    sums = [{"input": f"{a} 加 {b} 等於多少？", "output": f"{a} 加 {b} 等於 {a + b}。"} for a in range(40) for b in range(40)]
+    report = scan_sources({"training": Source(write_jsonl("training.jsonl", *sums))}, ScanSettings(None, 0))
+    assert places(report) == []
 
 
 def test_equal_and_similar_texts_point_to_an_earlier_one() -> None:

@@ -14,8 +14,8 @@ import torch
 
 from finetuning.checkpoint.adapters import export_adapters, initialise_adapters
 from finetuning.checkpoint.huggingface import load_base_weights
-from finetuning.checkpoint.low_rank import CONFIG_FILE, WEIGHTS_FILE
-from finetuning.checkpoint.store import INFO_FILE, checkpoint_name, save_checkpoint
+from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, INFO_FILE
+from finetuning.checkpoint.store import checkpoint_name, save_checkpoint
 from finetuning.config import RunConfig, write_run
 from finetuning.errors import InputError
 from finetuning.launch.prepare import Prepared, prepare
@@ -362,9 +362,9 @@ class TestAdapters:
     def test_a_damaged_adapter_is_refused(self, settings: Settings, experiment: Path, tmp_path: Path) -> None:
         folder = experiment / "export"
         config = settings(peft="lora", restore_config=str(folder))
-        (folder / CONFIG_FILE).write_text("{", encoding="utf-8")
+        (folder / ADAPTER_CONFIG_FILE).write_text("{", encoding="utf-8")
         assert problem_of(config, tmp_path / "new").startswith(f"{folder}/adapter_config.json: not valid JSON: ")
-        (folder / WEIGHTS_FILE).unlink()
+        (folder / ADAPTER_WEIGHTS_FILE).unlink()
         assert problem_of(config, tmp_path / "new") == f"--restore_config {folder}: adapter_model.safetensors is missing"
 
 
@@ -387,5 +387,5 @@ def change_info(experiment: Path, **changed: Any) -> None:
 
 
 def change_adapter(folder: Path, **changed: Any) -> None:
-    file = folder / CONFIG_FILE
+    file = folder / ADAPTER_CONFIG_FILE
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changed), encoding="utf-8")

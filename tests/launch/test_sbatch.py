@@ -11,8 +11,9 @@ from finetuning.config import Run, RunConfig
 from finetuning.errors import InputError
 from finetuning.launch.cluster import Cluster, Partition, count_gpus, parse_config, parse_partitions
 from finetuning.launch.container import apptainer_reference, enroot_reference, folders_of
-from finetuning.launch.jobs import SECRET_NAME, parse_job
+from finetuning.launch.jobs import parse_job
 from finetuning.launch.sbatch import plan_job, render_job, seconds_of
+from finetuning.secret import SECRET_NAME
 
 pytestmark = pytest.mark.unit
 

@@ -133,8 +133,9 @@ def finished(prepared: Prepare) -> Prepared:
     folder = Path(found.run.experiment_dir)
     (folder / "results").mkdir(parents=True)
     metrics = MetricsFile(folder / "metrics.csv", 0)
-    for step, loss in ((1, 6.25), (2, 5.5)):
-        metrics.append({**dict.fromkeys(COLUMNS, 1.0), "step": step, "train_loss": loss, "val_loss": loss + 0.1})
+    for step, loss, imbalance in ((1, 6.25, 0.01), (2, 5.5, 0.02)):
+        known = {"step": step, "train_loss": loss, "val_loss": loss + 0.1, "fill": 0.98, "imbalance": imbalance}
+        metrics.append({**dict.fromkeys(COLUMNS, 1.0), **known})
     for name, values in (
         ("before.json", {"val_loss": 6.5}),
         ("test.json", {"loss": 5.0, "perplexity": 148.41, "samples": 4}),
@@ -153,6 +154,10 @@ def test_the_end_screen_shows_losses_answers_result_and_what_to_do_next(finished
     joined = "\n".join(line.strip() for line in lines)
     assert "\nvalidation 6.5000 → 5.6000 (perplexity 665.1 → 270.4; not trained on)\n" in joined
     assert "\ntest 5.0000 (perplexity 148.4, 4 samples)\n" in joined
+    assert value_of("packing", lines) == (
+        "98.0% of the computed positions were real tokens · the slowest rank had 1.5% more work than the mean, in the worst "
+        "step 2.0%"
+    )
     assert value_of("question", lines) == "最高的 建築？"
     assert value_of("before", lines) == "(nothing)"
     assert value_of("after", lines) == "臺北 101 [/bold]"  # text of the model is no markup of ours

@@ -1,14 +1,17 @@
 """Reading a model's shape from `config.json`, and what is refused there."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
 from finetuning.errors import InputError
 from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.model.llama import Llama
 
 pytestmark = pytest.mark.unit
 
@@ -28,6 +31,15 @@ LLAMA_3_2_1B = {
     **LLAMA_3_1_8B, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "rope_scaling": {**LLAMA_3_1_8B["rope_scaling"], "factor": 32.0}, "tie_word_embeddings": True,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", [LLAMA_3_1_8B, LLAMA_3_2_1B], ids=["untied head", "tied head"])
+def test_the_shapes_told_without_torch_are_those_of_the_decoder(tmp_path: Path, raw: dict[str, Any]) -> None:
+    config = read(tmp_path, raw)
+    with torch.device("meta"):
+        decoder = {name: tuple(parameter.shape) for name, parameter in Llama(config).named_parameters()}
+    assert config.parameter_shapes() == decoder
+    assert sum(map(math.prod, decoder.values())) == config.num_parameters
 
 
 def test_llama_3_1_8b_is_read_whole(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetuning.training.metrics import COLUMNS, MetricsFile, peak_memory_gib, read_metrics
+from finetuning.training.metrics import COLUMNS, MetricsFile, read_metrics
+from finetuning.training.shell import peak_memory_gib
 
 pytestmark = pytest.mark.unit
 
