@@ -97,7 +97,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("seed", None, "decides sample order and adapter initialisation"),
     ],
     "Memory and speed": [
-        ("activation_checkpointing", None, "recompute in the backward pass; selective: cheap or wide; full: all; auto: what must be"),
+        ("activation_checkpointing", None, "recompute in backward; selective: cheap or wide; full: all; auto: the least"),
         ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
         ("fp8", None, "products of linear layers in fp8: faster, a little less exact"),
         ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit"),

@@ -1351,9 +1351,11 @@ MESSAGES: dict[str, str] = {
         "--optimizer_states {states} 搭配 --peft lora 沒有作用：adapter 很小，一律用 float32"
     ),
     "1 without --peft lora": "1（不用 --peft lora 時）",
-    "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit": "全參數微調：梯度與動量用 fp32 或 bf16，動量用 8bit",
+    "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit": (
+        "全參數微調：梯度與動量用 fp32 或 bf16，動量用 8bit"
+    ),
     "products of linear layers in fp8: faster, a little less exact": "線性層的矩陣乘法用 fp8：較快，精確度略降",
-    "recompute in the backward pass; selective: cheap or wide; full: all; auto: what must be": (
+    "recompute in backward; selective: cheap or wide; full: all; auto: the least": (
         "反向傳播時重新計算；selective：便宜或寬的部分；full：全部；auto：不得不算的"
     ),
 }
