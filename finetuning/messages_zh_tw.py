@@ -1358,4 +1358,9 @@ MESSAGES: dict[str, str] = {
     "recompute in backward; selective: cheap or wide; full: all; auto: the least": (
         "反向傳播時重新計算；selective：便宜或寬的部分；full：全部；auto：不得不算的"
     ),
+    "--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass fails on "
+    "custom functions before; give 1f1b or interleaved": (
+        "--pipeline_schedule zero_bubble 需要 torch {needed} 以上，目前安裝的是 {found}：舊版的反向傳播無法處理自訂函式；"
+        "請改用 1f1b 或 interleaved"
+    ),
 }

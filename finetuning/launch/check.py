@@ -4,6 +4,7 @@ Each function returns messages — what was given, the rule, what would work —
 sees every problem at once. Imports no torch.
 """
 
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -39,6 +40,7 @@ AT_MOST = {
     "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
+ZERO_BUBBLE_TORCH = (2, 13)  # what is tested; 2.11 fails, 2.12 was not tried
 # Those of the specification may stay when its command is run on one machine.
 SLURM_ONLY = (
     "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
@@ -145,6 +147,12 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
             t("--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more",
               schedule=config.pipeline_schedule)
         )  # fmt: skip
+    installed = installed_torch()
+    if config.pipeline_schedule == "zero_bubble" and tuple(map(int, installed.split(".")[:2])) < ZERO_BUBBLE_TORCH:
+        problems.append(
+            t("--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass fails "
+              "on custom functions before; give 1f1b or interleaved", needed="2.13", found=installed)
+        )  # fmt: skip
     if config.pipeline_schedule == "zero_bubble" and config.compile == "on":
         problems.append(
             t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; "
@@ -174,6 +182,11 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
               "--sharding step, or replicated with --peft lora")
         )  # fmt: skip
     return problems
+
+
+def installed_torch() -> str:
+    """Its version, read without importing it."""
+    return importlib.metadata.version("torch")
 
 
 def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetuning.config import RunConfig
+from finetuning.launch import check
 from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.model.config import LlamaConfig, read_llama_config
 
@@ -188,3 +189,13 @@ def test_without_gpus_the_default_of_eight_processes_is_accepted_and_a_slip_of_t
 
 def test_a_job_elsewhere_is_not_measured_against_this_machine() -> None:
     assert check_devices(given(executor="slurm", num_gpus=8), visible_gpus=1) == []
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("2.11.0+cu130", True), ("2.13.0+cpu", False), ("3.0.0", False)])
+def test_zero_bubble_is_refused_where_torch_cannot_do_it(
+    installed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "installed_torch", lambda: installed)
+    found = check_settings(given(pipeline_schedule="zero_bubble", pipeline_model_parallel_size=2))
+    assert [problem for problem in found if "needs torch 2.13 or newer" in problem] == (found if refused else [])
+    assert bool(found) == refused
