@@ -150,8 +150,8 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
     installed = installed_torch()
     if config.pipeline_schedule == "zero_bubble" and tuple(map(int, installed.split(".")[:2])) < ZERO_BUBBLE_TORCH:
         problems.append(
-            t("--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass fails "
-              "on custom functions before; give 1f1b or interleaved", needed="2.13", found=installed)
+            t("--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass "
+              "fails on custom functions before; give 1f1b or interleaved", needed="2.13", found=installed)
         )  # fmt: skip
     if config.pipeline_schedule == "zero_bubble" and config.compile == "on":
         problems.append(
