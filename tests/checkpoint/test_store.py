@@ -125,8 +125,9 @@ def test_what_two_processes_saved_any_number_loads_exactly(saved: dict[str, Any]
         assert (rank["info"]["step"], rank["info"]["note"]) == (2, "三")
     if world_size == 2:
         assert [rank["later"] for rank in loaded] == [rank["later"] for rank in saved["ranks"]]
-    else:  # other sums, float32
-        assert loaded[0]["later"] == pytest.approx(before["later"], rel=1e-4)
+    else:  # other sums: of float32, or of products rounded to bfloat16
+        tolerance = 1e-3 if saved["technique"].split_master else 1e-4
+        assert loaded[0]["later"] == pytest.approx(before["later"], rel=tolerance)
 
 
 @pytest.mark.dist
