@@ -220,9 +220,11 @@ def test_ctrl_c_before_the_start_is_no_traceback(
         with pipe.open("w"):  # opens when the command reads from it
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background of a shell ignores Ctrl-C
     writer = Thread(target=press)
     writer.start()
     code = main([*arguments, "--config", str(pipe)])
     writer.join()
+    signal.signal(signal.SIGINT, before)
     assert code == EXIT_INTERRUPTED
     assert capsys.readouterr().err == "Stopped. Nothing was started.\n"
