@@ -11,7 +11,7 @@ from finetuning.selftest import differences_between, in_layout, one_process, ran
 from tests.parallel.layouts import CPU, FULL, LENGTH, LORA, NUM_ROWS
 from tests.processes import run_processes
 
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.slow]  # evidence for docs/parallelism.md; the float64 cases guard the layouts
 
 LAYOUTS = {2: [Degrees(tp=2), Degrees(cp=2), Degrees(dp_shard=2)], 4: [Degrees(tp=4), Degrees(cp=2, tp=2)]}
 
