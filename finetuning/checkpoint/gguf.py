@@ -1,4 +1,4 @@
-"""GGUF files of llama.cpp in: weights under Hugging Face's names and in its shapes, configuration, and Llama 3's tokenizer.
+"""GGUF files of llama.cpp in: weights under Hugging Face's names and in its shapes, and their configuration.
 
 How llama.cpp keeps a Llama (checked against its converter of September 2026): query and key rows so that the two numbers that
 RoPE turns together are neighbours; llama3's RoPE scaling as one divisor of each frequency, in `rope_freqs.weight`; no output
@@ -10,7 +10,6 @@ float32, float16 and bfloat16 are read as they are. Quantised blocks become floa
 import dataclasses
 import hashlib
 import importlib.util
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
 from finetuning.checkpoint.gguf_header import GgufHeader, GgufTensor, read_gguf_header
+from finetuning.checkpoint.gguf_tokenizer import write_tokenizer
 from finetuning.checkpoint.source import llama_shapes
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -48,14 +47,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 META_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # Llama 3.1's; 3.2 has another factor
 DIVISOR_TOLERANCE = 1e-5  # of float32
-LLAMA_3 = ("llama-bpe", "llama3", "llama-v3")
-# Llama 3's words: contractions, a word with one leading mark, up to three digits, punctuation, line ends, white space.
-LLAMA_3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-END_TOKENS = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
 
 
 @dataclass(frozen=True)
@@ -224,76 +215,10 @@ class GgufModel:
         Raises:
             InputError: the tokenizer is not Llama 3's.
         """
-        tokenizer = self._tokenizer()
         target = scratch / f"{self.path.stem}-{self.fingerprint()}"
-        target.mkdir(parents=True, exist_ok=True)
+        write_tokenizer(self.path, self.header.settings, self.config, target)
         write_llama_config(self.config, target)
-        tokenizer.save(str(target / "tokenizer.json"))
-        settings, tokens = self.header.settings, self._strings("tokenizer.ggml.tokens")
-        numbers = {name: number for name in ("bos", "eos", "eot", "eom") if (number := self._token(name)) is not None}
-        named = {f"{name}_token": tokens[numbers[name]] for name in ("bos", "eos") if name in numbers}
-        described = {
-            "tokenizer_class": "PreTrainedTokenizerFast", **named, "clean_up_tokenization_spaces": False,
-            "model_input_names": ["input_ids", "attention_mask"], "model_max_length": self.config.max_position_embeddings,
-        }  # fmt: skip
-        (target / "tokenizer_config.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        ends = {tokens.index(token) for token in END_TOKENS if token in tokens}
-        ends |= {number for name, number in numbers.items() if name != "bos"}
-        generation = {"bos_token_id": numbers.get("bos"), "eos_token_id": sorted(ends)}
-        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
-        template = settings.get("tokenizer.chat_template")
-        if isinstance(template, str):
-            (target / "chat_template.jinja").write_text(template, encoding="utf-8")
         return target
-
-    def _tokenizer(self) -> Tokenizer:
-        """Llama 3's byte-level BPE, as `tokenizer.json` has it."""
-        settings = self.header.settings
-        kind, rule = settings.get("tokenizer.ggml.model"), settings.get("tokenizer.ggml.pre")
-        tokens, merges = self._strings("tokenizer.ggml.tokens"), self._strings("tokenizer.ggml.merges")
-        types = settings.get("tokenizer.ggml.token_type")
-        types = types if isinstance(types, list) else []
-        ordinary = _count_first(types, NORMAL)
-        used = [number for number in types[ordinary:] if number != UNUSED]
-        is_llama_3 = (
-            kind == "gpt2" and rule in LLAMA_3 and 0 < len(tokens) == len(types) <= self.config.vocab_size
-            and set(used) <= {CONTROL, USER_DEFINED} and UNUSED not in types[ordinary : ordinary + len(used)]
-            and all(pair.count(" ") == 1 for pair in merges)
-        )  # fmt: skip
-        if not is_llama_3:
-            raise InputError(
-                t("{file}: its tokenizer ({kind}, {rule}) is not Llama 3's, which alone can be read from a GGUF file; give a "
-                  "folder or hub name with the model's config.json and tokenizer as --base", file=self.path, kind=kind,
-                  rule=rule)
-            )  # fmt: skip
-        pairs = (pair.partition(" ") for pair in merges)
-        vocabulary = {token: number for number, token in enumerate(tokens[:ordinary])}
-        try:
-            tokenizer = Tokenizer(models.BPE(vocabulary, [(left, right) for left, _, right in pairs], ignore_merges=True))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise InputError(t("{file}: the tokenizer cannot be read: {error}", file=self.path, error=error)) from None
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])  # fmt: skip
-        tokenizer.decoder = decoders.ByteLevel()
-        added = range(ordinary, ordinary + len(used))  # their order gives their numbers
-        tokenizer.add_tokens([AddedToken(tokens[n], special=types[n] == CONTROL, normalized=False) for n in added])
-        begin = self._token("bos")
-        if begin is not None and settings.get("tokenizer.ggml.add_bos_token", True):
-            name = tokens[begin]
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=f"{name} $A", pair=f"{name} $A {name}:1 $B:1", special_tokens=[(name, begin)]
-            )
-        return tokenizer
-
-    def _token(self, name: str) -> int | None:
-        number = self.header.settings.get(f"tokenizer.ggml.{name}_token_id")
-        return number if isinstance(number, int) and 0 <= number < len(self._strings("tokenizer.ggml.tokens")) else None
-
-    def _strings(self, name: str) -> list[str]:
-        found = self.header.settings.get(name)
-        return found if isinstance(found, list) and all(isinstance(text, str) for text in found) else []
 
     def _whole(self, name: str, default: int | None = None) -> int:
         """A setting of the architecture.
@@ -372,11 +297,6 @@ def _differences(stored: LlamaConfig, given: LlamaConfig) -> list[str]:
         if field.name not in ("max_position_embeddings", "dtype")
         and (a := getattr(stored, field.name)) != (b := getattr(given, field.name))
     ]
-
-
-def _count_first(values: list[int], value: int) -> int:
-    """How many equal `value` before the first that does not."""
-    return next((place for place, found in enumerate(values) if found != value), len(values))
 
 
 def _short(value: float) -> float:
