@@ -1,6 +1,5 @@
 """`finetune chat MODEL`: a conversation in the terminal; answers appear as they are made."""
 
-import argparse
 from collections.abc import Sequence
 
 from finetuning.data.formats import Sample
@@ -10,14 +9,15 @@ from finetuning.inference.flags import add_model_flags, add_prompt_flags, add_sa
 from finetuning.inference.generate import Conversation, TextStream, printable
 from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.launch.models import open_given_model
+from finetuning.launch.verbs.parser import verb_parser
 
 RESET, LEAVE = "/reset", "/exit"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune chat", description="A conversation with a model.")
+    parser = verb_parser("chat", t("A conversation with a model."))
     add_model_flags(parser)
-    add_sampling_flags(parser, max_new_tokens=512)
+    add_sampling_flags(parser, max_new_tokens=512, batched=False)
     add_prompt_flags(parser)
     given = parser.parse_args(argv)
     sampling = chosen_sampling(given)
