@@ -59,7 +59,7 @@ class FusedBlock:
         """Block output [1, T, D]; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _FusedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self, anchor)
+        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -143,8 +143,7 @@ class _FusedBlock(torch.autograd.Function):
         t_gate_up = h2 @ low.a_gate_up.t()
         gate_up = w_gate_up.forward(h2)
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up, _gate_updates(t_gate_up, low))
-        t_down = inner @ low.a_down.t()
+        inner, t_down = kernels.gate_with_adapters(gate, up, _gate_updates(t_gate_up, low), low.a_down)
         x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
@@ -176,15 +175,11 @@ class _FusedBlock(torch.autograd.Function):
         gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
-        inner = kernels.gate_backward(
-            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down)
-        )
-        _scaled_product(dt_down, inner, scale, d.a_down)
-        del inner
-        t_gate, t_up = t_gate_up.chunk(2, -1)
+        kernels.gate_backward_with_adapters(
+            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            (d.b_gate, d.b_up, d.a_down), scale,
+        )  # fmt: skip
         dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1)
-        torch.mm(dgate.t(), t_gate, out=d.b_gate)
-        torch.mm(dup.t(), t_up, out=d.b_up)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
         dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
         dx2 = kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)

@@ -106,7 +106,7 @@ class FusedTrainedBlock:
 
     def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         """Block output [1, T, D]; B is 1."""
-        out_TD: Tensor = _FusedTrainedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self)
+        out_TD: Tensor = _FusedTrainedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self)
         return out_TD[None]
 
 

@@ -98,35 +98,62 @@ def rotate_heads_backward(
     return None
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None = None) -> Tensor:
-    """silu(gate) * up, [T, F], each with its update."""
+def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up, [T, F]."""
     if gate_TF.is_cuda:
-        return _triton().gate(gate_TF, up_TF, updates)
+        return _triton().gate(gate_TF, up_TF)
+    return (F.silu(gate_TF.float()) * up_TF.float()).to(gate_TF.dtype)
+
+
+def gate_with_adapters(
+    gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update], a_RF: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
+    if gate_TF.is_cuda:
+        return _triton().gate_with_adapters(gate_TF, up_TF, updates, a_RF)
     wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
-    return (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
+    inner = (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
+    return inner, inner @ a_RF.t()
 
 
-def gate_backward(
+def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
+    """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more."""
+    if grad_TF.is_cuda:
+        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF)
+    return _gate_backward(grad_TF.float(), gate_TF.float(), up_TF.float(), grad_gate_TF, grad_up_TF).to(gate_TF.dtype)
+
+
+def gate_backward_with_adapters(
     grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[Update, Update] | None = None, through: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more.
+    updates: tuple[Update, Update], through: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor, Tensor], scale: float,
+) -> None:  # fmt: skip
+    """The same for layers with adapters, with the sums over tokens that the gate's output and gradients are good for.
 
     Args:
         grad_TF: gradient of the output through the weight of the next layer.
         through: dt [T, R] and A [R, F] of the next layer's adapter, whose part of that gradient, dt A, is added here.
+        gradients: where to write the gradients of B of gate and up [F, R], and of the next layer's A [R, F]: dgate^T t, dup^T t
+            and scale * dt^T inner, all without a pass of their own.
     """
     if grad_TF.is_cuda:
-        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through)
-    grad = grad_TF.float()
-    if through is not None:
-        grad = grad + through[0].float() @ through[1].float()
+        _triton().gate_backward_with_adapters(
+            grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through, gradients, scale
+        )
+        return
+    dt_TR, a_RF = (x.float() for x in through)
     wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
-    sigmoid = torch.sigmoid(wide_gate)
-    silu = wide_gate * sigmoid
-    grad_gate_TF.copy_(grad * wide_up * (sigmoid + silu * (1 - sigmoid)))
+    inner = _gate_backward(grad_TF.float() + dt_TR @ a_RF, wide_gate, wide_up, grad_gate_TF, grad_up_TF)
+    gradients[0].copy_(grad_gate_TF.float().t() @ updates[0].t_TR.float())
+    gradients[1].copy_(grad_up_TF.float().t() @ updates[1].t_TR.float())
+    gradients[2].copy_(scale * (dt_TR.t() @ inner))
+
+
+def _gate_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    grad_gate_TF.copy_(grad * up * (sigmoid + silu * (1 - sigmoid)))
     grad_up_TF.copy_(grad * silu)
-    return (silu * wide_up).to(gate_TF.dtype)
+    return silu * up
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
@@ -198,9 +225,7 @@ def _low_rank(update: Update) -> Tensor:
     return update.t_TR.float() @ update.b_OR.float().t()
 
 
-def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> tuple[Tensor, Tensor]:
-    if updates is None:
-        return gate_TF.float(), up_TF.float()
+def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update]) -> tuple[Tensor, Tensor]:
     return gate_TF.float() + _low_rank(updates[0]), up_TF.float() + _low_rank(updates[1])
 
 

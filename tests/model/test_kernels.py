@@ -68,8 +68,8 @@ def test_the_gate_is_updated_and_applied(size: int) -> None:
     both = matrix(ROWS, 2 * size)
     agrees(kernels.gate, *both.chunk(2, -1))
     agrees(
-        lambda gate, up, t, b1, b2: kernels.gate(gate, up, updates(t, b1, b2)), *both.chunk(2, -1), matrix(ROWS, 2 * RANK),
-        matrix(size, RANK), matrix(size, RANK),
+        lambda gate, up, t, b1, b2, a: kernels.gate_with_adapters(gate, up, updates(t, b1, b2), a), *both.chunk(2, -1),
+        matrix(ROWS, 2 * RANK), matrix(size, RANK), matrix(size, RANK), matrix(RANK, size),
     )  # fmt: skip
 
 
@@ -78,12 +78,13 @@ def test_the_gradient_of_the_gate_is_right(size: int) -> None:
     both, grads = matrix(ROWS, 2 * size), matrix(ROWS, 2 * size)
     agrees(with_output(kernels.gate_backward, 2), matrix(ROWS, size), *both.chunk(2, -1), *grads.chunk(2, -1))
 
-    def with_adapters(grad, dt, a, t, b1, b2, gate, up, dgate, dup):  # type: ignore[no-untyped-def]
-        return kernels.gate_backward(grad, gate, up, dgate, dup, updates(t, b1, b2), (dt, a))
+    def with_adapters(grad, dt, a, t, b1, b2, gate, up, dgate, dup, *gradients):  # type: ignore[no-untyped-def]
+        kernels.gate_backward_with_adapters(grad, gate, up, dgate, dup, updates(t, b1, b2), (dt, a), gradients, 2.0)
 
     agrees(
-        with_output(with_adapters, 2), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), matrix(ROWS, 2 * RANK),
-        matrix(size, RANK), matrix(size, RANK), *both.chunk(2, -1), *grads.chunk(2, -1),
+        with_output(with_adapters, 5), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), matrix(ROWS, 2 * RANK),
+        matrix(size, RANK), matrix(size, RANK), *both.chunk(2, -1), *grads.chunk(2, -1), matrix(size, RANK),
+        matrix(size, RANK), matrix(RANK, size),
     )  # fmt: skip
 
 
