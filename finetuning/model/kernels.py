@@ -52,6 +52,24 @@ def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Te
     return (grad + residual_grad_TD.float()).to(x_TD.dtype)
 
 
+def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`norm`, and its rows as `quantise_rows` gives them."""
+    if x_TD.is_cuda:
+        return _triton().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
+    out_TD, inverse_T = norm(x_TD, weight_D, eps)
+    return out_TD, inverse_T, quantise_rows(out_TD)
+
+
+def norm_backward_and_quantise(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """`norm_backward`, and its rows as `quantise_rows` gives them."""
+    if x_TD.is_cuda:
+        return _triton().norm_backward_and_quantise(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, FP8_MAX, LEAST_FACTOR)
+    out_TD = norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
+    return out_TD, quantise_rows(out_TD)
+
+
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
     """Gradient of the norm's weight [D], float32: the sum over rows of grad * x * inverse."""
     if x_TD.is_cuda:
@@ -167,6 +185,14 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     if wide.data_ptr() != logits_TV.data_ptr():
         logits_TV.copy_(wide)
     return losses[:, 0]
+
+
+def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
+    if logits_TV.is_cuda:
+        return _triton().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
+    losses_T = cross_entropy(logits_TV, labels_T)
+    return losses_T, quantise_rows(logits_TV)
 
 
 def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:

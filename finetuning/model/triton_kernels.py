@@ -31,36 +31,75 @@ QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    num_rows, size = x_TD.shape
-    out = torch.empty_like(x_TD)
-    inverse = torch.empty(num_rows, dtype=torch.float32, device=x_TD.device)
-    _norm[(num_rows,)](x_TD, weight_D, out, inverse, eps, size, BLOCK=triton.next_power_of_2(size), num_warps=8)
+    out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
+    _norm[(len(x_TD),)](x_TD, weight_D, out, inverse, out, inverse, eps, QUANTISE=False, **_whole_rows(x_TD))
     return out, inverse
 
 
+def norm_and_quantise(
+    x_TD: Tensor, weight_D: Tensor, eps: float, largest: float, least_factor: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
+    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
+    _norm[(len(x_TD),)](
+        x_TD, weight_D, out, inverse, quantised, factors, eps, QUANTISE=True, largest=largest, least_factor=least_factor,
+        **_whole_rows(x_TD),
+    )  # fmt: skip
+    return out, inverse, (quantised, factors[:, None])
+
+
 @triton.jit
-def _norm(x, weight, out, inverse, eps, size: tl.constexpr, BLOCK: tl.constexpr):
+def _norm(
+    x, weight, out, inverse, quantised, factors, eps, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * size + columns, mask=inside, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(values * values) / size + eps)
     scale = tl.load(weight + columns, mask=inside, other=0.0)
-    tl.store(out + row * size + columns, (values * factor).to(scale.dtype) * scale, mask=inside)
+    result = (values * factor).to(scale.dtype) * scale
+    tl.store(out + row * size + columns, result, mask=inside)
     tl.store(inverse + row, factor)
+    if QUANTISE:
+        _store_quantised(result.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+
+
+@triton.jit
+def _store_quantised(values, places, factor_place, inside, largest: tl.constexpr, least_factor: tl.constexpr):
+    """A whole row in fp8, and its factor."""
+    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
+    tl.store(places, (values / factor).to(places.dtype.element_ty), mask=inside)
+    tl.store(factor_place, factor)
 
 
 def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor) -> Tensor:
-    num_rows, size = x_TD.shape
     out = torch.empty_like(x_TD)
-    _norm_backward[(num_rows,)](
-        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, size, BLOCK=triton.next_power_of_2(size), num_warps=8
+    _norm_backward[(len(x_TD),)](
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, out, inverse_T, QUANTISE=False, **_whole_rows(x_TD)
     )
     return out
 
 
+def norm_backward_and_quantise(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, largest: float,
+    least_factor: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    out = torch.empty_like(x_TD)
+    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
+    _norm_backward[(len(x_TD),)](
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, quantised, factors, QUANTISE=True, largest=largest,
+        least_factor=least_factor, **_whole_rows(x_TD),
+    )  # fmt: skip
+    return out, (quantised, factors[:, None])
+
+
 @triton.jit
-def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_backward(
+    grad, x, inverse, weight, residual_grad, out, quantised, factors, size: tl.constexpr, BLOCK: tl.constexpr,
+    QUANTISE: tl.constexpr, largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -70,7 +109,19 @@ def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.conste
     scaled *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     result = factor * (scaled - normed * (tl.sum(scaled * normed) / size))
     result += tl.load(residual_grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * size + columns, result.to(out.dtype.element_ty), mask=inside)
+    rounded = result.to(out.dtype.element_ty)
+    tl.store(out + row * size + columns, rounded, mask=inside)
+    if QUANTISE:
+        _store_quantised(rounded.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+
+
+def _row_factors(x_TD: Tensor) -> Tensor:
+    return torch.empty(len(x_TD), dtype=torch.float32, device=x_TD.device)
+
+
+def _whole_rows(x_TD: Tensor) -> dict[str, int]:
+    """Arguments of kernels whose programs have a row each."""
+    return {"size": x_TD.shape[1], "BLOCK": triton.next_power_of_2(x_TD.shape[1]), "num_warps": 8}
 
 
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
@@ -354,7 +405,7 @@ def _gate_backward(
     out, parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Without adapters the gate's output goes to `out`; with them what depends on it, and the sums over these rows, to `parts`."""
+    """Without adapters the gate's output goes to `out`; with them, sums over these rows go to `parts`."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if RANK > 0:
         ranks = tl.arange(0, RANK)
@@ -430,17 +481,36 @@ def _add_parts(
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
-    num_rows, size = logits_TV.shape
-    losses = torch.empty(num_rows, dtype=torch.float32, device=logits_TV.device)
-    if num_rows:
-        _cross_entropy[(num_rows,)](logits_TV, labels_T, losses, size, BLOCK=VOCABULARY_BLOCK, num_warps=16)
+    losses = _row_factors(logits_TV)
+    if len(losses):
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, logits_TV, losses, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=False,
+            num_warps=16,
+        )  # fmt: skip
     return losses
 
 
+def cross_entropy_and_quantise(
+    logits_TV: Tensor, labels_T: Tensor, largest: float, least_factor: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    losses, factors = _row_factors(logits_TV), _row_factors(logits_TV)
+    quantised = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
+    if len(losses):
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, quantised, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
+            largest=largest, least_factor=least_factor, num_warps=16,
+        )  # fmt: skip
+    return losses, (quantised, factors[:, None])
+
+
 @triton.jit
-def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constexpr):
+def _cross_entropy(
+    logits, labels, losses, gradients, factors, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
+    gradients += row * size
     places = tl.arange(0, BLOCK)
     label = tl.load(labels + row)
     highest = -float("inf")
@@ -451,13 +521,20 @@ def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constex
         total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(part - new_highest))
         highest = new_highest
     logsumexp = highest + tl.log(total)
-    tl.store(losses + row, logsumexp - tl.load(logits + label).to(tl.float32))
+    loss = logsumexp - tl.load(logits + label).to(tl.float32)
+    tl.store(losses + row, loss)
+    if QUANTISE:
+        # No other entry is larger than the label's, 1 - p: the others add up to it.
+        factor = tl.maximum((1 - tl.exp(-loss)) / largest, least_factor)
+        tl.store(factors + row, factor)
     tl.debug_barrier()  # the label's logit has been read before it is overwritten
     for start in range(0, size, BLOCK):
         columns = start + places
         part = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
         gradient = tl.exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
-        tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=columns < size)
+        if QUANTISE:
+            gradient = tl.clamp(gradient / factor, -largest, largest)
+        tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < size)
 
 
 def quantise_rows(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
@@ -480,9 +557,7 @@ def _quantise_rows(
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
-    tl.store(out + row * size + columns, (values / factor).to(out.dtype.element_ty), mask=inside)
-    tl.store(factors + row, factor)
+    _store_quantised(values, out + row * size + columns, factors + row, inside, largest, least_factor)
 
 
 def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
 from finetuning.model.fused_trained import FusedTrainedBlock
-from finetuning.model.llama import Block, Llama
+from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
@@ -94,6 +94,8 @@ def build_part(
         for block in blocks:
             fused = kind(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
             block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
+        if isinstance(model.lm_head, Head):
+            model.lm_head.fp8_gradient = technique.fp8 and technique.lora_rank is not None
         uncover_documents(model)
         return model
     shard_parameters(

@@ -106,6 +106,38 @@ def test_rows_are_quantised_to_their_largest_value(size: int) -> None:
     assert (quantised.float().abs().amax(-1)[factors[:, 0] > 1e-11] == kernels.FP8_MAX).all()
 
 
+@pytest.mark.parametrize("size", [96, 4096])
+def test_a_norm_and_its_gradient_are_quantised_as_they_are_stored(size: int) -> None:
+    x, grad, residual, weight = matrix(ROWS, size), matrix(ROWS, size), matrix(ROWS, size), matrix(1, size)[0]
+    out, inverse, quantised = kernels.norm_and_quantise(x, weight, 1e-5)
+    assert torch.equal(out, kernels.norm(x, weight, 1e-5)[0])
+    same_in_fp8(quantised, kernels.quantise_rows(out))
+    grad_x, quantised = kernels.norm_backward_and_quantise(grad, x, inverse, weight, residual)
+    assert torch.equal(grad_x, kernels.norm_backward(grad, x, inverse, weight, residual))
+    same_in_fp8(quantised, kernels.quantise_rows(grad_x))
+
+
+@pytest.mark.parametrize("size", [500, 128256])
+def test_the_gradient_of_the_softmax_is_quantised_to_its_largest_value(size: int) -> None:
+    labels = torch.randint(0, size, (ROWS,), generator=torch.Generator().manual_seed(3)).cuda()
+    logits = matrix(ROWS, size) * 5
+    logits[7, labels[7]] = 200.0  # a label without doubt: no gradient
+    gradient = logits.clone()
+    expected = kernels.cross_entropy(gradient, labels)
+    losses, (quantised, factors) = kernels.cross_entropy_and_quantise(logits, labels)
+    assert torch.equal(losses, expected)
+    found = quantised.float() * factors
+    assert found.isfinite().all()
+    # Half a step of fp8, and the bfloat16 of the plain gradient.
+    error = (found - gradient.float()).abs()
+    assert (error <= gradient.float().abs() * (1 / 16 + 2**-8) + factors * 2**-10 + 1e-6).all()
+
+
+def same_in_fp8(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(found[0].float(), expected[0].float())
+    assert torch.equal(found[1], expected[1])
+
+
 @pytest.mark.parametrize("size", [96, 14336])
 def test_columns_are_quantised_like_the_rows_of_the_transpose(size: int) -> None:
     wide = matrix(ROWS, size + 32)
