@@ -1,7 +1,7 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ from finetuning.model.fused import FusedBlock, can_fuse
 from finetuning.model.fused_trained import FusedTrainedBlock
 from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
-from finetuning.parallel.collectives import sum_over
+from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
@@ -87,36 +87,49 @@ def build_part(
         whole = parameter.requires_grad and not technique.split_master
         parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
-    recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
-    if _can_fuse(blocks, layout, technique):
-        model.to_empty(device=device)
-        kind = FusedTrainedBlock if technique.lora_rank is None else FusedBlock
-        for block in blocks:
-            fused = kind(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
-            block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
-        if isinstance(model.lm_head, Head):
-            model.lm_head.fp8_gradient = technique.fp8 and technique.lora_rank is not None
-        uncover_documents(model)
-        return model
-    shard_parameters(
-        model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
-    )
-    for layer in model.model.layers.values():
-        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
-        layer.forward = block_forward(
-            layer.forward, technique.activation_checkpointing, config.hidden_size, compiled=technique.compile
+    fused = _can_fuse(blocks, layout, technique)
+    sharded = not fused or (technique.lora_rank is None and not _holds_whole_weights(layout, technique))
+    if sharded:
+        shard_parameters(
+            model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
         )
-    model.to_empty(device=device)
+    else:
+        model.to_empty(device=device)  # before the blocks move their weights into joint tensors
+        uncover_documents(model)
+    mode = technique.activation_checkpointing
+    keep_all = mode != "selective"  # fused blocks do `selective` themselves
+    for block in blocks:
+        forward: Callable[..., Tensor] = block.forward
+        if fused and technique.lora_rank is None:
+            exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
+            forward = FusedTrainedBlock(block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange)
+        elif fused:
+            forward = FusedBlock(block, fp8=technique.fp8, keep_all=keep_all)
+        recomputed = "none" if fused and mode == "selective" else mode
+        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
+        block.forward = block_forward(  # type: ignore[method-assign]
+            forward, recomputed, config.hidden_size, compiled=technique.compile and not fused
+        )
+    if isinstance(model.lm_head, Head):
+        model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
+    if sharded:
+        model.to_empty(device=device)
     return model
 
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Fused blocks hold their weights whole: frozen ones on every process, trained ones where there is one process only."""
-    if not technique.fuse or layout.degrees.tp > 1 or layout.degrees.cp > 1:
+    """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
+    if not technique.fuse or layout.degrees.cp > 1:
         return False
     if technique.lora_rank is None:
-        return technique.split_master and layout.degrees.world_size == 1
-    return technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
+        return not (technique.tensor_overlap or technique.pipeline_schedule == "zero_bubble")
+    return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
+
+
+def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
+    """Nothing to shard, and trained weights are held in the dtype that they are computed in."""
+    degrees = layout.degrees
+    return technique.split_master and degrees.data_parallel * degrees.cp == 1
 
 
 class ParallelLlama(nn.Module):
