@@ -120,7 +120,8 @@ class Bench:
 
     def environment(self) -> dict[str, str]:
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
-        return os.environ | hidden | {"PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | hidden | {"PYTHONPATH": os.pathsep.join(paths)}
 
     def command(self, name: str, gpus: int, model: Path, lengths: str, steps: int, batch: int, save_every: int) -> list[str]:
         tokens = self.row_tokens if lengths == "alpaca" else int(lengths)
@@ -166,7 +167,7 @@ def main() -> None:
 def speeds_of_one(files: list[Path]) -> dict[str, float]:
     """Case -> tokens per second of one GPU, as far as results have it."""
     results = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
-    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["part"] == "speed" and row["gpus"] == 1}
+    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["gpus"] == 1 and "tokens_per_second" in row}
 
 
 def rows(
