@@ -22,7 +22,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="narrow layers, short rows, small batches")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="where to keep the results as JSON")
+    parser.add_argument(
+        "--baseline", nargs="+", type=Path, default=[], help="results of one GPU from other calls of this script"
+    )
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(given.work, given.device, given.small, given.layers)
@@ -151,7 +155,7 @@ def main() -> None:
     head = machine() | ({"device": f"{os.cpu_count()} CPU cores, gloo"} if given.device == "cpu" else {"gpus": most})
     head |= {"small": given.small, "layers": given.layers}
     results: list[dict[str, Any]] = []
-    for row in rows(bench, given.parts, gpus, given.layouts, given.cases):
+    for row in rows(bench, given.parts, gpus, given.layouts, given.cases, speeds_of_one(given.baseline)):
         results.append(row)
         print(json.dumps(row), flush=True)
         if given.out:
@@ -159,14 +163,21 @@ def main() -> None:
     sys.exit(any(row["exit_code"] != 0 for row in results))
 
 
-def rows(bench: Bench, parts: list[str], gpus: list[int], layouts: list[str], cases: list[str]) -> Iterator[dict[str, Any]]:
-    """Runs what was asked for, a row of the result after the other."""
+def speeds_of_one(files: list[Path]) -> dict[str, float]:
+    """Case -> tokens per second of one GPU, as far as results have it."""
+    results = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
+    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["part"] == "speed" and row["gpus"] == 1}
+
+
+def rows(
+    bench: Bench, parts: list[str], gpus: list[int], layouts: list[str], cases: list[str], of_one: dict[str, float]
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Runs what was asked for, a row of the result after the other; adds what it finds to the speeds of one GPU."""
     if "parity" in parts:
         for name in layouts:
             if PARITY[name][0] in gpus:
                 yield compare(bench, name)
     if "speed" in parts:
-        of_one: dict[str, float] = {}  # case -> tokens per second of one GPU
         for name in cases:
             for count in gpus:
                 if count >= CASES[name].degree and not (CASES[name].needs_cuda and bench.device == "cpu"):
@@ -206,7 +217,10 @@ def train(bench: Bench, name: str, gpus: int) -> dict[str, Any]:
     batch = max(1, case.batch_per_gpu // (SMALLER if bench.small else 1)) * gpus
     command = bench.command(experiment, gpus, bench.model(bench.layers), lengths, STEPS, batch, save_every=0)
     folder = fresh(bench, experiment)
-    code, seconds = run([*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment)
+    code, seconds = run(
+        [*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment,
+        until=lambda: len(read_metrics(folder / "metrics.csv")) == STEPS,
+    )  # fmt: skip
     row: dict[str, Any] = {"part": "speed", "case": name, "gpus": gpus, "exit_code": code, "wall_s": seconds}
     metrics = read_metrics(folder / "metrics.csv")
     if len(metrics) > WARM_UP_STEPS + PROFILED_STEPS:
@@ -265,14 +279,25 @@ def kill_and_resume(bench: Bench, gpus: int) -> dict[str, Any]:
     return row
 
 
-def run(command: list[str], bench: Bench, name: str) -> tuple[int, float]:
-    """Exit code and seconds; the output goes to a log in --work, and its end is shown when it failed."""
+def run(command: list[str], bench: Bench, name: str, until: Callable[[], bool] | None = None) -> tuple[int, float]:
+    """Exit code and seconds; the output goes to a log in --work, and its end is shown when it failed.
+
+    Args:
+        until: ends the command when this holds, with exit code 0: nothing is measured in an export of 16 GB.
+    """
     started = time.monotonic()
     log_file = bench.work / f"{name}.log"
     with log_file.open("w", encoding="utf-8") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work, check=False
-        ).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work)
+        while process.poll() is None and not (until is not None and until()):
+            time.sleep(0.2)
+        code = process.returncode
+        if code is None:
+            code = 0
+            for pid in (*descendants(process.pid), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
     if code != 0:
         print(log_file.read_text(encoding="utf-8")[-3000:], flush=True)
     return code, round(time.monotonic() - started, 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from finetuning.model import kernels
 from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product
 
 
@@ -18,6 +19,18 @@ class Matrix:
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return x_TI @ self.weight_OI.t()
+
+    def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The product with the normed input [T, O], that input and the norm's factors, as `kernels.norm` gives them."""
+        h_TI, inverse_T = kernels.norm(x_TI, norm_I, eps)
+        return self.forward(h_TI), h_TI, inverse_T
+
+    def norm_backward(
+        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Where a norm of size O follows: its `kernels.norm_backward` [T, O], and of that the gradient of the input [T, I]."""
+        grad_TO = kernels.norm_backward(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
+        return grad_TO, self.backward(grad_TO)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
@@ -37,6 +50,18 @@ class Fp8Matrix:
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
+
+    def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Matrix.normed_forward`; the norm's pass quantises, too."""
+        h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
+        return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
+
+    def norm_backward(
+        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `Matrix.norm_backward`; the norm's pass quantises, too."""
+        grad_TO, quantised = kernels.norm_backward_and_quantise(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
+        return grad_TO, scaled_product(quantised, self.columns, grad_TO.dtype)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""

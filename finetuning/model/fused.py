@@ -59,7 +59,7 @@ class FusedBlock:
         """Block output [1, T, D]; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _FusedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self, anchor)
+        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -130,21 +130,19 @@ class _FusedBlock(torch.autograd.Function):
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
         low = fused.adapters.stacked(x.dtype)
 
-        h1, inverse1 = kernels.norm(x, block.input_layernorm.weight, fused.eps)
+        qkv, h1, inverse1 = w_qkv.normed_forward(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
-        qkv = kernels.rotate_heads(w_qkv.forward(h1), cos, sin, heads, Update(t_qkv, low.b_qkv))
+        qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
         q, k, v = split_heads(qkv, heads)
         out, logsumexp = attention_forward(q, k, v, documents)
         flat_out = out.flatten(1)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(x, w_o.forward(flat_out), Update(t_o, low.b_o))
 
-        h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
+        gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
-        gate_up = w_gate_up.forward(h2)
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up, _gate_updates(t_gate_up, low))
-        t_down = inner @ low.a_down.t()
+        inner, t_down = kernels.gate_with_adapters(gate, up, _gate_updates(t_gate_up, low), low.a_down)
         x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
@@ -164,8 +162,7 @@ class _FusedBlock(torch.autograd.Function):
          gate_up) = ctx.saved_tensors  # fmt: skip
         if not fused.keep_all:
             h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
-            h2, _ = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
-            gate_up = w_gate_up.forward(h2)
+            gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         low = fused.adapters.stacked(x.dtype)
         gradients = torch.empty(sum(shape.numel() for shape in fused.adapters.shapes), dtype=x.dtype, device=x.device)
         d = _views(gradients, fused.adapters.shapes)
@@ -176,23 +173,19 @@ class _FusedBlock(torch.autograd.Function):
         gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
-        inner = kernels.gate_backward(
-            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down)
-        )
-        _scaled_product(dt_down, inner, scale, d.a_down)
-        del inner
-        t_gate, t_up = t_gate_up.chunk(2, -1)
+        kernels.gate_backward_with_adapters(
+            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            (d.b_gate, d.b_up, d.a_down), scale,
+        )  # fmt: skip
         dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1)
-        torch.mm(dgate.t(), t_gate, out=d.b_gate)
-        torch.mm(dup.t(), t_up, out=d.b_up)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
         dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
-        dx2 = kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
+        dx2, dout = w_o.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
 
         dt_o = dx2 @ low.b_o
         torch.mm(dx2.t(), t_o, out=d.b_o)
         _scaled_product(dt_o, out.flatten(1), scale, d.a_o)
-        dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
+        dout.addmm_(dt_o, low.a_o)
         documents = Documents(boundaries, extent)
         q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)

@@ -15,7 +15,7 @@ from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
 from finetuning.model.fused_trained import FusedTrainedBlock
-from finetuning.model.llama import Block, Llama
+from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
@@ -110,6 +110,8 @@ def build_part(
         block.forward = block_forward(  # type: ignore[method-assign]
             forward, recomputed, config.hidden_size, compiled=technique.compile and not fused
         )
+    if isinstance(model.lm_head, Head):
+        model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
     if sharded:
         model.to_empty(device=device)
     return model
