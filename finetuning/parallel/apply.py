@@ -119,10 +119,10 @@ def build_part(
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
     """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
-    if not technique.fuse or layout.degrees.cp > 1:
+    if not technique.fuse or layout.degrees.cp > 1 or technique.pipeline_schedule == "zero_bubble":
         return False
     if technique.lora_rank is None:
-        return not (technique.tensor_overlap or technique.pipeline_schedule == "zero_bubble")
+        return not technique.tensor_overlap
     return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
 
 
