@@ -1,4 +1,4 @@
-"""A worker of one process that also counts compilations: `torchrun --nproc_per_node 1 benchmarks/counted_run.py run.yaml COUNTS`.
+"""A worker that also counts compilations: `torchrun --nproc_per_node 1 benchmarks/counted_run.py run.yaml COUNTS`.
 
 COUNTS becomes a JSON list, after each step the compilations so far. Trains what run.yaml says, without test and export.
 """

@@ -8,7 +8,7 @@ steps, and how near that is to what matrix products and attention alone would ta
 --profile tells where the time of one more step goes, by groups of kernels; --count_compilations trains the case once more for
 an epoch and counts what is compiled after the first steps.
 
-    python benchmarks/one_gpu.py --work /tmp/bench --cases lora-alpaca full-8192 --profile --count_compilations --out result.json
+    python benchmarks/one_gpu.py --work /tmp/bench --cases lora-alpaca full-8192 --out result.json --profile --count_compilations
     python benchmarks/one_gpu.py --work /tmp/small --cases lora-8192 --profile --small --layers 2     # to try the script
 """
 
@@ -56,7 +56,7 @@ SHARD_LAYERS = 8
 WARM_UP_STEPS = 3
 MEDIAN_TOKENS, SIGMA, LONGEST_TOKENS = 180, 0.9, 2000  # answers and questions like zh-TW Alpaca: log-normal with a long tail
 
-# One H200 at its power limit, 2026-11-23: matrix products of the 8B's shapes in bfloat16 and fp8, and forward and backward of one
+# One H200 at its power limit, 2026-11-23: matrix products of the 8B's shapes in bfloat16 and fp8; forward and backward of one
 # layer's attention for 8192 tokens with 32 heads of 128 by the fastest of the kernels measured (FlashAttention-4).
 BF16_FLOPS, FP8_FLOPS = 690e12, 1300e12
 ATTENTION_S = {"8192": 3.49e-3, "alpaca": 0.68e-3}

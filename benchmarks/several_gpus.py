@@ -33,7 +33,15 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from benchmarks.one_gpu import (  # noqa: E402
-    LORA, SHAPE_8B, SHAPE_SMALL, SMALLER, WARM_UP_STEPS, machine, make_data, make_model, steady_figures,
+    LORA,
+    SHAPE_8B,
+    SHAPE_SMALL,
+    SMALLER,
+    WARM_UP_STEPS,
+    machine,
+    make_data,
+    make_model,
+    steady_figures,
 )  # fmt: skip
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402

@@ -44,9 +44,9 @@ def test_kernels_are_grouped_by_name_and_by_the_shapes_of_what_launched_them(tmp
     found = where_the_time_goes(tmp_path, thin=1024)
     microseconds = {name: round(1e6 * group["s"]) for name, group in found["groups"].items()}
     assert microseconds == {
-        "matrix products": 600, "attention": 100, "element-wise passes": 0, "adapters' thin products": 0, "quantisation": 0,
-        "optimizer": 0,
+        "matrix products": 600, "attention": 90, "element-wise passes": 30, "adapters' thin products": 20, "quantisation": 10,
+        "optimizer": 5,
     }  # fmt: skip
-    assert found["gaps_s"] == pytest.approx(1e-3 - 755e-6, abs=1e-4)  # 10 µs of them between the pass and attention
+    assert found["gaps_s"] == pytest.approx(1e-3 - 755e-6)
     assert found["products_tflops"] == pytest.approx(2 * 2 * TOKENS * WIDTH * WIDTH / 600e-6 / 1e12, rel=1e-3)
     assert "| attention |" in as_table(found)
