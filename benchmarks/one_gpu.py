@@ -8,7 +8,7 @@ steps, and how near that is to what matrix products and attention alone would ta
 --profile tells where the time of one more step goes, by groups of kernels; --count_compilations trains the case once more for
 an epoch and counts what is compiled after the first steps.
 
-    python benchmarks/one_gpu.py --work /tmp/bench --cases lora-alpaca full-8192 --out result.json --profile --count_compilations
+    python benchmarks/one_gpu.py --work /tmp/bench --cases lora-alpaca full-8192 --profile --count_compilations --out one.json
     python benchmarks/one_gpu.py --work /tmp/small --cases lora-8192 --profile --small --layers 2     # to try the script
 """
 

@@ -42,7 +42,7 @@ from benchmarks.one_gpu import (  # noqa: E402
     make_data,
     make_model,
     steady_figures,
-)  # fmt: skip
+)
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402
 from finetuning.plan import Choices, plan_memory  # noqa: E402
