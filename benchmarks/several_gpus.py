@@ -33,7 +33,17 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-from benchmarks.one_gpu import LORA, SHAPE_8B, WARM_UP_STEPS, machine, make_data, make_model, steady_figures  # noqa: E402
+from benchmarks.one_gpu import (  # noqa: E402
+    LORA,
+    SHAPE_8B,
+    SHAPE_SMALL,
+    SMALLER,
+    WARM_UP_STEPS,
+    machine,
+    make_data,
+    make_model,
+    steady_figures,
+)
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402
 from finetuning.plan import Choices, plan_memory  # noqa: E402
@@ -45,11 +55,6 @@ PROFILED_STEPS = 2
 STEPS = PROFILE_AFTER_STEPS + PROFILED_STEPS + 5
 RESUME_STEPS, RESUME_LAYERS = 4, 2
 TIMEOUT_S = 900.0
-SHAPE_SMALL = SHAPE_8B | {
-    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "vocab_size": 4096,
-}  # fmt: skip
-SMALLER = 32  # by this, --small divides row lengths and batches
 
 # Layout -> GPUs and flags of `finetune selftest`.
 PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
