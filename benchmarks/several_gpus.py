@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +38,12 @@ from benchmarks.one_gpu import (  # noqa: E402
     SHAPE_SMALL,
     SMALLER,
     WARM_UP_STEPS,
+    descendants,
     machine,
     make_data,
     make_model,
     steady_figures,
+    wait_until,
 )
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402
@@ -295,15 +296,7 @@ def run(command: list[str], bench: Bench, name: str, until: Callable[[], bool] |
     log_file = bench.work / f"{name}.log"
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work)
-        while process.poll() is None and not (until is not None and until()):
-            time.sleep(0.2)
-        code = process.returncode
-        if code is None:
-            code = 0
-            for pid in (*descendants(process.pid), process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        code = process.wait() if until is None else wait_until(process, until)
     if code != 0:
         print(log_file.read_text(encoding="utf-8")[-3000:], flush=True)
     return code, round(time.monotonic() - started, 1)
@@ -336,14 +329,6 @@ def workers_of(launcher: int, rank: int) -> Iterator[int]:
             continue
         if f"RANK={rank}".encode() in variables and b"finetuning.train" in arguments:
             yield pid
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [found for child in children for found in (child, *descendants(child))]
 
 
 def fresh(bench: Bench, experiment: str) -> Path:
