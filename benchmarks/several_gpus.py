@@ -65,7 +65,11 @@ PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "pp2": (2, ("-P", "2")),
     "dp2": (2, ()),
     "tp2-overlap": (2, ("-T", "2", "--tensor_overlap")),
+    "dp2-fused": (2, ("--blocks", "fused")),
+    "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),
+    "pp2-fused": (2, ("-P", "2", "--blocks", "fused")),
     "tp2-pp2-dp2": (8, ("-T", "2", "-P", "2")),
+    "tp2-dp4-fused": (8, ("-T", "2", "--blocks", "fused")),
     "tp2-cp2-dp2": (8, ("-T", "2", "-C", "2")),
 }
 
