@@ -83,6 +83,8 @@ CASES = {
     "lora-8192": Case("8192", 12, LORA, 4),
     "lora-fp8-alpaca": Case("alpaca", 20, (*LORA, "--fp8"), 128),
     "lora-fp8-8192": Case("8192", 12, (*LORA, "--fp8"), 4),
+    "lora-least-8192": Case("8192", 12, (*LORA, "--least_memory"), 4),
+    "lora-fp8-least-8192": Case("8192", 12, (*LORA, "--fp8", "--least_memory"), 4),
     "full-alpaca": Case("alpaca", 12, (), 128),
     "full-8192": Case("8192", 10, (), 4),
     "full-fp8-alpaca": Case("alpaca", 12, ("--fp8",), 128),

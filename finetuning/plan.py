@@ -17,6 +17,7 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS = 2048
+LEAST_TOKENS, LEAST_CHUNK_TOKENS = 2048, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
@@ -49,6 +50,8 @@ def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, 
     Sharding: for LoRA the least communication first, for full training always `full` (a pipeline gathers weights once per
     step instead). States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again.
     """
+    if config.least_memory:
+        return Choices("replicated", "fp32", "none")  # blocks that choose for themselves
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"
     shardings = (last,) if config.peft == "none" else ("replicated", "step", last)
     states = ("bf16", "8bit") if config.peft == "none" and on_gpu else ("fp32",)
@@ -67,6 +70,8 @@ def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, 
 
 def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> MemoryPlan:
     """Memory of the fullest rank, training rows of micro_batch_size * seq_length tokens in bfloat16."""
+    if config.least_memory:
+        return _plan_least(config, model)
     pipeline = config.pipeline_model_parallel_size
     if pipeline == 1:
         return _plan_rank(config, model, choices, [range(model.num_hidden_layers)], [0], 1)
@@ -123,6 +128,36 @@ def _plan_rank(
     activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
     logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
     return MemoryPlan(states, gathered, activations + logits)
+
+
+def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
+    """Memory of a GPU with --least_memory; the embedding is on the host, unless it is the head as well.
+
+    What is there at once, at the worst of three moments, besides the kept input and attention output of one block:
+    - a block's backward pass, with those of the block before on their way: in the attention, the gradients of the block's
+      output, of the residual stream and of the attention's output, q, k and v, their gradients, those of keys and values once
+      more for each query head, and a float32 gradient of the queries; after it, in a piece, gate and up and the gradient of
+      their product, with a few of the piece's rows of the residual stream;
+    - the head: its input as the norm keeps it in float32 and as it leaves, its trained rows, their gradient, and a chunk of
+      logits;
+    - the final norm's backward pass, in float32: the kept input, and four gradients as large.
+    """
+    hidden, query = model.hidden_size, model.num_attention_heads * model.head_dim
+    key_value, inner = model.num_key_value_heads * model.head_dim, model.intermediate_size
+    trained = trained_parameters(config, model)
+    blocks = model.num_hidden_layers * model.layer_parameters
+    frozen = blocks * (1 if config.fp8 else HALF) + (model.vocab_size + 1) * hidden * HALF
+    tokens = config.micro_batch_size * config.seq_length
+    piece = min(tokens, LEAST_TOKENS)
+    kept = HALF * (hidden + query)
+    projected = HALF * (query + 2 * key_value)
+    attention = tokens * (kept + HALF * (2 * hidden + query) + 2 * projected + HALF * 2 * query + SINGLE * query)
+    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 4 * hidden)
+    turned = (model.layer_parameters - (query + 2 * key_value) * hidden) if config.fp8 else 0  # transposes of one block
+    head = tokens * hidden * (SINGLE + 3 * HALF) + min(tokens, LEAST_CHUNK_TOKENS) * model.vocab_size * HALF
+    norm = tokens * hidden * (5 * SINGLE + HALF)
+    working = tokens * kept + max(attention, pieces + turned, head, norm)
+    return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
 
 
 def _in_flight(config: RunConfig, rank: int) -> int:

@@ -79,7 +79,7 @@ class FusedBlock:
 
 
 @dataclass(frozen=True)
-class _Adapters:
+class Adapters:
     """A and B of a block, or their gradients; those of a group lie one below the other, apart from B of gate and up."""
 
     a_qkv: Tensor
@@ -104,21 +104,21 @@ class BlockAdapters:
         self.scale, self.rank = layers[0].scale, layers[0].lora_A.out_features
         self.parameters = [part.weight for group in _grouped(layers) for part in group]
         self.shapes = [parameter.shape for parameter in self.parameters]
-        self._stacked: _Adapters | None = None
+        self._stacked: Adapters | None = None
         self._gradients: Tensor | None = None
 
-    def stacked(self, dtype: torch.dtype) -> _Adapters:
+    def stacked(self, dtype: torch.dtype) -> Adapters:
         """Made anew when the adapters may have changed, which they do only while they have no gradient."""
         if self._stacked is None or self.parameters[0].grad is None:
             flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-            stacked = _views(flat, self.shapes)
+            stacked = adapter_views(flat, self.shapes)
             for a in (stacked.a_qkv, stacked.a_o, stacked.a_gate_up, stacked.a_down):
                 a.mul_(self.scale)
-            self._stacked = _views(flat.to(dtype), self.shapes)
+            self._stacked = adapter_views(flat.to(dtype), self.shapes)
         return self._stacked
 
     def add_gradients(self, flat: Tensor) -> None:
-        """Adds gradients that lie in one tensor, as `_views` sees them."""
+        """Adds gradients that lie in one tensor, as `adapter_views` sees them."""
         if self.parameters[0].grad is not None:
             assert self._gradients is not None
             self._gradients.add_(flat)
@@ -148,7 +148,7 @@ class _FusedBlock(torch.autograd.Function):
         gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate, up = gate_up.chunk(2, -1)
-        inner, t_down = kernels.gate_with_adapters(gate, up, _gate_updates(t_gate_up, low), low.a_down)
+        inner, t_down = kernels.gate_with_adapters(gate, up, gate_updates(t_gate_up, low), low.a_down)
         x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
@@ -171,7 +171,7 @@ class _FusedBlock(torch.autograd.Function):
             gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         low = fused.adapters.stacked(x.dtype)
         gradients = torch.empty(sum(shape.numel() for shape in fused.adapters.shapes), dtype=x.dtype, device=x.device)
-        d = _views(gradients, fused.adapters.shapes)
+        d = adapter_views(gradients, fused.adapters.shapes)
         dx3 = dx3.contiguous()
 
         dt_down = dx3 @ low.b_down
@@ -180,7 +180,7 @@ class _FusedBlock(torch.autograd.Function):
         grads, dgate_up, dt_gate_up = _side_by_side(gate_up, low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         kernels.gate_backward_with_adapters(
-            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            w_down.backward(dx3), gate, up, dgate, dup, gate_updates(t_gate_up, low), (dt_down, low.a_down),
             (d.b_gate, d.b_up, d.a_down), scale,
         )  # fmt: skip
         for grad, b, dt in zip((dgate, dup), (low.b_gate, low.b_up), dt_gate_up.chunk(2, -1), strict=True):
@@ -257,7 +257,7 @@ def _side_by_side(output_TO: Tensor, a_RI: Tensor) -> tuple[Tensor, Tensor, Tens
     return both, both[:, :outputs], both[:, outputs:]
 
 
-def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
+def adapter_views(flat: Tensor, shapes: list[torch.Size]) -> Adapters:
     """Adapters in the order of GROUPS (A of a group, then B of it) as stacked matrices."""
     counts = [3, 3, 1, 1, 2, 1, 1, 1, 1]  # A and B of q, k, v; of o; A of gate and up, B of gate, B of up; A and B of down
     matrices, place, index = [], 0, 0
@@ -266,10 +266,10 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
         rows, columns = sum(shape[0] for shape in group), group[0][1]
         matrices.append(flat[place : place + rows * columns].view(rows, columns))
         place, index = place + rows * columns, index + count
-    return _Adapters(*matrices)
+    return Adapters(*matrices)
 
 
-def _gate_updates(t_gate_up: Tensor, low: _Adapters) -> tuple[Update, Update]:
+def gate_updates(t_gate_up: Tensor, low: Adapters) -> tuple[Update, Update]:
     t_gate, t_up = t_gate_up.chunk(2, -1)
     return Update(t_gate, low.b_gate), Update(t_up, low.b_up)
 

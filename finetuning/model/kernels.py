@@ -211,11 +211,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448."""
+def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448.
+
+    With `columns` (float32), the columns are multiplied by these numbers first.
+    """
     if x_TD.is_cuda:
-        return _triton().quantise_rows(x_TD, FP8_MAX, LEAST_FACTOR)
-    wide = x_TD.float()
+        return _triton().quantise_rows(x_TD, columns_D, FP8_MAX, LEAST_FACTOR)
+    wide = x_TD.float() if columns_D is None else x_TD.float() * columns_D
     factor_T1 = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FACTOR * FP8_MAX) / FP8_MAX
     return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
 
@@ -225,6 +228,20 @@ def quantise_columns(x_TD: Tensor) -> tuple[Tensor, Tensor]:
     if x_TD.is_cuda:
         return _triton().quantise_columns(x_TD, FP8_MAX, LEAST_FACTOR)
     return quantise_rows(x_TD.t())
+
+
+def turn(x_OI: Tensor) -> Tensor:
+    """The transpose [I, O] of a matrix in fp8, contiguous."""
+    if x_OI.is_cuda:
+        return _triton().turn(x_OI)
+    return x_OI.view(torch.uint8).t().contiguous().view(x_OI.dtype)
+
+
+def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
+    """Rows of a table [T, D], on the device of the tokens; for tokens on a GPU, the table lies in pinned host memory."""
+    if tokens_T.is_cuda:
+        return _triton().gather_rows(table_VD, tokens_T)
+    return table_VD[tokens_T]
 
 
 def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:

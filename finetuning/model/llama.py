@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from finetuning.model.attention import Documents, document_attention
 from finetuning.model.config import LlamaConfig
-from finetuning.model.cross_entropy import linear_cross_entropy_sum
+from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum
 from finetuning.model.kernels import at_least_float32, quantise_columns
 
 
@@ -127,6 +127,7 @@ class Head(nn.Module):
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.fp8_gradient = False
+        self.chunk_tokens = CHUNK_TOKENS  # rows of logits that exist at once, with a frozen weight
         self._columns: tuple[Tensor, Tensor] | None = None  # the weight in fp8
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
@@ -137,7 +138,9 @@ class Head(nn.Module):
             return F.linear(hidden_BTD, weight_VD)
         if self.fp8_gradient and self._columns is None:
             self._columns = quantise_columns(weight_VD.detach())
-        return linear_cross_entropy_sum(hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns)
+        return linear_cross_entropy_sum(
+            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens
+        )
 
 
 class RMSNorm(nn.Module):

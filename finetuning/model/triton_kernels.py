@@ -27,6 +27,7 @@ VOCABULARY_BLOCK = 16384
 # Rows that a program adds up, or finds the maximum of, and its columns.
 SUM_ROWS, SUM_COLUMNS = 256, 128
 QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
+TURN_TILE = 128
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -501,26 +502,31 @@ def _cross_entropy(
         tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < size)
 
 
-def quantise_rows(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
+def quantise_rows(
+    x_TD: Tensor, columns_D: Tensor | None, largest: float, least_factor: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_rows, size = x_TD.shape
     out = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x_TD.device)
     factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(size)
     _quantise_rows[(num_rows,)](
-        x_TD, x_TD.stride(0), out, factors, size, largest=largest, least_factor=least_factor, BLOCK=block,
-        num_warps=min(16, max(4, block // 1024)),
+        x_TD, x_TD.stride(0), out, factors, factors if columns_D is None else columns_D, size, largest=largest,
+        least_factor=least_factor, BLOCK=block, MULTIPLY=columns_D is not None, num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
     return out, factors
 
 
 @triton.jit
 def _quantise_rows(
-    x, stride, out, factors, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, stride, out, factors, multipliers, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr,
+    BLOCK: tl.constexpr, MULTIPLY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    if MULTIPLY:
+        values *= tl.load(multipliers + columns, mask=inside, other=0.0)
     _store_quantised(values, out + row * size + columns, factors + row, inside, largest, least_factor)
 
 
@@ -564,6 +570,40 @@ def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROW
     turned = tl.trans((values / factor[None, :]).to(out.dtype.element_ty))
     inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
     tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
+
+
+def turn(x_OI: Tensor) -> Tensor:
+    num_rows, size = x_OI.shape
+    out = torch.empty((size, num_rows), dtype=torch.uint8, device=x_OI.device)
+    grid = (triton.cdiv(size, TURN_TILE), triton.cdiv(num_rows, TURN_TILE))
+    _turn[grid](x_OI.view(torch.uint8), out, num_rows, size, TILE=TURN_TILE, num_warps=8)
+    return out.view(x_OI.dtype)
+
+
+@triton.jit
+def _turn(x, out, num_rows, size, TILE: tl.constexpr):
+    rows = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+    values = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0)
+    inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
+    tl.store(out + columns[:, None] * num_rows + rows[None, :], tl.trans(values), mask=inside)
+
+
+def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
+    size = table_VD.shape[1]
+    out = torch.empty((len(tokens_T), size), dtype=table_VD.dtype, device=tokens_T.device)
+    _gather_rows[(len(tokens_T),)](table_VD, tokens_T, out, **_whole_rows(out))
+    return out
+
+
+@triton.jit
+def _gather_rows(table, tokens, out, size: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    source = table + tl.load(tokens + row).to(tl.int64) * size
+    tl.store(out + row * size + columns, tl.load(source + columns, mask=inside, other=0.0), mask=inside)
 
 
 def _unpacked(update: LowRank | None, other: Tensor) -> tuple[Tensor, Tensor, int]:

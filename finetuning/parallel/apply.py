@@ -19,6 +19,7 @@ from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
+from finetuning.parallel.least import build_least, load_done
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
@@ -41,6 +42,7 @@ class Technique:
     compile: bool = False
     fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
     fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
+    least_memory: bool = False  # fused LoRA blocks as `finetuning.model.fused_least` has them
     split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
     tensor_overlap: bool = False  # see finetuning.parallel.ring
@@ -89,6 +91,11 @@ def build_part(
         whole = parameter.requires_grad and not technique.split_master
         parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
+    if technique.least_memory:
+        assert layout.degrees.pp == 1 and technique.lora_rank is not None and _can_fuse(blocks, layout, technique)
+        build_least(model, device, fp8=technique.fp8)
+        uncover_documents(model)
+        return model
     fused = _can_fuse(blocks, layout, technique)
     sharded = not fused or (technique.lora_rank is None and not _holds_whole_weights(layout, technique))
     if sharded:
@@ -297,6 +304,13 @@ class ParallelLlama(nn.Module):
             assert self.pipeline is not None
             self.pipeline.refresh_table_copy()
 
+    def base_loaded(self) -> None:
+        """To be called after the weights that are not adapters were filled."""
+        self.refresh_copies()
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            load_done(part)
+
     def _local(self, row: MicroBatch) -> MicroBatch:
         if self.layout.degrees.cp > 1:
             row = cut_row(row, self.context, self.layout.cp_rank)
@@ -332,6 +346,14 @@ def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
 
 def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
+
+
+def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
+    """Weights that are not adapters as they can be loaded into: see `ParallelLlama.view`; those on the host of a GPU as they are."""
+    return {
+        name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
+        for name, weight in base_parameters(model).items()
+    }
 
 
 def trained_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
