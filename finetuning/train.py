@@ -14,6 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import finetuning.lean  # noqa: F401 - before Lightning
+
+# isort: split
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
