@@ -144,7 +144,11 @@ def _check_least_memory(config: RunConfig) -> list[str]:
         return []
     rules = (
         (config.peft != "lora", "--peft", "lora"),
-        (config.peft == "lora" and sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
+        (
+            config.peft == "lora" and sorted(config.lora_targets) != sorted(LORA_TARGETS),
+            "--lora_targets",
+            ",".join(LORA_TARGETS),
+        ),
         (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
         (config.pipeline_model_parallel_size > 1, "--pipeline_model_parallel_size", "1"),
         (config.context_parallel_size > 1, "--context_parallel_size", "1"),

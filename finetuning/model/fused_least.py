@@ -5,8 +5,8 @@ memory (`finetuning.model.host`); all else is computed again. What follows the a
 some tokens, forward and backward: what is wide — gate and up, their product and their gradients — never exists for a whole row.
 Frozen weights in fp8 are held once.
 
-Gradients of the adapters are sums over pieces: each piece's is rounded once, as a whole row's would be, and they are added up in
-float32.
+Gradients of the adapters are sums over pieces: each piece's is rounded once, as a whole row's would be, and they are added up
+in float32.
 
 Shape letters as in `kernels`; P tokens of a piece.
 """
@@ -90,8 +90,9 @@ class _LeastBlock(torch.autograd.Function):
             x2, _ = _add_attention(least, x[piece], out[piece].flatten(1), low)
             gate_up, h2, _ = w_gate_up.normed_forward(x2, norm, least.eps)
             updates = gate_updates(h2 @ low.a_gate_up.t(), low)
-            inner, t_down[piece] = kernels.gate_with_adapters(*gate_up.chunk(2, -1), updates, low.a_down)
-            del gate_up
+            gate, up = gate_up.chunk(2, -1)
+            inner, t_down[piece] = kernels.gate_with_adapters(gate, up, updates, low.a_down)
+            del gate_up, gate, up
             x3[piece] = kernels.add_update(x2, w_down.forward(inner), Update(t_down[piece], low.b_down))
         ctx.save_for_backward(cos, sin, documents.boundaries, documents.extent, t_down)
         ctx.least = least

@@ -6,12 +6,12 @@ Shape letters: B rows, T tokens of a row, D hidden size, V vocabulary.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self, override
+from typing_extensions import override
 
 from finetuning.model.kernels import gather_rows
 

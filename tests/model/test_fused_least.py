@@ -160,7 +160,9 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
                 out = forward(out, cos, sin, make_documents([length]).to(x.device))
             out.backward(grad)
             named = model.model.layers.named_parameters()
-            results.append({name: p.grad.float() for name, p in named if p.grad is not None} | {"x": x.grad, "out": out.detach()})
+            results.append(
+                {name: p.grad.float() for name, p in named if p.grad is not None} | {"x": x.grad, "out": out.detach()}
+            )
         for name, expected in results[0].items():
             # bfloat16; sums over pieces are rounded once more often
             cosine = F.cosine_similarity(results[1][name].float().flatten(), expected.float().flatten(), 0)
