@@ -23,7 +23,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,19 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
-from benchmarks.one_gpu import LORA, SHAPE_8B, WARM_UP_STEPS, machine, make_data, make_model, steady_figures  # noqa: E402
+from benchmarks.one_gpu import (  # noqa: E402
+    LORA,
+    SHAPE_8B,
+    SHAPE_SMALL,
+    SMALLER,
+    WARM_UP_STEPS,
+    descendants,
+    machine,
+    make_data,
+    make_model,
+    steady_figures,
+    wait_until,
+)
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402
 from finetuning.plan import Choices, plan_memory  # noqa: E402
@@ -45,11 +56,6 @@ PROFILED_STEPS = 2
 STEPS = PROFILE_AFTER_STEPS + PROFILED_STEPS + 5
 RESUME_STEPS, RESUME_LAYERS = 4, 2
 TIMEOUT_S = 900.0
-SHAPE_SMALL = SHAPE_8B | {
-    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "vocab_size": 4096,
-}  # fmt: skip
-SMALLER = 32  # by this, --small divides row lengths and batches
 
 # Layout -> GPUs and flags of `finetune selftest`.
 PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -59,7 +65,11 @@ PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "pp2": (2, ("-P", "2")),
     "dp2": (2, ()),
     "tp2-overlap": (2, ("-T", "2", "--tensor_overlap")),
+    "dp2-fused": (2, ("--blocks", "fused")),
+    "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),
+    "pp2-fused": (2, ("-P", "2", "--blocks", "fused")),
     "tp2-pp2-dp2": (8, ("-T", "2", "-P", "2")),
+    "tp2-dp4-fused": (8, ("-T", "2", "--blocks", "fused")),
     "tp2-cp2-dp2": (8, ("-T", "2", "-C", "2")),
 }
 
@@ -120,7 +130,8 @@ class Bench:
 
     def environment(self) -> dict[str, str]:
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
-        return os.environ | hidden | {"PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | hidden | {"PYTHONPATH": os.pathsep.join(paths)}
 
     def command(self, name: str, gpus: int, model: Path, lengths: str, steps: int, batch: int, save_every: int) -> list[str]:
         tokens = self.row_tokens if lengths == "alpaca" else int(lengths)
@@ -166,7 +177,7 @@ def main() -> None:
 def speeds_of_one(files: list[Path]) -> dict[str, float]:
     """Case -> tokens per second of one GPU, as far as results have it."""
     results = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
-    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["part"] == "speed" and row["gpus"] == 1}
+    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["gpus"] == 1 and "tokens_per_second" in row}
 
 
 def rows(
@@ -289,15 +300,7 @@ def run(command: list[str], bench: Bench, name: str, until: Callable[[], bool] |
     log_file = bench.work / f"{name}.log"
     with log_file.open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work)
-        while process.poll() is None and not (until is not None and until()):
-            time.sleep(0.2)
-        code = process.returncode
-        if code is None:
-            code = 0
-            for pid in (*descendants(process.pid), process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
+        code = process.wait() if until is None else wait_until(process, until)
     if code != 0:
         print(log_file.read_text(encoding="utf-8")[-3000:], flush=True)
     return code, round(time.monotonic() - started, 1)
@@ -330,14 +333,6 @@ def workers_of(launcher: int, rank: int) -> Iterator[int]:
             continue
         if f"RANK={rank}".encode() in variables and b"finetuning.train" in arguments:
             yield pid
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [found for child in children for found in (child, *descendants(child))]
 
 
 def fresh(bench: Bench, experiment: str) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from finetuning.config import RunConfig
+from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
@@ -81,6 +81,16 @@ def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> Memo
     return max(plans, key=lambda plan: plan.total_gib)
 
 
+def fuses(config: RunConfig, sharding: str) -> bool:
+    """Whether blocks on GPUs are the hand-written ones; `finetuning.parallel.apply` finds the same from the model."""
+    if config.compile == "off" or config.context_parallel_size > 1 or config.pipeline_schedule == "zero_bubble":
+        return False
+    if config.peft == "none":
+        return not config.tensor_overlap
+    every_layer = sorted(config.lora_targets) == sorted(LORA_TARGETS)
+    return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer
+
+
 def trained_parameters(config: RunConfig, model: LlamaConfig) -> int:
     """Parameters the optimizer changes, in the whole model."""
     if config.peft == "none":
@@ -103,7 +113,8 @@ def _plan_rank(
     frozen = base if lora else 0
     sharding, precision, checkpointing = choices
     states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
-    if config.world_size == 1 and precision != "fp32":
+    fused = fuses(config, sharding)
+    if fused and not lora and config.data_parallel_size == 1 and precision != "fp32":
         gathered = layers * model.layer_parameters * HALF if config.fp8 else 0  # nothing to gather; weights in fp8, twice
     elif sharding == "full":
         units = 2 * model.layer_parameters + tables * table
@@ -113,7 +124,6 @@ def _plan_rank(
     else:
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
-    fused = tensor == context == 1 and (sharding == "replicated" or config.world_size == 1)
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
     activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
     logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
@@ -178,14 +188,19 @@ def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fu
     """
     query, key_value = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     # Two residuals and two normed inputs are spread over tensor-parallel ranks by tokens (the inputs are kept whole as
-    # well once they are gathered); q, k, v, the attention output, gate, up and their product by features.
-    spread = 4 * model.hidden_size + 2 * query + 2 * key_value + (2 if fused else 3) * model.intermediate_size
-    everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
+    # well once they are gathered, or only then in fused blocks); q, k, v, the attention output, gate, up and their product
+    # by features.
+    by_rank = 2 * model.hidden_size + 2 * query + 2 * key_value
+    if fused:
+        everything = HALF * ((by_rank + 2 * model.intermediate_size) // tensor + 2 * model.hidden_size)
+    else:
+        spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size
+        everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
     if checkpointing == "none":
         return everything, 0
     if checkpointing == "full":
         return HALF * model.hidden_size // tensor, everything
     if fused:
-        return HALF * (2 * model.hidden_size + 2 * query + 2 * key_value), everything
+        return HALF * by_rank // tensor, everything
     narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
     return HALF * narrow, everything

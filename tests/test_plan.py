@@ -88,7 +88,7 @@ def test_tensor_parallel_spreads_states_and_most_activations() -> None:
 
 
 def test_context_parallel_halves_activations_and_keeps_sharding_the_states() -> None:
-    one, two = plan_of(num_gpus=8), plan_of(num_gpus=8, context_parallel_size=2)
+    one, two = plan_of(num_gpus=8, compile="off"), plan_of(num_gpus=8, context_parallel_size=2)  # both without fused blocks
     assert two.states == one.states
     assert two.activations == pytest.approx(one.activations / 2, rel=0.08)  # the chunk of logits stays: 2.4 GiB
 

@@ -1,6 +1,6 @@
 """Products with a frozen weight, in its own precision or in fp8.
 
-Shape letters: T tokens, O outputs, I inputs.
+Shape letters: T tokens, O outputs, I inputs, R rows of the A matrices of adapters that read the same input.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,13 @@ from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_pro
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [O, I] as it is."""
+    """A weight [O, I] as it is.
+
+    With room for A in the rows below it, the gradient of the input through both is one product.
+    """
 
     weight_OI: Tensor
+    with_room_OI: Tensor | None = None  # the same memory, R rows longer
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return x_TI @ self.weight_OI.t()
@@ -35,6 +39,14 @@ class Matrix:
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
         return grad_TO @ self.weight_OI
+
+    def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
+        """Gradient of the input [T, I] from those of the outputs and of x A^T, side by side [T, O + R]."""
+        outputs = len(self.weight_OI)
+        if self.with_room_OI is None:
+            return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
+        self.with_room_OI[outputs:].copy_(a_RI)
+        return grads_TO @ self.with_room_OI
 
     def turned(self) -> "Matrix":
         """For several calls of `backward` and `norm_backward`."""
@@ -70,6 +82,11 @@ class Fp8Matrix:
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
         return scaled_product(quantise_rows(grad_TO), self.columns, grad_TO.dtype)
+
+    def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
+        """As `Matrix.backward_with_adapter`; what passes A is not quantised."""
+        outputs = len(self.rows[0])
+        return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
 
 
 class SmallFp8Matrix:

@@ -25,6 +25,7 @@ from finetuning.model.lora import LoraLinear
 
 # Groups of layers that read the same input, and the order of a block's adapters.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+WITH_ROOM = (0, 2)  # groups whose joint weight has room for A below it
 
 
 def can_fuse(block: Block) -> bool:
@@ -48,9 +49,9 @@ class FusedBlock:
         self.block, self.fp8, self.keep_all = block, fp8, keep_all
         groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
-        self.matrices: list[Tensor] = [join(weights) for weights in self.frozen]
-        self.quantised: list[Fp8Matrix] = []
         self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
+        self.matrices = [_frozen_matrix(weights, self._room(index)) for index, weights in enumerate(self.frozen)]
+        self.quantised: list[Fp8Matrix] = []
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
@@ -65,11 +66,16 @@ class FusedBlock:
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
         """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
         if self.fp8 and not self.quantised:
-            self.quantised = [Fp8Matrix(matrix) for matrix in self.matrices]
+            self.quantised = [Fp8Matrix(matrix.weight_OI) for matrix in self.matrices]
             self.matrices = []
             for weight in (weight for group in self.frozen for weight in group):
                 weight.data = weight.data.new_empty(0)
-        return self.quantised or [Matrix(matrix) for matrix in self.matrices]
+        return self.quantised or self.matrices
+
+    def _room(self, group: int) -> int:
+        """Rows of A. Rows that are no multiple of 16 bytes would make the large product slow."""
+        rows = len(self.frozen[group]) * self.adapters.rank
+        return rows if group in WITH_ROOM and not self.fp8 and rows % 8 == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class BlockAdapters:
 
     def __init__(self, layers: list[LoraLinear]):
         """Layers in the order of GROUPS."""
-        self.scale = layers[0].scale
+        self.scale, self.rank = layers[0].scale, layers[0].lora_A.out_features
         self.parameters = [part.weight for group in _grouped(layers) for part in group]
         self.shapes = [parameter.shape for parameter in self.parameters]
         self._stacked: Adapters | None = None
@@ -171,15 +177,16 @@ class _FusedBlock(torch.autograd.Function):
         dt_down = dx3 @ low.b_down
         torch.mm(dx3.t(), t_down, out=d.b_down)
         gate, up = gate_up.chunk(2, -1)
-        dgate_up = torch.empty_like(gate_up)
+        grads, dgate_up, dt_gate_up = _side_by_side(gate_up, low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         kernels.gate_backward_with_adapters(
             w_down.backward(dx3), gate, up, dgate, dup, gate_updates(t_gate_up, low), (dt_down, low.a_down),
             (d.b_gate, d.b_up, d.a_down), scale,
         )  # fmt: skip
-        dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1)
+        for grad, b, dt in zip((dgate, dup), (low.b_gate, low.b_up), dt_gate_up.chunk(2, -1), strict=True):
+            torch.mm(grad, b, out=dt)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
-        dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
+        dh2 = w_gate_up.backward_with_adapter(grads, low.a_gate_up)
         dx2, dout = w_o.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
 
         dt_o = dx2 @ low.b_o
@@ -189,17 +196,18 @@ class _FusedBlock(torch.autograd.Function):
         documents = Documents(boundaries, extent)
         q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
-        dqkv = torch.empty_like(qkv)
+        grads, dqkv, dt_qkv = _side_by_side(qkv, low.a_qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]
-        parts = list(zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes), strict=True))
-        dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1)
-        for grad, _, t, db in parts:
+        parts = zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes),
+                    dt_qkv.chunk(3, -1), strict=True)  # fmt: skip
+        for grad, b, t, db, dt in parts:
+            torch.mm(grad, b, out=dt)
             torch.mm(grad.t(), t, out=db)
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
-            dh1 = w_qkv.backward(dqkv).addmm_(dt_qkv, low.a_qkv)
+            dh1 = w_qkv.backward_with_adapter(grads, low.a_qkv)
             dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, dx2)
         fused.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None
@@ -227,12 +235,26 @@ def _grouped(layers: list[LoraLinear]) -> list[list[nn.Linear]]:
     return groups
 
 
-def join(weights: list[Tensor]) -> Tensor:
-    """One tensor with the rows of all weights [O, I], which become views of it."""
-    joint = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
+def join(weights: list[Tensor], room: int = 0) -> Tensor:
+    """One tensor with the rows of all weights [O, I], which become views of it, and of `room` rows more."""
+    rows = [len(weight) for weight in weights]
+    joint = weights[0].data.new_empty(sum(rows) + room, weights[0].shape[1])
+    for weight, part in zip(weights, joint[: sum(rows)].split(rows), strict=True):
+        weight.data = part.copy_(weight.data)
     return joint
+
+
+def _frozen_matrix(weights: list[Tensor], room: int) -> Matrix:
+    joint = join(weights, room)
+    return Matrix(joint[: len(joint) - room], joint if room else None)
+
+
+def _side_by_side(output_TO: Tensor, a_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of an output and of x A^T in one tensor [T, O + R], and the two parts of it."""
+    outputs = output_TO.shape[1]
+    width = outputs + len(a_RI)
+    both = output_TO.new_empty(len(output_TO), width + -width % 8)[:, :width]  # rows begin at multiples of 16 bytes
+    return both, both[:, :outputs], both[:, outputs:]
 
 
 def adapter_views(flat: Tensor, shapes: list[torch.Size]) -> Adapters:

@@ -13,6 +13,7 @@ Shape letters as in `kernels`, and t tokens of this process where T are those of
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -45,6 +46,13 @@ class NoExchange:
         return lambda: whole_TD
 
 
+@dataclass
+class Accumulation:
+    """Shared by the blocks of a model and whoever runs them: where the gradients of a row go."""
+
+    more_rows: bool = False  # of the same step follow: the blocks keep their gradients, and FSDP sees none
+
+
 class FusedTrainedBlock:
     """The weights of a block, and its forward function.
 
@@ -55,13 +63,18 @@ class FusedTrainedBlock:
             saves two thirds of a block's memory for half of its forward pass.
         gathered: FSDP holds the weights, and gathers them for each use.
         exchange: with the processes that hold the other parts of each layer.
+        accumulation: FSDP would add up the rows of a step in a pass over all weights; while more rows follow it is not shown
+            the gradients, so that the next row is added inside its matrix products.
     """
 
     def __init__(
-        self, block: Block, *, fp8: bool, keep_all: bool, gathered: bool = False, exchange: Exchange | None = None
+        self, block: Block, *, fp8: bool, keep_all: bool, gathered: bool = False, exchange: Exchange | None = None,
+        accumulation: Accumulation | None = None,
     ):  # fmt: skip
         assert not (fp8 and gathered)
         self.block, self.keep_all, self.exchange = block, keep_all, exchange or NoExchange()
+        self.accumulation = accumulation or Accumulation()
+        self._kept: list[Tensor | None] = []
         groups = grouped_layers(block)
         head_dim = block.self_attn.head_dim
         self.heads = len(groups[0][0].weight) // head_dim, len(groups[0][1].weight) // head_dim
@@ -75,6 +88,19 @@ class FusedTrainedBlock:
     def norms(self) -> tuple[nn.Parameter, nn.Parameter]:
         """Looked up in the block for each use, as FSDP changes them."""
         return self.block.input_layernorm.weight, self.block.post_attention_layernorm.weight
+
+    def show_gradients(self) -> None:
+        """Puts what earlier rows have left where products add to it."""
+        if self._kept:
+            for parameter, gradient in zip(self.block.parameters(), self._kept, strict=True):
+                parameter.grad = gradient
+            self._kept = []
+
+    def keep_gradients(self) -> None:
+        if self.accumulation.more_rows:
+            self._kept = [parameter.grad for parameter in self.block.parameters()]
+            for parameter in self.block.parameters():
+                parameter.grad = None
 
     def __call__(self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         """Block output [1, t, D]; B is 1. Every process of the exchange must call it."""
@@ -111,6 +137,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
         fused = ctx.fused
         x_BtD, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept = ctx.saved_tensors
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
+        fused.show_gradients()
         dx3 = dx3_BtD[0].contiguous()
         arriving = exchange.gather(dx3)
         if kept:
@@ -146,6 +173,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
         fused.w_qkv.add_gradient(dqkv, h1)
         dh1 = leaving()
         _add_gradient(norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
+        fused.keep_gradients()
         return kernels.norm_backward(dh1, x, inverse1, norm1, dx2)[None], None, None, None, None
 
 

@@ -119,7 +119,7 @@ def rotate_heads_backward(
 def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, [T, F]."""
     if gate_TF.is_cuda:
-        return _triton().gate(gate_TF, up_TF)
+        return _triton().gate(gate_TF, up_TF, None)
     return (F.silu(gate_TF.float()) * up_TF.float()).to(gate_TF.dtype)
 
 
@@ -128,10 +128,11 @@ def gate_with_adapters(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
     if gate_TF.is_cuda:
-        return _triton().gate_with_adapters(gate_TF, up_TF, updates, a_RF)
-    wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
-    inner = (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
-    return inner, inner @ a_RF.t()
+        inner_TF = _triton().gate(gate_TF, up_TF, updates)
+    else:
+        wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
+        inner_TF = (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
+    return inner_TF, inner_TF @ a_RF.t()
 
 
 def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:

@@ -15,13 +15,12 @@ from torch import Tensor
 LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.Update`
 
 LEAST_RANK = 16
-UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
+UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
 ROTATE_ROWS = 64  # backward
-ROTATE_TILING = (32, 4, 2)  # rows, warps, tiles in flight
+ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
 MOST_HEADS = 8  # that a program turns one after the other
 # Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
 GATE_TILING = (32, 128, 4, 4, 3)
-GATE_ROWS_TILING = (16, 128, 4, 3)  # rows, columns, warps, tiles in flight
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 GATE_SUMS_TILING = (32, 64, 32, 4, 3)
 VOCABULARY_BLOCK = 16384
@@ -295,75 +294,40 @@ def _rotate_heads_backward(
     tl.store(target + half, second.to(out.dtype.element_ty), mask=inside)
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None) -> Tensor:
     num_rows, size = gate_TF.shape
+    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate[grid](
-        gate_TF, up_TF, gate_TF.stride(0), out, num_rows, size, ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages,
-        num_warps=warps,
+        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, out, num_rows, size, rank,
+        _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
 
 
 @triton.jit
 def _gate(
-    gate, up, stride, out, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr,
-    STAGES: tl.constexpr,
+    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    if RANK > 0:
+        ranks = tl.arange(0, RANK)
+        b_gate_tile = _load_transposed(b_gate, columns, ranks, size, rank)
+        b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
     for tile in tl.range(0, TILES, num_stages=STAGES):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
         places = rows[:, None] * stride + columns[None, :]
         g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
+        if RANK > 0:
+            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
+            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
         result = g * tl.sigmoid(g) * u
         tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
-
-
-def gate_with_adapters(
-    gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank], a_RF: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    num_rows, size = gate_TF.shape
-    (t_gate, b_gate), (t_up, b_up) = updates
-    rank = b_gate.shape[1]
-    out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
-    t = torch.empty((num_rows, rank), dtype=gate_TF.dtype, device=gate_TF.device)
-    rows, columns, warps, stages = GATE_ROWS_TILING
-    _gate_with_adapters[(triton.cdiv(num_rows, rows),)](
-        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, a_RF, a_RF.stride(0), out, t, num_rows,
-        size, rank, _padded(rank), ROWS=rows, COLUMNS=columns, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
-    return out, t
-
-
-@triton.jit
-def _gate_with_adapters(
-    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, a, a_stride, out, t, num_rows, size: tl.constexpr,
-    rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    ranks = tl.arange(0, RANK)
-    t_gate_tile = _load_rows(t_gate, t_stride, rows, ranks, num_rows, rank)
-    t_up_tile = _load_rows(t_up, t_stride, rows, ranks, num_rows, rank)
-    total = tl.zeros((ROWS, RANK), tl.float32)
-    for start in tl.range(0, size, COLUMNS, num_stages=STAGES):
-        columns = start + tl.arange(0, COLUMNS)
-        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
-        places = rows[:, None] * stride + columns[None, :]
-        g = tl.load(gate + places, mask=inside, other=0.0).to(tl.float32)
-        u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
-        g += tl.dot(t_gate_tile, _load_transposed(b_gate, columns, ranks, size, rank))
-        u += tl.dot(t_up_tile, _load_transposed(b_up, columns, ranks, size, rank))
-        result = (g * tl.sigmoid(g) * u).to(out.dtype.element_ty)
-        tl.store(out + rows[:, None] * size + columns[None, :], result, mask=inside)
-        a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
-        a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
-        total = tl.dot(result, tl.trans(a_tile), total)
-    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
-    tl.store(t + rows[:, None] * rank + ranks[None, :], total.to(t.dtype.element_ty), mask=inside)
 
 
 def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:

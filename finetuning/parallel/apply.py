@@ -14,7 +14,7 @@ from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
-from finetuning.model.fused_trained import FusedTrainedBlock
+from finetuning.model.fused_trained import Accumulation, FusedTrainedBlock
 from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import TokenExchange, sum_over
@@ -64,13 +64,15 @@ def build_model(config: LlamaConfig, layout: Layout, device: torch.device, techn
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
     indices = stage_indices(technique.pipeline_schedule, layout.degrees.pp, layout.pp_rank) if layout.degrees.pp > 1 else [0]
     stages = assign_layers(config, layout.degrees.pp * len(indices))
-    parts = [build_part(config, layout, device, technique, index, stages) for index in indices]
-    return ParallelLlama(config, parts, layout, device, technique)
+    accumulation = Accumulation()
+    parts = [build_part(config, layout, device, technique, index, stages, accumulation) for index in indices]
+    return ParallelLlama(config, parts, layout, device, technique, accumulation)
 
 
 def build_part(
-    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range]
-) -> Llama:
+    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range],
+    accumulation: Accumulation,
+) -> Llama:  # fmt: skip
     """One pipeline stage, with every technique in its place."""
     with torch.device("meta"):
         if len(stages) == 1:
@@ -109,7 +111,9 @@ def build_part(
         forward: Callable[..., Tensor] = block.forward
         if fused and technique.lora_rank is None:
             exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
-            forward = FusedTrainedBlock(block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange)
+            forward = FusedTrainedBlock(
+                block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange, accumulation=accumulation
+            )
         elif fused:
             forward = FusedBlock(block, fp8=technique.fp8, keep_all=keep_all)
         recomputed = "none" if fused and mode == "selective" else mode
@@ -126,10 +130,10 @@ def build_part(
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
     """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
-    if not technique.fuse or layout.degrees.cp > 1:
+    if not technique.fuse or layout.degrees.cp > 1 or technique.pipeline_schedule == "zero_bubble":
         return False
     if technique.lora_rank is None:
-        return not (technique.tensor_overlap or technique.pipeline_schedule == "zero_bubble")
+        return not technique.tensor_overlap
     return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
 
 
@@ -147,9 +151,11 @@ class ParallelLlama(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique
+        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique,
+        accumulation: Accumulation,
     ):  # fmt: skip
         super().__init__()
+        self.accumulation = accumulation
         self.config, self.layout, self.device, self.technique = config, layout, device, technique
         self.parts = nn.ModuleList(parts)
         self.context = plan_context(config, layout.degrees.cp, layout.degrees.tp)
@@ -214,7 +220,10 @@ class ParallelLlama(nn.Module):
             (part,) = self.parts
             for index, row in enumerate(rows):
                 assert isinstance(part, Llama)
-                prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
+                last = alone or index == len(rows) - 1
+                prepare_backward(part, self.technique.sharding, last=last)
+                # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
+                self.accumulation.more_rows = self.technique.split_master and self.technique.sharding == "step" and not last
                 loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
                 (loss / batch.answer_tokens).backward()
                 loss_sum = loss_sum + loss.detach()

@@ -88,10 +88,9 @@ GROUPS: dict[str, list[Case]] = {
     "fused blocks, all weights": [
         *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
         *(Case(degrees, replace(FULL, fuse=True, split_master=True)) for degrees in (TP, PP)),  # weights whole, not sharded
-        *(Case(SHARDED, replace(FULL, fuse=True, sharding="step", activation_checkpointing=mode)) for mode in ("none", "full")),
-        *(Case(TP, replace(FULL, fuse=True, activation_checkpointing=mode)) for mode in ("selective", "full")),
+        *(Case(SHARDED, replace(FULL, fuse=True, sharding="step", split_master=kept)) for kept in (False, True)),
+        Case(TP, replace(FULL, fuse=True, activation_checkpointing="selective")),
         Case(SHARDED, replace(FULL, fuse=True, prefetch_blocks=1, activation_checkpointing="selective"), tied=True),
-        Case(PP, replace(INTERLEAVED, fuse=True), tied=True),
         Case(PP, replace(INTERLEAVED, fuse=True, split_master=True), tied=True),
     ],
     "bfloat16": [
@@ -132,7 +131,10 @@ GROUPS: dict[str, list[Case]] = {
         *(Case(degrees, replace(FULL, fuse=True)) for degrees in
           (Degrees(dp_shard=2, tp=2), Degrees(dp_replicate=2, dp_shard=2), Degrees(pp=2, dp_shard=2))),
         Case(Degrees(pp=2, tp=2), replace(FULL, fuse=True, split_master=True, activation_checkpointing="full")),
-        Case(Degrees(dp_shard=2, tp=2), replace(FULL, fuse=True, sharding="step", activation_checkpointing="selective")),
+        Case(
+            Degrees(dp_shard=2, tp=2),
+            replace(FULL, fuse=True, sharding="step", activation_checkpointing="selective", split_master=True),
+        ),
     ],
     "three axes": both(TRIPLES),
     "three axes, exact": both(TRIPLES, **EXACT),
