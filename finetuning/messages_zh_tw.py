@@ -1374,4 +1374,9 @@ MESSAGES: dict[str, str] = {
         "--pipeline_schedule zero_bubble 需要 torch {needed} 以上，目前安裝的是 {found}：舊版的反向傳播無法處理自訂函式；"
         "請改用 1f1b 或 interleaved"
     ),
+    # Least memory
+    "--least_memory needs {flag} {value}": "--least_memory 需要 {flag} {value}",
+    "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower": (
+        "以最少的 GPU 記憶體做 LoRA：分段重新計算，其餘放在主機記憶體；較慢"
+    ),
 }

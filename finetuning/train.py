@@ -184,8 +184,8 @@ class Worker:
             compute_dtype=torch.bfloat16 if on_gpu or run.optimizer_states != "fp32" else torch.float32,
             sharding=run.sharding, activation_checkpointing=run.activation_checkpointing, compile=compiles(config, on_gpu),
             pipeline_schedule=config.pipeline_schedule, tensor_overlap=config.tensor_overlap,
-            prefetch_blocks=config.prefetch_blocks, fuse=config.least_memory or (on_gpu and compiles(config, on_gpu)), fp8=config.fp8,
-            least_memory=config.least_memory, split_master=run.optimizer_states != "fp32",
+            prefetch_blocks=config.prefetch_blocks, fuse=(on_gpu and compiles(config, on_gpu)) or config.least_memory,
+            fp8=config.fp8, least_memory=config.least_memory, split_master=run.optimizer_states != "fp32",
         )  # fmt: skip
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         model = build_model(self.llama_config, self.layout, device, technique)

@@ -5,8 +5,8 @@ memory (`finetuning.model.host`); all else is computed again. What follows the a
 some tokens, forward and backward: what is wide — gate and up, their product and their gradients — never exists for a whole row.
 Frozen weights in fp8 are held once.
 
-Gradients of the adapters are sums over pieces: each piece's is rounded once, as a whole row's would be, and they are added up in
-float32.
+Gradients of the adapters are sums over pieces: each piece's is rounded once, as a whole row's would be, and they are added up
+in float32.
 
 Shape letters as in `kernels`; P tokens of a piece.
 """

@@ -349,7 +349,7 @@ def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
 
 
 def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
-    """Weights that are not adapters as they can be loaded into: see `ParallelLlama.view`; those on the host of a GPU as they are."""
+    """`ParallelLlama.view` of all weights that are not adapters, to be filled; those that lie on the host as they are."""
     return {
         name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
         for name, weight in base_parameters(model).items()
