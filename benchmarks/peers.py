@@ -15,16 +15,15 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import one_gpu
 import torch
 
+from benchmarks.gpu import GpuSampler, driver
 from finetuning.data.formats import Sample
 from finetuning.data.order import samples_of_step
 from finetuning.data.rows import RowPlan, plan_rows
@@ -37,7 +36,6 @@ SEED = 1234  # of our command, which decides the order of the samples
 SAMPLES_PER_STEP = {"alpaca": 128, "8192": 4}
 OURS_STEPS = {"alpaca": 20, "8192": 12}
 PEER_TIMEOUT_S = 240
-QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
 
 
 @dataclass(frozen=True)
@@ -159,12 +157,9 @@ class Bench:
         flags = [*case.options, *self.flags]
         found = one_gpu.run_case(f"{name}-lora", ordinary, self.model, self.config, self.work, flags)
         log = (self.work / f"{name}-lora.log").read_text(encoding="utf-8")
-        metrics = self.work / "experiments" / f"{name}-lora" / "metrics.csv"
         if "tokens_per_second" not in found:
             return found | {"error": log[-1500:]}
-        ended = metrics.stat().st_mtime  # a row is appended at the end of each step
-        rows = one_gpu.read_metrics(metrics)[one_gpu.WARM_UP_STEPS :]
-        return found | {"window": [ended - sum(float(row["seconds"]) for row in rows), ended], "flags": flags}
+        return found | {"flags": flags}
 
     def _peer(self, name: str, case: Case, workload: Path) -> dict[str, object]:
         folders = [self.sites / site for site in case.sites]
@@ -248,53 +243,6 @@ def flop_per_token(config: LlamaConfig, document_tokens: list[int]) -> float:
     length = sum(count**2 for count in document_tokens) / sum(document_tokens)
     attention = 7 * config.num_attention_heads * config.head_dim * config.num_hidden_layers * length
     return one_gpu.flop_per_token(config, lora=True) + attention
-
-
-class GpuSampler:
-    """Reads clocks and power five times a second while a case runs; nothing where there is no nvidia-smi."""
-
-    def __enter__(self) -> Self:
-        self.readings: list[tuple[float, list[float]]] = []
-        self.process: subprocess.Popen[str] | None = None
-        if shutil.which("nvidia-smi"):
-            self.process = subprocess.Popen(
-                ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
-            self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
-            self.reader.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.reader.join(timeout=5)
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            values = [
-                float(value) if value.strip().replace(".", "", 1).isdigit() else float("nan") for value in line.split(",")
-            ]
-            self.readings.append((time.time(), values))
-
-    def means(self, begin: float, end: float) -> dict[str, object]:
-        """Means over the timed steps."""
-        inside = [values for at, values in self.readings if begin <= at <= end and len(values) == len(QUERY.split(","))]
-        if not inside:
-            return {}
-        sm, memory, power, temperature, busy = (round(float(value), 1) for value in np.nanmean(np.array(inside), 0))
-        return {"sm_mhz": sm, "memory_mhz": memory, "power_w": power, "temperature_c": temperature, "busy_percent": busy,
-                "readings": len(inside)}  # fmt: skip
-
-
-def driver() -> dict[str, object]:
-    if not shutil.which("nvidia-smi"):
-        return {}
-    query = ["nvidia-smi", "--query-gpu=driver_version,power.limit,clocks.max.sm", "--format=csv,noheader", "--id=0"]
-    return {
-        "driver, power limit, largest clock": subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
-    }
 
 
 def table(document: dict) -> str:  # type: ignore[type-arg]

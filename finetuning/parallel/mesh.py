@@ -28,6 +28,7 @@ class Layout:
         # Through one dimension and back: `contiguous` leaves odd strides on axes of one rank, which torch 2.11 refuses.
         ranks = ranks.reshape(-1).view(ranks.shape)
         self.storage = DeviceMesh(device_type, ranks, mesh_dim_names=("pp", "tp", "dp_replicate", "shard"))
+        self.weight_mesh = self.storage["tp", "dp_replicate", "shard"]  # what one weight of this stage is spread over
 
     @property
     def pp_rank(self) -> int:
@@ -56,7 +57,3 @@ class Layout:
     def sharding_mesh(self) -> DeviceMesh:
         """For FSDP: one axis of shards, or shards inside copies."""
         return self.storage["dp_replicate", "shard"] if self.degrees.dp_replicate > 1 else self.storage["shard"]
-
-    def weight_mesh(self) -> DeviceMesh:
-        """The axes that one weight of this stage is spread over: tp, dp_replicate, shard."""
-        return self.storage["tp", "dp_replicate", "shard"]

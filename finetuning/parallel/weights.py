@@ -30,7 +30,7 @@ def global_view(name: str, tensor: Tensor, layout: Layout) -> DTensor:
     sharded = Shard(0) if isinstance(tensor, DTensor) else Replicate()
     placements = (Replicate() if dim is None else Shard(dim), Replicate(), sharded)
     return DTensor.from_local(
-        local_part(tensor.detach()), layout.weight_mesh(), placements, run_check=False, shape=torch.Size(shape),
+        local_part(tensor.detach()), layout.weight_mesh, placements, run_check=False, shape=torch.Size(shape),
         stride=torch.empty(shape, device="meta").stride(),
     )  # fmt: skip
 
@@ -46,5 +46,7 @@ def gather_whole(view: DTensor) -> Tensor:
 def fill(view: DTensor, value: Tensor) -> None:
     """Copies this process's part of a whole value into a view; every process of the stage must call it."""
     whole = value.to(device=view.device, dtype=view.dtype)
-    # Every process holds the whole value already: no broadcast.
-    view.copy_(distribute_tensor(whole, view.device_mesh, view.placements, src_data_rank=None))
+    # Every process holds the whole value already: no broadcast. Local parts are copied, because DTensor looks through every
+    # way of spreading a copy over three axes first, half a second for each shape (torch 2.13).
+    part = distribute_tensor(whole, view.device_mesh, view.placements, src_data_rank=None)
+    local_part(view).copy_(local_part(part))

@@ -36,7 +36,8 @@ class StepProfiler:
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.synchronize()
-        with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as found:
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=activities, record_shapes=True) as found:
             yield
             if on_gpu:
                 torch.cuda.synchronize()

@@ -50,3 +50,7 @@ show_start(Console(), prepared, None)
     first = heavy_modules_after(code, tmp_path)
     assert first == ["huggingface_hub", "torch", "transformers"], "transformers confirms the chat template, once"
     assert heavy_modules_after(code, tmp_path) == []
+
+
+def test_a_worker_starts_without_transformers(tmp_path: Path) -> None:
+    assert heavy_modules_after("import finetuning.train", tmp_path) == ["lightning", "torch"]
