@@ -79,8 +79,9 @@ GROUPS: dict[str, list[Case]] = {
     "compiled blocks": [
         Case(TP, replace(FULL, compile=True)),
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
-        Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
+        Case(CP, replace(FULL, compile=True)), Case(TP, replace(LORA, tensor_overlap=True, compile=True)),
     ],
+    "compiled blocks, recomputed": [Case(CP, replace(FULL, compile=True, activation_checkpointing="full"))],
     "fused blocks": [
         Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
@@ -97,7 +98,6 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(FULL, tensor_overlap=True, compute_dtype=torch.bfloat16)),
         *both([TP], tensor_overlap=True, **EXACT),
     ],
-    "compiled blocks, overlapped": [Case(TP, replace(LORA, tensor_overlap=True, compile=True))],
     "weights gathered ahead": [
         Case(SHARDED, replace(FULL, prefetch_blocks=1)), Case(SHARDED, replace(LORA, prefetch_blocks=2)),
         Case(SHARDED, replace(FULL, prefetch_blocks=3, sharding="step", activation_checkpointing="full")),
@@ -122,7 +122,13 @@ GROUPS: dict[str, list[Case]] = {
     "three axes, exact": both(TRIPLES, **EXACT),
     "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
 }  # fmt: skip
-EVERY_CASE = [pytest.param(group, index, id=named(case)) for group, cases in GROUPS.items() for index, case in enumerate(cases)]
+# Each layout is in a group that is always run; these are dear and see little that the others do not.
+SLOW = {"compiled blocks, recomputed", "three axes, exact"}
+EVERY_CASE = [
+    pytest.param(group, index, id=named(case), marks=[pytest.mark.slow] if group in SLOW else [])
+    for group, cases in GROUPS.items()
+    for index, case in enumerate(cases)
+]
 
 
 @pytest.fixture(scope="module")
