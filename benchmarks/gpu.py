@@ -1,5 +1,6 @@
 """Clocks and power of the GPU while something runs, and its driver, from nvidia-smi; nothing where there is none."""
 
+import os
 import shutil
 import subprocess
 import threading
@@ -11,6 +12,11 @@ import numpy as np
 QUERY = "clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
 
 
+def _first_gpu() -> str:
+    """That of the processes started from here."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+
+
 class GpuSampler:
     """Reads clocks and power five times a second while a case runs; nothing where there is no nvidia-smi."""
 
@@ -19,7 +25,7 @@ class GpuSampler:
         self.process: subprocess.Popen[str] | None = None
         if shutil.which("nvidia-smi"):
             self.process = subprocess.Popen(
-                ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "--loop-ms=200", "--id=0"],
+                ["nvidia-smi", f"--id={_first_gpu()}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "-lms=200"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
             self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)

@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,12 @@ from benchmarks.one_gpu import (  # noqa: E402
     SHAPE_SMALL,
     SMALLER,
     WARM_UP_STEPS,
+    descendants,
     machine,
     make_data,
     make_model,
     steady_figures,
+    wait_until,
 )
 from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
 from finetuning.model.config import read_llama_config  # noqa: E402
@@ -63,7 +65,11 @@ PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "pp2": (2, ("-P", "2")),
     "dp2": (2, ()),
     "tp2-overlap": (2, ("-T", "2", "--tensor_overlap")),
+    "dp2-fused": (2, ("--blocks", "fused")),
+    "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),
+    "pp2-fused": (2, ("-P", "2", "--blocks", "fused")),
     "tp2-pp2-dp2": (8, ("-T", "2", "-P", "2")),
+    "tp2-dp4-fused": (8, ("-T", "2", "--blocks", "fused")),
     "tp2-cp2-dp2": (8, ("-T", "2", "-C", "2")),
 }
 
@@ -83,7 +89,8 @@ CASES = {
     "lora": Case(LORA),
     "lora-fp8": Case((*LORA, "--fp8"), needs_cuda=True),
     "full": Case(()),
-    "full-prefetch": Case(("--prefetch_blocks", "2"), degree=2),
+    "full-gathered-for-each-use": Case(("--sharding", "full"), degree=2),
+    "full-prefetch": Case(("--sharding", "full", "--prefetch_blocks", "2"), degree=2),
     "full-tp2": Case(("-T", "2"), degree=2),
     "full-tp2-overlap": Case(("-T", "2", "--tensor_overlap"), degree=2),
     "full-cp2-32k": Case(("-C", "2"), degree=2, lengths="32768", batch_per_gpu=1),
@@ -124,7 +131,8 @@ class Bench:
 
     def environment(self) -> dict[str, str]:
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self.device == "cpu" else {}
-        return os.environ | hidden | {"PYTHONPATH": str(ROOT)}
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return os.environ | hidden | {"PYTHONPATH": os.pathsep.join(paths)}
 
     def command(self, name: str, gpus: int, model: Path, lengths: str, steps: int, batch: int, save_every: int) -> list[str]:
         tokens = self.row_tokens if lengths == "alpaca" else int(lengths)
@@ -148,6 +156,9 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="narrow layers, short rows, small batches")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="where to keep the results as JSON")
+    parser.add_argument(
+        "--baseline", nargs="+", type=Path, default=[], help="results of one GPU from other calls of this script"
+    )
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     bench = Bench(given.work, given.device, given.small, given.layers)
@@ -156,7 +167,7 @@ def main() -> None:
     head = machine() | ({"device": f"{os.cpu_count()} CPU cores, gloo"} if given.device == "cpu" else {"gpus": most})
     head |= {"small": given.small, "layers": given.layers}
     results: list[dict[str, Any]] = []
-    for row in rows(bench, given.parts, gpus, given.layouts, given.cases):
+    for row in rows(bench, given.parts, gpus, given.layouts, given.cases, speeds_of_one(given.baseline)):
         results.append(row)
         print(json.dumps(row), flush=True)
         if given.out:
@@ -164,14 +175,21 @@ def main() -> None:
     sys.exit(any(row["exit_code"] != 0 for row in results))
 
 
-def rows(bench: Bench, parts: list[str], gpus: list[int], layouts: list[str], cases: list[str]) -> Iterator[dict[str, Any]]:
-    """Runs what was asked for, a row of the result after the other."""
+def speeds_of_one(files: list[Path]) -> dict[str, float]:
+    """Case -> tokens per second of one GPU, as far as results have it."""
+    results = [row for file in files for row in json.loads(file.read_text(encoding="utf-8"))["results"]]
+    return {row["case"]: row["tokens_per_second_of_each"] for row in results if row["gpus"] == 1 and "tokens_per_second" in row}
+
+
+def rows(
+    bench: Bench, parts: list[str], gpus: list[int], layouts: list[str], cases: list[str], of_one: dict[str, float]
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Runs what was asked for, a row of the result after the other; adds what it finds to the speeds of one GPU."""
     if "parity" in parts:
         for name in layouts:
             if PARITY[name][0] in gpus:
                 yield compare(bench, name)
     if "speed" in parts:
-        of_one: dict[str, float] = {}  # case -> tokens per second of one GPU
         for name in cases:
             for count in gpus:
                 if count >= CASES[name].degree and not (CASES[name].needs_cuda and bench.device == "cpu"):
@@ -211,7 +229,10 @@ def train(bench: Bench, name: str, gpus: int) -> dict[str, Any]:
     batch = max(1, case.batch_per_gpu // (SMALLER if bench.small else 1)) * gpus
     command = bench.command(experiment, gpus, bench.model(bench.layers), lengths, STEPS, batch, save_every=0)
     folder = fresh(bench, experiment)
-    code, seconds = run([*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment)
+    code, seconds = run(
+        [*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment,
+        until=lambda: len(read_metrics(folder / "metrics.csv")) == STEPS,
+    )  # fmt: skip
     row: dict[str, Any] = {"part": "speed", "case": name, "gpus": gpus, "exit_code": code, "wall_s": seconds}
     metrics = read_metrics(folder / "metrics.csv")
     if len(metrics) > WARM_UP_STEPS + PROFILED_STEPS:
@@ -270,14 +291,17 @@ def kill_and_resume(bench: Bench, gpus: int) -> dict[str, Any]:
     return row
 
 
-def run(command: list[str], bench: Bench, name: str) -> tuple[int, float]:
-    """Exit code and seconds; the output goes to a log in --work, and its end is shown when it failed."""
+def run(command: list[str], bench: Bench, name: str, until: Callable[[], bool] | None = None) -> tuple[int, float]:
+    """Exit code and seconds; the output goes to a log in --work, and its end is shown when it failed.
+
+    Args:
+        until: ends the command when this holds, with exit code 0: nothing is measured in an export of 16 GB.
+    """
     started = time.monotonic()
     log_file = bench.work / f"{name}.log"
     with log_file.open("w", encoding="utf-8") as log:
-        code = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work, check=False
-        ).returncode
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=bench.environment(), cwd=bench.work)
+        code = process.wait() if until is None else wait_until(process, until)
     if code != 0:
         print(log_file.read_text(encoding="utf-8")[-3000:], flush=True)
     return code, round(time.monotonic() - started, 1)
@@ -310,14 +334,6 @@ def workers_of(launcher: int, rank: int) -> Iterator[int]:
             continue
         if f"RANK={rank}".encode() in variables and b"finetuning.train" in arguments:
             yield pid
-
-
-def descendants(pid: int) -> list[int]:
-    try:
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [found for child in children for found in (child, *descendants(child))]
 
 
 def fresh(bench: Bench, experiment: str) -> Path:

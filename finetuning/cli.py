@@ -100,6 +100,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("activation_checkpointing", None, "recompute in backward; selective: cheap or wide; full: all; auto: the least"),
         ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
         ("fp8", None, "products of linear layers in fp8: faster, a little less exact"),
+        ("least_memory", None, "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower"),
         ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit"),
     ],
     "Evaluation, checkpoints and logs": [

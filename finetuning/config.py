@@ -118,6 +118,7 @@ class RunConfig:
     activation_checkpointing: str = "auto"  # auto: as little as fits
     compile: str = "auto"  # auto: on with CUDA, off on CPU
     fp8: bool = False  # products in fp8: with LoRA those with frozen base weights, otherwise those of all linear layers
+    least_memory: bool = False  # LoRA: what blocks keep waits on the host, and a row goes through them in pieces
     optimizer_states: str = "auto"  # of full fine-tuning: precision of gradients and moments; auto: bf16 on GPUs
 
     # Evaluation, checkpoints, logs.

@@ -906,6 +906,17 @@ MESSAGES: dict[str, str] = {
         "--profile_steps {count} 只看前 {first} 步之後的步驟；請給大於 {first} 的 --max_steps"
     ),
     "compare only in this precision; left out: in each": "只用這種精度比較；不給則每種都比較",
+    "plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only": (
+        "plain，或與 GPU 上訓練相同的 fused（float32 與 bfloat16）；auto：只在有 CUDA 時用 fused"
+    ),
+    "fused": "融合區塊",
+    (
+        "--blocks fused: nothing is fused in this layout. Fused blocks go without -C, --tensor_overlap and zero_bubble, and "
+        "those with LoRA also without -T and with --sharding auto or replicated"
+    ): (
+        "--blocks fused：這個配置沒有融合區塊。融合區塊不能與 -C、--tensor_overlap、zero_bubble 並用；"
+        "有 LoRA 的還不能與 -T 並用，且 --sharding 須為 auto 或 replicated"
+    ),
     "also write the table as JSON": "另外把表格寫成 JSON",
     "--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more": (
         "--pipeline_schedule {schedule}：沒有 --pipeline_model_parallel_size 2 以上時沒有作用"
@@ -1362,5 +1373,10 @@ MESSAGES: dict[str, str] = {
     "custom functions before; give 1f1b or interleaved": (
         "--pipeline_schedule zero_bubble 需要 torch {needed} 以上，目前安裝的是 {found}：舊版的反向傳播無法處理自訂函式；"
         "請改用 1f1b 或 interleaved"
+    ),
+    # Least memory
+    "--least_memory needs {flag} {value}": "--least_memory 需要 {flag} {value}",
+    "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower": (
+        "以最少的 GPU 記憶體做 LoRA：分段重新計算，其餘放在主機記憶體；較慢"
     ),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from finetuning.config import RunConfig
+from finetuning.config import LORA_TARGETS, RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
@@ -17,6 +17,7 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS = 2048
+LEAST_TOKENS, LEAST_CHUNK_TOKENS = 2048, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
@@ -46,27 +47,33 @@ class Choices(NamedTuple):
 def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool) -> Choices:
     """Replaces `auto`: the first combination that fits, or else the last.
 
-    Sharding: for LoRA the least communication first, for full training always `full` (a pipeline gathers weights once per
-    step instead). States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again.
+    States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again. Sharding: the least
+    communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else.
     """
+    if config.least_memory:
+        return Choices("replicated", "fp32", "none")  # blocks that choose for themselves
+    lora = config.peft == "lora"
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"
-    shardings = (last,) if config.peft == "none" else ("replicated", "step", last)
-    states = ("bf16", "8bit") if config.peft == "none" and on_gpu else ("fp32",)
-    modes = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
-    ways = [
-        Choices(*way)
-        for way in product(
-            shardings if config.sharding == "auto" else (config.sharding,),
-            states if config.optimizer_states == "auto" else (config.optimizer_states,),
-            modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,),
-        )
-    ]
+    shardings: tuple[str, ...] = ("replicated", "step", last)
+    if not lora:
+        shardings = ("step", last) if on_gpu and _shards(config) > 1 and fuses(config, "step") else (last,)
+    states: tuple[str, ...] = ("bf16", "8bit") if not lora and on_gpu else ("fp32",)
+    modes: tuple[str, ...] = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
+    shardings = shardings if config.sharding == "auto" else (config.sharding,)
+    states = states if config.optimizer_states == "auto" else (config.optimizer_states,)
+    modes = modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,)
+    if lora:
+        ways = [Choices(*way) for way in product(shardings, states, modes)]
+    else:
+        ways = [Choices(sharding, state, mode) for state, mode, sharding in product(states, modes, shardings)]
     limit = (gpu_memory_gib or ASSUMED_GPU_GIB) * USABLE
     return next((way for way in ways if plan_memory(config, model, way).total_gib <= limit), ways[-1])
 
 
 def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> MemoryPlan:
     """Memory of the fullest rank, training rows of micro_batch_size * seq_length tokens in bfloat16."""
+    if config.least_memory:
+        return _plan_least(config, model)
     pipeline = config.pipeline_model_parallel_size
     if pipeline == 1:
         return _plan_rank(config, model, choices, [range(model.num_hidden_layers)], [0], 1)
@@ -74,6 +81,16 @@ def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> Memo
     stages = assign_layers(model, pipeline * len(held[0]))
     plans = [_plan_rank(config, model, choices, stages, mine, _in_flight(config, rank)) for rank, mine in enumerate(held)]
     return max(plans, key=lambda plan: plan.total_gib)
+
+
+def fuses(config: RunConfig, sharding: str) -> bool:
+    """Whether blocks on GPUs are the hand-written ones; `finetuning.parallel.apply` finds the same from the model."""
+    if config.compile == "off" or config.context_parallel_size > 1 or config.pipeline_schedule == "zero_bubble":
+        return False
+    if config.peft == "none":
+        return not config.tensor_overlap
+    every_layer = sorted(config.lora_targets) == sorted(LORA_TARGETS)
+    return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer
 
 
 def trained_parameters(config: RunConfig, model: LlamaConfig) -> int:
@@ -88,7 +105,7 @@ def _plan_rank(
 ) -> MemoryPlan:
     """Memory of a rank with these stages, each of which keeps the activations of `in_flight` rows."""
     tensor, context, lora = config.tensor_model_parallel_size, config.context_parallel_size, config.peft == "lora"
-    shards = config.data_parallel_size // config.data_parallel_replicate_size * context
+    shards = _shards(config)
     layers = sum(len(stages[index]) for index in mine)
     has_last = len(stages) - 1 in mine
     tables = (0 in mine) + (has_last and (len(stages) > 1 or not model.tie_word_embeddings))
@@ -98,21 +115,57 @@ def _plan_rank(
     frozen = base if lora else 0
     sharding, precision, checkpointing = choices
     states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
-    if config.world_size == 1 and precision != "fp32":
+    fused = fuses(config, sharding)
+    if fused and not lora and config.data_parallel_size == 1 and precision != "fp32":
         gathered = layers * model.layer_parameters * HALF if config.fp8 else 0  # nothing to gather; weights in fp8, twice
     elif sharding == "full":
         units = 2 * model.layer_parameters + tables * table
         gathered = units * (HALF if lora else HALF + SINGLE) // tensor  # two blocks and the tables; their gradients
+    elif fused and not lora and precision != "fp32" and len(stages) == 1:  # the whole model and its gradients, in bfloat16
+        # Besides, a block's gradients on their way in float32; those of the tables are summed in float32, one arrives.
+        blocks = (layers * 2 * HALF + SINGLE) * model.layer_parameters
+        gathered = (blocks + (tables * (HALF + SINGLE) + HALF) * table) // tensor
     elif shards > 1:  # the whole stage, and gradients in float32 until the last row of the step
         gathered = trained * (HALF + SINGLE) + (frozen * HALF if sharding == "step" else 0)
     else:
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
-    fused = tensor == context == 1 and (sharding == "replicated" or config.world_size == 1)
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
     activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
     logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
     return MemoryPlan(states, gathered, activations + logits)
+
+
+def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
+    """Memory of a GPU with --least_memory; the embedding is on the host, unless it is the head as well.
+
+    What is there at once, at the worst of three moments, besides the kept input and attention output of one block:
+    - a block's backward pass, with those of the block before on their way: in the attention, the gradients of the block's
+      output, of the residual stream and of the attention's output, q, k and v, their gradients, those of keys and values once
+      more for each query head, and a float32 gradient of the queries; after it, in a piece, gate and up and the gradient of
+      their product, with a few of the piece's rows of the residual stream;
+    - the head: its input as the norm keeps it in float32 and as it leaves, its trained rows, their gradient, and a chunk of
+      logits;
+    - the final norm's backward pass, in float32: the kept input, and four gradients as large.
+    """
+    hidden, query = model.hidden_size, model.num_attention_heads * model.head_dim
+    key_value, inner = model.num_key_value_heads * model.head_dim, model.intermediate_size
+    trained = trained_parameters(config, model)
+    blocks = model.num_hidden_layers * model.layer_parameters
+    frozen = blocks * (1 if config.fp8 else HALF) + (model.vocab_size + 1) * hidden * HALF
+    tokens = config.micro_batch_size * config.seq_length
+    piece = min(tokens, LEAST_TOKENS)
+    kept = HALF * (hidden + query)
+    projected = HALF * (query + 2 * key_value)
+    attention = tokens * (kept + HALF * (2 * hidden + query) + 2 * projected + HALF * 2 * query + SINGLE * query)
+    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 4 * hidden)
+    turned = (model.layer_parameters - (query + 2 * key_value) * hidden) if config.fp8 else 0  # transposes of one block
+    head = tokens * hidden * (SINGLE + 3 * HALF) + min(tokens, LEAST_CHUNK_TOKENS) * model.vocab_size * HALF
+    norm = tokens * hidden * (5 * SINGLE + HALF)
+    working = tokens * kept + max(attention, pieces + turned, head, norm)
+    return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
+def _shards(config: RunConfig) -> int:
+    return config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
 
 
 def _in_flight(config: RunConfig, rank: int) -> int:
@@ -143,14 +196,19 @@ def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fu
     """
     query, key_value = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     # Two residuals and two normed inputs are spread over tensor-parallel ranks by tokens (the inputs are kept whole as
-    # well once they are gathered); q, k, v, the attention output, gate, up and their product by features.
-    spread = 4 * model.hidden_size + 2 * query + 2 * key_value + (2 if fused else 3) * model.intermediate_size
-    everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
+    # well once they are gathered, or only then in fused blocks); q, k, v, the attention output, gate, up and their product
+    # by features.
+    by_rank = 2 * model.hidden_size + 2 * query + 2 * key_value
+    if fused:
+        everything = HALF * ((by_rank + 2 * model.intermediate_size) // tensor + 2 * model.hidden_size)
+    else:
+        spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size
+        everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
     if checkpointing == "none":
         return everything, 0
     if checkpointing == "full":
         return HALF * model.hidden_size // tensor, everything
     if fused:
-        return HALF * (2 * model.hidden_size + 2 * query + 2 * key_value), everything
+        return HALF * by_rank // tensor, everything
     narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
     return HALF * narrow, everything

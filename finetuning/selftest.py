@@ -5,6 +5,7 @@ layout; rank 0 runs the same rows through the plain model and compares. Weights 
 are filled, so that no gradient is zero by construction. The last rows have nothing to train: some process has no loss.
 """
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -65,35 +66,47 @@ def main(spec: dict[str, Any]) -> int:
     )  # fmt: skip
     layout = Layout(device.type, degrees)
     schedule = spec["pipeline_schedule"]
-    config = tiny_config(degrees, stages_per_rank=len(stage_indices(schedule, degrees.pp, 0)))
+    stages_per_rank = len(stage_indices(schedule, degrees.pp, 0))
+    config = tiny_config(degrees, stages_per_rank=stages_per_rank)
     rows = random_rows(config, 2 * degrees.data_parallel * num_rows_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
     found: list[tuple[str, Comparison, float]] = []
     for peft in spec["peft"]:
         for dtype_name in spec["dtypes"]:
             dtype, tolerance = DTYPES[dtype_name]
-            technique = _technique(spec, peft, schedule, dtype, degrees)
-            comparison = compare(config, technique, layout, rows, device)
+            fused = peft in spec["fused"] and _fused_is_exact(peft, dtype, on_gpu)
+            technique = _technique(spec, peft, schedule, dtype, degrees, fused=fused)
+            # The kernels of fused LoRA blocks multiply by halves of heads, in tiles of 16 at least.
+            of_case = dataclasses.replace(config, head_dim=32) if fused else config
+            comparison = compare(of_case, technique, layout, rows, device)
             if comparison is not None:
-                name = "LoRA" if peft == "lora" else t("all weights")
-                found.append((f"{name}, {dtype_name}", comparison, tolerance))
+                name = ", ".join(("LoRA" if peft == "lora" else t("all weights"), dtype_name, *([t("fused")] if fused else [])))
+                found.append((name, comparison, tolerance))
     equal = torch.tensor(float(all(comparison.equal(tolerance) for _, comparison, tolerance in found)))
     dist.broadcast(equal, src=0)
     if found:
-        Console(width=120).print(_table(str(degrees), found))
+        Console(width=130).print(_table(str(degrees), found))
         if spec["json"]:
             write_json(Path(spec["json"]), str(degrees), found)
     dist.destroy_process_group()
     return 0 if equal else 1
 
 
-def _technique(spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtype, degrees: Degrees) -> Technique:
+def _fused_is_exact(peft: str, dtype: torch.dtype, on_gpu: bool) -> bool:
+    """Fused blocks compute between products in float32, and add updates of adapters in TF32 on GPUs."""
+    return dtype == torch.bfloat16 or (dtype == torch.float32 and not (on_gpu and peft == "lora"))
+
+
+def _technique(
+    spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtype, degrees: Degrees, *, fused: bool
+) -> Technique:
     lora = peft == "lora"
     by_default = "replicated" if lora else "step" if degrees.pp > 1 else "full"
     return Technique(
         lora_rank=3 if lora else None, lora_alpha=6.0, lora_targets=LORA_TARGETS if lora else (), compute_dtype=dtype,
         sharding=by_default if spec["sharding"] == "auto" else spec["sharding"], pipeline_schedule=schedule,
         activation_checkpointing=spec["activation_checkpointing"].replace("auto", "none"),
-        tensor_overlap=spec["tensor_overlap"], prefetch_blocks=spec["prefetch_blocks"],
+        tensor_overlap=spec["tensor_overlap"], prefetch_blocks=spec["prefetch_blocks"], fuse=fused,
+        split_master=fused and not lora and dtype == torch.bfloat16,  # as in training
     )  # fmt: skip
 
 

@@ -50,6 +50,7 @@ from finetuning.parallel.context import plan_context
 from finetuning.parallel.degrees import degrees_of
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import num_rows_rule
+from finetuning.plan import fuses
 from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
@@ -183,8 +184,8 @@ class Worker:
             compute_dtype=torch.bfloat16 if on_gpu or run.optimizer_states != "fp32" else torch.float32,
             sharding=run.sharding, activation_checkpointing=run.activation_checkpointing, compile=compiles(config, on_gpu),
             pipeline_schedule=config.pipeline_schedule, tensor_overlap=config.tensor_overlap,
-            prefetch_blocks=config.prefetch_blocks, fuse=on_gpu and compiles(config, on_gpu), fp8=config.fp8,
-            split_master=run.optimizer_states != "fp32",
+            prefetch_blocks=config.prefetch_blocks, fuse=(on_gpu and compiles(config, on_gpu)) or config.least_memory,
+            fp8=config.fp8, least_memory=config.least_memory, split_master=run.optimizer_states != "fp32",
         )  # fmt: skip
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         model = build_model(self.llama_config, self.layout, device, technique)
@@ -314,8 +315,9 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
     Where blocks are compiled for each length, there are at most eight, which is where torch.compile gives up.
     """
     capacity = run.config.micro_batch_size * run.config.seq_length
-    granularity = GRANULARITY[run.device]
-    if run.activation_checkpointing == "selective" and compiles(run.config, run.device == "cuda"):
+    granularity, on_gpu = GRANULARITY[run.device], run.device == "cuda"
+    compiled = compiles(run.config, on_gpu) and not (on_gpu and fuses(run.config, run.sharding))
+    if run.activation_checkpointing == "selective" and compiled:
         granularity = max(granularity, -(-capacity // MOST_LENGTHS))
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp

@@ -10,7 +10,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from finetuning.checkpoint.source import WeightSource
-from finetuning.parallel.apply import ParallelLlama, base_parameters
+from finetuning.parallel.apply import ParallelLlama, base_tensors
 
 # Of the rows on their way from the file into a weight. Larger blocks are fresh memory each time, which the kernel has to
 # clear first: 256 MiB at a time was several times slower (benchmarks/nemo_import.py).
@@ -19,9 +19,8 @@ BYTES_AT_ONCE = 2**24
 
 def load_source(source: WeightSource, model: ParallelLlama) -> None:
     """Fills all weights but the adapters; every rank must call it and reads its own rows."""
-    state = {name: model.view(name, parameter.data) for name, parameter in base_parameters(model).items()}
-    dcp.load(state, storage_reader=_SourceReader(source))
-    model.refresh_copies()
+    dcp.load(base_tensors(model), storage_reader=_SourceReader(source))
+    model.base_loaded()
 
 
 class _SourceReader(StorageReader):

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from finetuning.checkpoint.on_disk import INDEX_FILE
 from finetuning.checkpoint.safetensors_files import FilePlan, SafetensorsFile, Stored, plan_files
-from finetuning.parallel.apply import ParallelLlama, base_parameters
+from finetuning.parallel.apply import ParallelLlama, base_tensors
 
 ORIGIN_FILE = "finetuning.json"
 # Copied from the base model into every result.
@@ -30,9 +30,8 @@ COMPANIONS = (
 
 def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
     """Fills all weights but the adapters from a local folder; every rank must call it and reads its own slices."""
-    state = {name: model.view(name, parameter.data) for name, parameter in base_parameters(model).items()}
-    dcp.load(state, storage_reader=HuggingFaceStorageReader(str(model_path)))
-    model.refresh_copies()
+    dcp.load(base_tensors(model), storage_reader=HuggingFaceStorageReader(str(model_path)))
+    model.base_loaded()
 
 
 def export_model(

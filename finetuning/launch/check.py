@@ -113,7 +113,7 @@ def check_settings(config: RunConfig) -> list[str]:
             t("--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}",
               count=config.profile_steps, first=PROFILE_AFTER_STEPS)
         )  # fmt: skip
-    return problems + _check_parallel_settings(config) + _check_fp8(config) + _not_yet(config)
+    return problems + _check_parallel_settings(config) + _check_fp8(config) + _check_least_memory(config) + _not_yet(config)
 
 
 def _check_fp8(config: RunConfig) -> list[str]:
@@ -136,6 +136,27 @@ def _check_fp8(config: RunConfig) -> list[str]:
         (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
     )
     return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
+
+
+def _check_least_memory(config: RunConfig) -> list[str]:
+    """What keeps blocks from taking the least memory: they are fused LoRA blocks that hold all weights."""
+    if not config.least_memory:
+        return []
+    rules = (
+        (config.peft != "lora", "--peft", "lora"),
+        (
+            config.peft == "lora" and sorted(config.lora_targets) != sorted(LORA_TARGETS),
+            "--lora_targets",
+            ",".join(LORA_TARGETS),
+        ),
+        (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
+        (config.pipeline_model_parallel_size > 1, "--pipeline_model_parallel_size", "1"),
+        (config.context_parallel_size > 1, "--context_parallel_size", "1"),
+        (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
+        (config.activation_checkpointing != "auto", "--activation_checkpointing", "auto"),
+        (config.compile != "auto", "--compile", "auto"),
+    )
+    return [t("--least_memory needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
 
 
 def _check_parallel_settings(config: RunConfig) -> list[str]:

@@ -7,10 +7,13 @@ finish their step, save and leave. torchrun itself would kill them after 30 seco
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -130,7 +133,23 @@ def worker_environment(num_processes: int) -> dict[str, str]:
     root = str(Path(finetuning.__file__).parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     environment[LAUNCHER_PID] = str(os.getpid())
+    if (cache := kernel_cache()) is not None:
+        environment.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+        environment.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
     return environment
+
+
+def kernel_cache() -> Path | None:
+    """Where FlashAttention-4 keeps its compiled kernels, about ten seconds of the first step, from one run to the next.
+
+    On a local disk, because it locks files; None where somebody else could put kernels there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"llama-finetuning-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if ours else None
 
 
 class _Signals:

@@ -1,6 +1,7 @@
 """`finetune selftest`: is this parallel layout right on this machine? Starts finetuning/selftest.py, which says so."""
 
 import argparse
+import dataclasses
 import json
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.launch.gpus import count_gpus
 from finetuning.launch.local import torchrun_options, worker_environment
+from finetuning.plan import fuses
 
 DEGREES = (
     ("tensor_model_parallel_size", "-T"), ("pipeline_model_parallel_size", "-P"), ("context_parallel_size", "-C"),
@@ -20,6 +22,7 @@ DEGREES = (
 CHOSEN = ("pipeline_schedule", "sharding", "activation_checkpointing")
 OVERLAP = ("tensor_overlap", "prefetch_blocks")
 DTYPES = ("float64", "float32", "bfloat16")
+BLOCKS = ("auto", "plain", "fused")
 
 
 def main(arguments: list[str]) -> int:
@@ -31,12 +34,24 @@ def main(arguments: list[str]) -> int:
     config, compared = _parse(arguments)
     visible_gpus = count_gpus()
     problems = check_settings(config) + check_layout(config, None) + check_devices(config, visible_gpus)
+    blocks = compared.pop("blocks")
+    fused = _fused_ways(config, compared["peft"]) if blocks == "fused" or (blocks == "auto" and visible_gpus) else []
+    if blocks == "fused" and not fused:
+        problems.append(
+            t("--blocks fused: nothing is fused in this layout. Fused blocks go without -C, --tensor_overlap and zero_bubble, "
+              "and those with LoRA also without -T and with --sharding auto or replicated")
+        )  # fmt: skip
     if problems:
         raise InputError(problems)
     spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN, *OVERLAP)}
-    spec |= {"data_parallel_size": config.data_parallel_size, **compared}
+    spec |= {"data_parallel_size": config.data_parallel_size, "fused": fused, **compared}
     command = [*torchrun_options(config.num_gpus), "-m", "finetuning.selftest", json.dumps(spec)]
     return subprocess.run(command, env=worker_environment(config.num_gpus), check=False).returncode
+
+
+def _fused_ways(config: RunConfig, ways: list[str]) -> list[str]:
+    sharding = "replicated" if config.sharding == "auto" else config.sharding
+    return [way for way in ways if fuses(dataclasses.replace(config, peft=way), sharding)]
 
 
 def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
@@ -52,14 +67,19 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name))
     parser.add_argument("--tensor_overlap", action="store_true")
     parser.add_argument("--prefetch_blocks", type=int, default=0, metavar="N")
+    parser.add_argument(
+        "--blocks", choices=BLOCKS, default="auto",
+        help=t("plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only"),
+    )  # fmt: skip
     parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; left out: all"))
     parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; left out: in each"))
     parser.add_argument("--json", metavar="FILE", type=Path, help=t("also write the table as JSON"))
     given = vars(parser.parse_args(arguments))
-    peft, dtype, file = given.pop("peft"), given.pop("dtype"), given.pop("json")
+    peft, dtype, file, blocks = given.pop("peft"), given.pop("dtype"), given.pop("json"), given.pop("blocks")
     # "replicated" is about adapters, so with it only they are compared.
     ways = [peft] if peft else ["lora"] if given["sharding"] == "replicated" else ["none", "lora"]
     config = RunConfig(
         hf_model_id="tiny", dataset_path="random", peft=ways[0], global_batch_size=max(1, given["num_gpus"]), **given
     )
-    return config, {"peft": ways, "dtypes": [dtype] if dtype else list(DTYPES), "json": str(file) if file else None}
+    dtypes = [dtype] if dtype else list(DTYPES)
+    return config, {"peft": ways, "dtypes": dtypes, "json": str(file) if file else None, "blocks": blocks}

@@ -1,27 +1,56 @@
 """Products with a frozen weight, in its own precision or in fp8.
 
-Shape letters: T tokens, O outputs, I inputs.
+Shape letters: T tokens, O outputs, I inputs, R rows of the A matrices of adapters that read the same input.
 """
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product
+from finetuning.model import kernels
+from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product, turn
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight [O, I] as it is."""
+    """A weight [O, I] as it is.
+
+    With room for A in the rows below it, the gradient of the input through both is one product.
+    """
 
     weight_OI: Tensor
+    with_room_OI: Tensor | None = None  # the same memory, R rows longer
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return x_TI @ self.weight_OI.t()
 
+    def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """The product with the normed input [T, O], that input and the norm's factors, as `kernels.norm` gives them."""
+        h_TI, inverse_T = kernels.norm(x_TI, norm_I, eps)
+        return self.forward(h_TI), h_TI, inverse_T
+
+    def norm_backward(
+        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Where a norm of size O follows: its `kernels.norm_backward` [T, O], and of that the gradient of the input [T, I]."""
+        grad_TO = kernels.norm_backward(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
+        return grad_TO, self.backward(grad_TO)
+
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
         return grad_TO @ self.weight_OI
+
+    def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
+        """Gradient of the input [T, I] from those of the outputs and of x A^T, side by side [T, O + R]."""
+        outputs = len(self.weight_OI)
+        if self.with_room_OI is None:
+            return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
+        self.with_room_OI[outputs:].copy_(a_RI)
+        return grads_TO @ self.with_room_OI
+
+    def turned(self) -> "Matrix":
+        """For several calls of `backward` and `norm_backward`."""
+        return self
 
 
 class Fp8Matrix:
@@ -38,6 +67,69 @@ class Fp8Matrix:
     def forward(self, x_TI: Tensor) -> Tensor:
         return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
 
+    def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Matrix.normed_forward`; the norm's pass quantises, too."""
+        h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
+        return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
+
+    def norm_backward(
+        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `Matrix.norm_backward`; the norm's pass quantises, too."""
+        grad_TO, quantised = kernels.norm_backward_and_quantise(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
+        return grad_TO, scaled_product(quantised, self.columns, grad_TO.dtype)
+
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
         return scaled_product(quantise_rows(grad_TO), self.columns, grad_TO.dtype)
+
+    def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
+        """As `Matrix.backward_with_adapter`; what passes A is not quantised."""
+        outputs = len(self.rows[0])
+        return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
+
+
+class SmallFp8Matrix:
+    """A weight [O, I] in fp8 once, with a factor for each output: half the memory of `Fp8Matrix`.
+
+    The gradient of the input is (grad * factors) W: the gradient's columns are multiplied by the weight's factors before its
+    rows are quantised, and the weight is transposed each time, which fp8 products need (`turned`).
+    """
+
+    def __init__(self, weight_OI: Tensor):
+        self.rows = quantise_rows(weight_OI)
+        factors_O = self.rows[1].flatten()
+        # At most 1, so that tiny gradients stay above the least factor of a row; the rest comes after the product.
+        self.relative_O = factors_O / factors_O.max()
+        self.largest_I1 = factors_O.max().expand(weight_OI.shape[1], 1).contiguous()
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
+
+    def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        """As `Matrix.normed_forward`; the norm's pass quantises, too."""
+        h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
+        return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
+
+    def turned(self) -> "TurnedFp8Matrix":
+        """The transpose, as large as the weight, for as long as the result is kept."""
+        return TurnedFp8Matrix((turn(self.rows[0]), self.largest_I1), self.relative_O)
+
+
+@dataclass(frozen=True)
+class TurnedFp8Matrix:
+    """The transpose of a `SmallFp8Matrix` with its largest factor, and all factors relative to that."""
+
+    columns: tuple[Tensor, Tensor]
+    relative_O: Tensor
+
+    def norm_backward(
+        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """As `Matrix.norm_backward`."""
+        grad_TO = kernels.norm_backward(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
+        return grad_TO, self.backward(grad_TO)
+
+    def backward(self, grad_TO: Tensor) -> Tensor:
+        """Gradient of the input, [T, I]."""
+        return scaled_product(quantise_rows(grad_TO, self.relative_O), self.columns, grad_TO.dtype)

@@ -25,6 +25,7 @@ from finetuning.model.lora import LoraLinear
 
 # Groups of layers that read the same input, and the order of a block's adapters.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+WITH_ROOM = (0, 2)  # groups whose joint weight has room for A below it
 
 
 def can_fuse(block: Block) -> bool:
@@ -48,9 +49,9 @@ class FusedBlock:
         self.block, self.fp8, self.keep_all = block, fp8, keep_all
         groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
-        self.matrices: list[Tensor] = [join(weights) for weights in self.frozen]
-        self.quantised: list[Fp8Matrix] = []
         self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
+        self.matrices = [_frozen_matrix(weights, self._room(index)) for index, weights in enumerate(self.frozen)]
+        self.quantised: list[Fp8Matrix] = []
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
@@ -59,21 +60,26 @@ class FusedBlock:
         """Block output [1, T, D]; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _FusedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self, anchor)
+        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
         """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
         if self.fp8 and not self.quantised:
-            self.quantised = [Fp8Matrix(matrix) for matrix in self.matrices]
+            self.quantised = [Fp8Matrix(matrix.weight_OI) for matrix in self.matrices]
             self.matrices = []
             for weight in (weight for group in self.frozen for weight in group):
                 weight.data = weight.data.new_empty(0)
-        return self.quantised or [Matrix(matrix) for matrix in self.matrices]
+        return self.quantised or self.matrices
+
+    def _room(self, group: int) -> int:
+        """Rows of A. Rows that are no multiple of 16 bytes would make the large product slow."""
+        rows = len(self.frozen[group]) * self.adapters.rank
+        return rows if group in WITH_ROOM and not self.fp8 and rows % 8 == 0 else 0
 
 
 @dataclass(frozen=True)
-class _Adapters:
+class Adapters:
     """A and B of a block, or their gradients; those of a group lie one below the other, apart from B of gate and up."""
 
     a_qkv: Tensor
@@ -95,24 +101,24 @@ class BlockAdapters:
 
     def __init__(self, layers: list[LoraLinear]):
         """Layers in the order of GROUPS."""
-        self.scale = layers[0].scale
+        self.scale, self.rank = layers[0].scale, layers[0].lora_A.out_features
         self.parameters = [part.weight for group in _grouped(layers) for part in group]
         self.shapes = [parameter.shape for parameter in self.parameters]
-        self._stacked: _Adapters | None = None
+        self._stacked: Adapters | None = None
         self._gradients: Tensor | None = None
 
-    def stacked(self, dtype: torch.dtype) -> _Adapters:
+    def stacked(self, dtype: torch.dtype) -> Adapters:
         """Made anew when the adapters may have changed, which they do only while they have no gradient."""
         if self._stacked is None or self.parameters[0].grad is None:
             flat = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
-            stacked = _views(flat, self.shapes)
+            stacked = adapter_views(flat, self.shapes)
             for a in (stacked.a_qkv, stacked.a_o, stacked.a_gate_up, stacked.a_down):
                 a.mul_(self.scale)
-            self._stacked = _views(flat.to(dtype), self.shapes)
+            self._stacked = adapter_views(flat.to(dtype), self.shapes)
         return self._stacked
 
     def add_gradients(self, flat: Tensor) -> None:
-        """Adds gradients that lie in one tensor, as `_views` sees them."""
+        """Adds gradients that lie in one tensor, as `adapter_views` sees them."""
         if self.parameters[0].grad is not None:
             assert self._gradients is not None
             self._gradients.add_(flat)
@@ -130,21 +136,19 @@ class _FusedBlock(torch.autograd.Function):
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
         low = fused.adapters.stacked(x.dtype)
 
-        h1, inverse1 = kernels.norm(x, block.input_layernorm.weight, fused.eps)
+        qkv, h1, inverse1 = w_qkv.normed_forward(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
-        qkv = kernels.rotate_heads(w_qkv.forward(h1), cos, sin, heads, Update(t_qkv, low.b_qkv))
+        qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
         q, k, v = split_heads(qkv, heads)
         out, logsumexp = attention_forward(q, k, v, documents)
         flat_out = out.flatten(1)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(x, w_o.forward(flat_out), Update(t_o, low.b_o))
 
-        h2, inverse2 = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
+        gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
-        gate_up = w_gate_up.forward(h2)
         gate, up = gate_up.chunk(2, -1)
-        inner = kernels.gate(gate, up, _gate_updates(t_gate_up, low))
-        t_down = inner @ low.a_down.t()
+        inner, t_down = kernels.gate_with_adapters(gate, up, gate_updates(t_gate_up, low), low.a_down)
         x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
@@ -164,49 +168,46 @@ class _FusedBlock(torch.autograd.Function):
          gate_up) = ctx.saved_tensors  # fmt: skip
         if not fused.keep_all:
             h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
-            h2, _ = kernels.norm(x2, block.post_attention_layernorm.weight, fused.eps)
-            gate_up = w_gate_up.forward(h2)
+            gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         low = fused.adapters.stacked(x.dtype)
         gradients = torch.empty(sum(shape.numel() for shape in fused.adapters.shapes), dtype=x.dtype, device=x.device)
-        d = _views(gradients, fused.adapters.shapes)
+        d = adapter_views(gradients, fused.adapters.shapes)
         dx3 = dx3.contiguous()
 
         dt_down = dx3 @ low.b_down
         torch.mm(dx3.t(), t_down, out=d.b_down)
         gate, up = gate_up.chunk(2, -1)
-        dgate_up = torch.empty_like(gate_up)
+        grads, dgate_up, dt_gate_up = _side_by_side(gate_up, low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
-        inner = kernels.gate_backward(
-            w_down.backward(dx3), gate, up, dgate, dup, _gate_updates(t_gate_up, low), (dt_down, low.a_down)
-        )
-        _scaled_product(dt_down, inner, scale, d.a_down)
-        del inner
-        t_gate, t_up = t_gate_up.chunk(2, -1)
-        dt_gate_up = torch.cat((dgate @ low.b_gate, dup @ low.b_up), -1)
-        torch.mm(dgate.t(), t_gate, out=d.b_gate)
-        torch.mm(dup.t(), t_up, out=d.b_up)
+        kernels.gate_backward_with_adapters(
+            w_down.backward(dx3), gate, up, dgate, dup, gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            (d.b_gate, d.b_up, d.a_down), scale,
+        )  # fmt: skip
+        for grad, b, dt in zip((dgate, dup), (low.b_gate, low.b_up), dt_gate_up.chunk(2, -1), strict=True):
+            torch.mm(grad, b, out=dt)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
-        dh2 = w_gate_up.backward(dgate_up).addmm_(dt_gate_up, low.a_gate_up)
-        dx2 = kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
+        dh2 = w_gate_up.backward_with_adapter(grads, low.a_gate_up)
+        dx2, dout = w_o.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
 
         dt_o = dx2 @ low.b_o
         torch.mm(dx2.t(), t_o, out=d.b_o)
         _scaled_product(dt_o, out.flatten(1), scale, d.a_o)
-        dout = w_o.backward(dx2).addmm_(dt_o, low.a_o)
+        dout.addmm_(dt_o, low.a_o)
         documents = Documents(boundaries, extent)
         q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
-        dqkv = torch.empty_like(qkv)
+        grads, dqkv, dt_qkv = _side_by_side(qkv, low.a_qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]
-        parts = list(zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes), strict=True))
-        dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1)
-        for grad, _, t, db in parts:
+        parts = zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes),
+                    dt_qkv.chunk(3, -1), strict=True)  # fmt: skip
+        for grad, b, t, db, dt in parts:
+            torch.mm(grad, b, out=dt)
             torch.mm(grad.t(), t, out=db)
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
-            dh1 = w_qkv.backward(dqkv).addmm_(dt_qkv, low.a_qkv)
+            dh1 = w_qkv.backward_with_adapter(grads, low.a_qkv)
             dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, dx2)
         fused.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None
@@ -234,15 +235,29 @@ def _grouped(layers: list[LoraLinear]) -> list[list[nn.Linear]]:
     return groups
 
 
-def join(weights: list[Tensor]) -> Tensor:
-    """One tensor with the rows of all weights [O, I], which become views of it."""
-    joint = torch.cat([weight.data for weight in weights])
-    for weight, part in zip(weights, joint.split([len(weight) for weight in weights]), strict=True):
-        weight.data = part
+def join(weights: list[Tensor], room: int = 0) -> Tensor:
+    """One tensor with the rows of all weights [O, I], which become views of it, and of `room` rows more."""
+    rows = [len(weight) for weight in weights]
+    joint = weights[0].data.new_empty(sum(rows) + room, weights[0].shape[1])
+    for weight, part in zip(weights, joint[: sum(rows)].split(rows), strict=True):
+        weight.data = part.copy_(weight.data)
     return joint
 
 
-def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
+def _frozen_matrix(weights: list[Tensor], room: int) -> Matrix:
+    joint = join(weights, room)
+    return Matrix(joint[: len(joint) - room], joint if room else None)
+
+
+def _side_by_side(output_TO: Tensor, a_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of an output and of x A^T in one tensor [T, O + R], and the two parts of it."""
+    outputs = output_TO.shape[1]
+    width = outputs + len(a_RI)
+    both = output_TO.new_empty(len(output_TO), width + -width % 8)[:, :width]  # rows begin at multiples of 16 bytes
+    return both, both[:, :outputs], both[:, outputs:]
+
+
+def adapter_views(flat: Tensor, shapes: list[torch.Size]) -> Adapters:
     """Adapters in the order of GROUPS (A of a group, then B of it) as stacked matrices."""
     counts = [3, 3, 1, 1, 2, 1, 1, 1, 1]  # A and B of q, k, v; of o; A of gate and up, B of gate, B of up; A and B of down
     matrices, place, index = [], 0, 0
@@ -251,10 +266,10 @@ def _views(flat: Tensor, shapes: list[torch.Size]) -> _Adapters:
         rows, columns = sum(shape[0] for shape in group), group[0][1]
         matrices.append(flat[place : place + rows * columns].view(rows, columns))
         place, index = place + rows * columns, index + count
-    return _Adapters(*matrices)
+    return Adapters(*matrices)
 
 
-def _gate_updates(t_gate_up: Tensor, low: _Adapters) -> tuple[Update, Update]:
+def gate_updates(t_gate_up: Tensor, low: Adapters) -> tuple[Update, Update]:
     t_gate, t_up = t_gate_up.chunk(2, -1)
     return Update(t_gate, low.b_gate), Update(t_up, low.b_up)
 

@@ -5,164 +5,176 @@ weights that read the same input are one matrix, and what lies between two produ
 travel through autograd: each product adds to its weight's `grad` on the way out, so that the rows of a step are summed
 inside the matrix product instead of in a pass over all weights.
 
-Shape letters as in `kernels`; names of gradients begin with d: `dq` is the gradient of q.
+Where the processes of a group hold a part of every layer each, a block also exchanges tokens with the others. In the
+backward pass an exchange runs while a weight gradient is computed that does not need its result.
+
+Shape letters as in `kernels`, and t tokens of this process where T are those of its group; names of gradients begin with d:
+`dq` is the gradient of q.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from finetuning.model import kernels
 from finetuning.model.attention import Documents, attention_backward, attention_forward
-from finetuning.model.fused import grouped_layers, join, split_heads
-from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product
+from finetuning.model.fused import grouped_layers, split_heads
 from finetuning.model.llama import Block
+from finetuning.model.trained import GatheredMatrix, TrainedFp8Matrix, TrainedMatrix
 
 
-class TrainedMatrix:
-    """Weights [O, I] that read the same input, side by side in one tensor, and their gradients in another."""
+class Exchange(Protocol):
+    """Exchanges of tokens with the other processes. Each is started at once; what is returned waits for the result."""
 
-    def __init__(self, parameters: list[Tensor]):
-        self.parameters = parameters
-        self.weight_OI = join(parameters)
-        self._gradient_OI: Tensor | None = None
+    def gather(self, part_tD: Tensor) -> Callable[[], Tensor]:
+        """The tokens [T, D] of all processes."""
 
-    def forward(self, x_TI: Tensor) -> Tensor:
-        return x_TI @ self.weight_OI.t()
-
-    def backward(self, grad_TO: Tensor) -> Tensor:
-        """Gradient of the input, [T, I]."""
-        return grad_TO @ self.weight_OI
-
-    def add_gradient(self, grad_TO: Tensor, x_TI: Tensor) -> None:
-        """Adds to the weights' gradients."""
-        gradient, first = self._gradients()
-        if first:
-            torch.mm(grad_TO.t(), x_TI, out=gradient)
-        else:
-            gradient.addmm_(grad_TO.t(), x_TI)
-
-    def _gradients(self) -> tuple[Tensor, bool]:
-        """Room for the joint gradient, of which those of the parameters are views, and whether it is still to be filled."""
-        if self._gradient_OI is None:
-            self._gradient_OI = torch.empty_like(self.weight_OI)
-        first = self.parameters[0].grad is None
-        if first:
-            rows = [len(parameter) for parameter in self.parameters]
-            for parameter, part in zip(self.parameters, self._gradient_OI.split(rows), strict=True):
-                parameter.grad = part
-        return self._gradient_OI, first
+    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+        """This process's tokens [t, D] of the sum over processes."""
 
 
-class TrainedFp8Matrix(TrainedMatrix):
-    """The same with all three products in fp8 (e4m3), sums in float32.
+class NoExchange:
+    """Of a process that holds whole layers."""
 
-    The weight is quantised once a step, after it has changed, with a factor for each output and once more, transposed, for
-    each input. Activations and their gradients are quantised by rows for one product, and by columns for the weight's
-    gradient, which sums over tokens. The number of tokens must be a multiple of 16.
-    """
+    def gather(self, part_tD: Tensor) -> Callable[[], Tensor]:
+        return lambda: part_tD
 
-    def __init__(self, parameters: list[Tensor]):
-        super().__init__(parameters)
-        self._rows: tuple[Tensor, Tensor] | None = None
-        self._columns: tuple[Tensor, Tensor] | None = None
+    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+        return lambda: whole_TD
 
-    def forward(self, x_TI: Tensor) -> Tensor:
-        if self._rows is None or self.parameters[0].grad is None:  # weights change only while they have no gradient
-            self._rows, self._columns = quantise_rows(self.weight_OI), quantise_columns(self.weight_OI)
-        return scaled_product(quantise_rows(x_TI), self._rows, x_TI.dtype)
 
-    def backward(self, grad_TO: Tensor) -> Tensor:
-        assert self._columns is not None
-        return scaled_product(quantise_rows(grad_TO), self._columns, grad_TO.dtype)
+@dataclass
+class Accumulation:
+    """Shared by the blocks of a model and whoever runs them: where the gradients of a row go."""
 
-    def add_gradient(self, grad_TO: Tensor, x_TI: Tensor) -> None:
-        product = scaled_product(quantise_columns(grad_TO), quantise_columns(x_TI), grad_TO.dtype)
-        gradient, first = self._gradients()
-        if first:
-            gradient.copy_(product)
-        else:
-            gradient.add_(product)
+    more_rows: bool = False  # of the same step follow: the blocks keep their gradients, and FSDP sees none
 
 
 class FusedTrainedBlock:
     """The weights of a block, and its forward function.
 
-    They are moved into joint tensors; the block's own parameters become views of them.
+    Unless FSDP gathers them, they are moved into joint tensors; the block's own parameters become views of them.
 
     Args:
         keep_all: keep the normed inputs, gate and up for the backward pass; otherwise they are computed again, which
             saves two thirds of a block's memory for half of its forward pass.
+        gathered: FSDP holds the weights, and gathers them for each use.
+        exchange: with the processes that hold the other parts of each layer.
+        accumulation: FSDP would add up the rows of a step in a pass over all weights; while more rows follow it is not shown
+            the gradients, so that the next row is added inside its matrix products.
     """
 
-    def __init__(self, block: Block, *, fp8: bool, keep_all: bool):
-        self.block, self.keep_all = block, keep_all
+    def __init__(
+        self, block: Block, *, fp8: bool, keep_all: bool, gathered: bool = False, exchange: Exchange | None = None,
+        accumulation: Accumulation | None = None,
+    ):  # fmt: skip
+        assert not (fp8 and gathered)
+        self.block, self.keep_all, self.exchange = block, keep_all, exchange or NoExchange()
+        self.accumulation = accumulation or Accumulation()
+        self._kept: list[Tensor | None] = []
         groups = grouped_layers(block)
-        kind = TrainedFp8Matrix if fp8 else TrainedMatrix
-        self.w_qkv, self.w_o, self.w_gate_up, self.w_down = (kind([layer.weight for layer in group]) for group in groups)
-        self.norm1, self.norm2 = block.input_layernorm.weight, block.post_attention_layernorm.weight
-        self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
-        self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
+        self.heads = len(groups[0][0].weight) // head_dim, len(groups[0][1].weight) // head_dim
+        self.eps = block.input_layernorm.eps
+        kind = TrainedFp8Matrix if fp8 else TrainedMatrix
+        self.w_qkv, self.w_o, self.w_gate_up, self.w_down = (
+            GatheredMatrix(group) if gathered else kind([layer.weight for layer in group]) for group in groups
+        )
 
-    def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        """Block output [1, T, D]; B is 1."""
-        out_TD: Tensor = _FusedTrainedBlock.apply(x_BTD[0], cos_BTH[0], sin_BTH[0], documents, self)
-        return out_TD[None]
+    @property
+    def norms(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Looked up in the block for each use, as FSDP changes them."""
+        return self.block.input_layernorm.weight, self.block.post_attention_layernorm.weight
+
+    def show_gradients(self) -> None:
+        """Puts what earlier rows have left where products add to it."""
+        if self._kept:
+            for parameter, gradient in zip(self.block.parameters(), self._kept, strict=True):
+                parameter.grad = gradient
+            self._kept = []
+
+    def keep_gradients(self) -> None:
+        if self.accumulation.more_rows:
+            self._kept = [parameter.grad for parameter in self.block.parameters()]
+            for parameter in self.block.parameters():
+                parameter.grad = None
+
+    def __call__(self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
+        """Block output [1, t, D]; B is 1. Every process of the exchange must call it."""
+        out_BtD: Tensor = _FusedTrainedBlock.apply(x_BtD, cos_BTH[0], sin_BTH[0], documents, self)
+        return out_BtD
 
 
 class _FusedTrainedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin, documents, fused):  # type: ignore[no-untyped-def]
-        h1, inverse1 = kernels.norm(x, fused.norm1, fused.eps)
+    def forward(ctx, x_BtD, cos, sin, documents, fused):  # type: ignore[no-untyped-def]
+        x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
+        h1, inverse1 = kernels.norm(x, norm1, fused.eps)
+        h1 = exchange.gather(h1)()
         qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
         out, logsumexp = attention_forward(*split_heads(qkv, fused.heads), documents)
-        x2 = x + fused.w_o.forward(out.flatten(1))
+        x2 = x + exchange.sum_and_scatter(fused.w_o.forward(out.flatten(1)))()
 
-        h2, inverse2 = kernels.norm(x2, fused.norm2, fused.eps)
+        h2, inverse2 = kernels.norm(x2, norm2, fused.eps)
+        h2 = exchange.gather(h2)()
         gate_up = fused.w_gate_up.forward(h2)
-        x3 = x2 + fused.w_down.forward(kernels.gate(*gate_up.chunk(2, -1)))
+        down = fused.w_down.forward(kernels.gate(*gate_up.chunk(2, -1)))
+        # A tensor of its own, no view: FSDP hangs its hook on it.
+        x3_BtD = x2[None] + exchange.sum_and_scatter(down)()
 
         kept = (h1, h2, gate_up) if fused.keep_all else ()
         ctx.save_for_backward(
-            x, cos, sin, documents.boundaries, documents.extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept
+            x_BtD, cos, sin, documents.boundaries, documents.extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept
         )
         ctx.fused = fused
-        return x3
+        return x3_BtD
 
     @staticmethod
-    def backward(ctx, dx3):  # type: ignore[no-untyped-def]
+    def backward(ctx, dx3_BtD):  # type: ignore[no-untyped-def]
         fused = ctx.fused
-        x, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept = ctx.saved_tensors
+        x_BtD, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept = ctx.saved_tensors
+        x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
+        fused.show_gradients()
+        dx3 = dx3_BtD[0].contiguous()
+        arriving = exchange.gather(dx3)
         if kept:
             h1, h2, gate_up = kept
         else:
-            h1, _ = kernels.norm(x, fused.norm1, fused.eps)
-            h2, _ = kernels.norm(x2, fused.norm2, fused.eps)
+            h1 = exchange.gather(kernels.norm(x, norm1, fused.eps)[0])()
+            h2 = exchange.gather(kernels.norm(x2, norm2, fused.eps)[0])()
             gate_up = fused.w_gate_up.forward(h2)
-        dx3 = dx3.contiguous()
 
         gate, up = gate_up.chunk(2, -1)
         dgate_up = torch.empty_like(gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
-        inner = kernels.gate_backward(fused.w_down.backward(dx3), gate, up, dgate, dup)
-        fused.w_down.add_gradient(dx3, inner)
-        del inner
-        dh2 = fused.w_gate_up.backward(dgate_up)
+        whole_dx3 = arriving()
+        inner = kernels.gate_backward(fused.w_down.backward(whole_dx3), gate, up, dgate, dup)
+        leaving = exchange.sum_and_scatter(fused.w_gate_up.backward(dgate_up))
         fused.w_gate_up.add_gradient(dgate_up, h2)
-        _add_gradient(fused.norm2, kernels.norm_weight_gradient(dh2, x2, inverse2))
-        dx2 = kernels.norm_backward(dh2, x2, inverse2, fused.norm2, dx3)
+        dh2 = leaving()
+        _add_gradient(norm2, kernels.norm_weight_gradient(dh2, x2, inverse2))
+        dx2 = kernels.norm_backward(dh2, x2, inverse2, norm2, dx3)
 
-        dout = fused.w_o.backward(dx2)
-        fused.w_o.add_gradient(dx2, out.flatten(1))
+        arriving = exchange.gather(dx2)
+        fused.w_down.add_gradient(whole_dx3, inner)
+        del inner
+        whole_dx2 = arriving()
+        dout = fused.w_o.backward(whole_dx2)
+        fused.w_o.add_gradient(whole_dx2, out.flatten(1))
         dq, dk, dv = attention_backward(
             dout.view_as(out), *split_heads(qkv, fused.heads), out, logsumexp, Documents(boundaries, extent)
         )
         dqkv = torch.empty_like(qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
-        dh1 = fused.w_qkv.backward(dqkv)
+        leaving = exchange.sum_and_scatter(fused.w_qkv.backward(dqkv))
         fused.w_qkv.add_gradient(dqkv, h1)
-        _add_gradient(fused.norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
-        return kernels.norm_backward(dh1, x, inverse1, fused.norm1, dx2), None, None, None, None
+        dh1 = leaving()
+        _add_gradient(norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
+        fused.keep_gradients()
+        return kernels.norm_backward(dh1, x, inverse1, norm1, dx2)[None], None, None, None, None
 
 
 def _add_gradient(parameter: nn.Parameter, value: Tensor) -> None:

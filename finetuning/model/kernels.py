@@ -52,6 +52,24 @@ def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Te
     return (grad + residual_grad_TD.float()).to(x_TD.dtype)
 
 
+def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`norm`, and its rows as `quantise_rows` gives them."""
+    if x_TD.is_cuda:
+        return _triton().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
+    out_TD, inverse_T = norm(x_TD, weight_D, eps)
+    return out_TD, inverse_T, quantise_rows(out_TD)
+
+
+def norm_backward_and_quantise(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    """`norm_backward`, and its rows as `quantise_rows` gives them."""
+    if x_TD.is_cuda:
+        return _triton().norm_backward_and_quantise(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, FP8_MAX, LEAST_FACTOR)
+    out_TD = norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
+    return out_TD, quantise_rows(out_TD)
+
+
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
     """Gradient of the norm's weight [D], float32: the sum over rows of grad * x * inverse."""
     if x_TD.is_cuda:
@@ -98,35 +116,63 @@ def rotate_heads_backward(
     return None
 
 
-def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None = None) -> Tensor:
-    """silu(gate) * up, [T, F], each with its update."""
+def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up, [T, F]."""
     if gate_TF.is_cuda:
-        return _triton().gate(gate_TF, up_TF, updates)
-    wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
-    return (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
+        return _triton().gate(gate_TF, up_TF, None)
+    return (F.silu(gate_TF.float()) * up_TF.float()).to(gate_TF.dtype)
 
 
-def gate_backward(
+def gate_with_adapters(
+    gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update], a_RF: Tensor
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
+    if gate_TF.is_cuda:
+        inner_TF = _triton().gate(gate_TF, up_TF, updates)
+    else:
+        wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
+        inner_TF = (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
+    return inner_TF, inner_TF @ a_RF.t()
+
+
+def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
+    """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more."""
+    if grad_TF.is_cuda:
+        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF)
+    return _gate_backward(grad_TF.float(), gate_TF.float(), up_TF.float(), grad_gate_TF, grad_up_TF).to(gate_TF.dtype)
+
+
+def gate_backward_with_adapters(
     grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[Update, Update] | None = None, through: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:  # fmt: skip
-    """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more.
+    updates: tuple[Update, Update], through: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor, Tensor], scale: float,
+) -> None:  # fmt: skip
+    """The same for layers with adapters, with the sums over tokens that the gate's output and gradients are good for.
 
     Args:
         grad_TF: gradient of the output through the weight of the next layer.
         through: dt [T, R] and A [R, F] of the next layer's adapter, whose part of that gradient, dt A, is added here.
+        gradients: where to write the gradients of B of gate and up [F, R], and of the next layer's A [R, F]: dgate^T t, dup^T t
+            and scale * dt^T inner, all without a pass of their own.
     """
     if grad_TF.is_cuda:
-        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through)
-    grad = grad_TF.float()
-    if through is not None:
-        grad = grad + through[0].float() @ through[1].float()
+        _triton().gate_backward_with_adapters(
+            grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through, gradients, scale
+        )
+        return
+    dt_TR, a_RF = (x.float() for x in through)
     wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
-    sigmoid = torch.sigmoid(wide_gate)
-    silu = wide_gate * sigmoid
-    grad_gate_TF.copy_(grad * wide_up * (sigmoid + silu * (1 - sigmoid)))
+    inner = _gate_backward(grad_TF.float() + dt_TR @ a_RF, wide_gate, wide_up, grad_gate_TF, grad_up_TF)
+    gradients[0].copy_(grad_gate_TF.float().t() @ updates[0].t_TR.float())
+    gradients[1].copy_(grad_up_TF.float().t() @ updates[1].t_TR.float())
+    gradients[2].copy_(scale * (dt_TR.t() @ inner))
+
+
+def _gate_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
+    sigmoid = torch.sigmoid(gate)
+    silu = gate * sigmoid
+    grad_gate_TF.copy_(grad * up * (sigmoid + silu * (1 - sigmoid)))
     grad_up_TF.copy_(grad * silu)
-    return (silu * wide_up).to(gate_TF.dtype)
+    return silu * up
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
@@ -140,6 +186,14 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     if wide.data_ptr() != logits_TV.data_ptr():
         logits_TV.copy_(wide)
     return losses[:, 0]
+
+
+def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
+    if logits_TV.is_cuda:
+        return _triton().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
+    losses_T = cross_entropy(logits_TV, labels_T)
+    return losses_T, quantise_rows(logits_TV)
 
 
 def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:
@@ -157,11 +211,14 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def quantise_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448."""
+def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448.
+
+    With `columns` (float32), the columns are multiplied by these numbers first.
+    """
     if x_TD.is_cuda:
-        return _triton().quantise_rows(x_TD, FP8_MAX, LEAST_FACTOR)
-    wide = x_TD.float()
+        return _triton().quantise_rows(x_TD, columns_D, FP8_MAX, LEAST_FACTOR)
+    wide = x_TD.float() if columns_D is None else x_TD.float() * columns_D
     factor_T1 = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FACTOR * FP8_MAX) / FP8_MAX
     return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
 
@@ -171,6 +228,20 @@ def quantise_columns(x_TD: Tensor) -> tuple[Tensor, Tensor]:
     if x_TD.is_cuda:
         return _triton().quantise_columns(x_TD, FP8_MAX, LEAST_FACTOR)
     return quantise_rows(x_TD.t())
+
+
+def turn(x_OI: Tensor) -> Tensor:
+    """The transpose [I, O] of a matrix in fp8, contiguous."""
+    if x_OI.is_cuda:
+        return _triton().turn(x_OI)
+    return x_OI.view(torch.uint8).t().contiguous().view(x_OI.dtype)
+
+
+def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
+    """Rows of a table [T, D], on the device of the tokens; for tokens on a GPU, the table lies in pinned host memory."""
+    if tokens_T.is_cuda:
+        return _triton().gather_rows(table_VD, tokens_T)
+    return table_VD[tokens_T]
 
 
 def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
@@ -198,9 +269,7 @@ def _low_rank(update: Update) -> Tensor:
     return update.t_TR.float() @ update.b_OR.float().t()
 
 
-def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update] | None) -> tuple[Tensor, Tensor]:
-    if updates is None:
-        return gate_TF.float(), up_TF.float()
+def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update]) -> tuple[Tensor, Tensor]:
     return gate_TF.float() + _low_rank(updates[0]), up_TF.float() + _low_rank(updates[1])
 
 

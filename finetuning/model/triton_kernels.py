@@ -5,6 +5,8 @@ may be part of a wider one. The rank of an update is padded to 16, the least tha
 are zero.
 """
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -13,48 +15,91 @@ from torch import Tensor
 LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.Update`
 
 LEAST_RANK = 16
-UPDATE_ROWS, UPDATE_COLUMNS = 32, 256
-ROTATE_ROWS = 64
+UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
+ROTATE_ROWS = 64  # backward
+ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
+MOST_HEADS = 8  # that a program turns one after the other
 # Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
 GATE_TILING = (32, 128, 4, 4, 3)
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
+GATE_SUMS_TILING = (32, 64, 32, 4, 3)
 VOCABULARY_BLOCK = 16384
 # Rows that a program adds up, or finds the maximum of, and its columns.
 SUM_ROWS, SUM_COLUMNS = 256, 128
 QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
+TURN_TILE = 128
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    num_rows, size = x_TD.shape
-    out = torch.empty_like(x_TD)
-    inverse = torch.empty(num_rows, dtype=torch.float32, device=x_TD.device)
-    _norm[(num_rows,)](x_TD, weight_D, out, inverse, eps, size, BLOCK=triton.next_power_of_2(size), num_warps=8)
+    out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
+    _norm[(len(x_TD),)](x_TD, weight_D, out, inverse, out, inverse, eps, QUANTISE=False, **_whole_rows(x_TD))
     return out, inverse
 
 
+def norm_and_quantise(
+    x_TD: Tensor, weight_D: Tensor, eps: float, largest: float, least_factor: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
+    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
+    _norm[(len(x_TD),)](
+        x_TD, weight_D, out, inverse, quantised, factors, eps, QUANTISE=True, largest=largest, least_factor=least_factor,
+        **_whole_rows(x_TD),
+    )  # fmt: skip
+    return out, inverse, (quantised, factors[:, None])
+
+
 @triton.jit
-def _norm(x, weight, out, inverse, eps, size: tl.constexpr, BLOCK: tl.constexpr):
+def _norm(
+    x, weight, out, inverse, quantised, factors, eps, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * size + columns, mask=inside, other=0.0).to(tl.float32)
     factor = tl.rsqrt(tl.sum(values * values) / size + eps)
     scale = tl.load(weight + columns, mask=inside, other=0.0)
-    tl.store(out + row * size + columns, (values * factor).to(scale.dtype) * scale, mask=inside)
+    result = (values * factor).to(scale.dtype) * scale
+    tl.store(out + row * size + columns, result, mask=inside)
     tl.store(inverse + row, factor)
+    if QUANTISE:
+        _store_quantised(result.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+
+
+@triton.jit
+def _store_quantised(values, places, factor_place, inside, largest: tl.constexpr, least_factor: tl.constexpr):
+    """A whole row in fp8, and its factor."""
+    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
+    tl.store(places, (values / factor).to(places.dtype.element_ty), mask=inside)
+    tl.store(factor_place, factor)
 
 
 def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor) -> Tensor:
-    num_rows, size = x_TD.shape
     out = torch.empty_like(x_TD)
-    _norm_backward[(num_rows,)](
-        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, size, BLOCK=triton.next_power_of_2(size), num_warps=8
+    _norm_backward[(len(x_TD),)](
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, out, inverse_T, QUANTISE=False, **_whole_rows(x_TD)
     )
     return out
 
 
+def norm_backward_and_quantise(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, largest: float,
+    least_factor: float,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    out = torch.empty_like(x_TD)
+    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
+    _norm_backward[(len(x_TD),)](
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, quantised, factors, QUANTISE=True, largest=largest,
+        least_factor=least_factor, **_whole_rows(x_TD),
+    )  # fmt: skip
+    return out, (quantised, factors[:, None])
+
+
 @triton.jit
-def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.constexpr, BLOCK: tl.constexpr):
+def _norm_backward(
+    grad, x, inverse, weight, residual_grad, out, quantised, factors, size: tl.constexpr, BLOCK: tl.constexpr,
+    QUANTISE: tl.constexpr, largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -64,7 +109,19 @@ def _norm_backward(grad, x, inverse, weight, residual_grad, out, size: tl.conste
     scaled *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     result = factor * (scaled - normed * (tl.sum(scaled * normed) / size))
     result += tl.load(residual_grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * size + columns, result.to(out.dtype.element_ty), mask=inside)
+    rounded = result.to(out.dtype.element_ty)
+    tl.store(out + row * size + columns, rounded, mask=inside)
+    if QUANTISE:
+        _store_quantised(rounded.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+
+
+def _row_factors(x_TD: Tensor) -> Tensor:
+    return torch.empty(len(x_TD), dtype=torch.float32, device=x_TD.device)
+
+
+def _whole_rows(x_TD: Tensor) -> dict[str, int]:
+    """Arguments of kernels whose programs have a row each."""
+    return {"size": x_TD.shape[1], "BLOCK": triton.next_power_of_2(x_TD.shape[1]), "num_warps": 8}
 
 
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
@@ -147,41 +204,53 @@ def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[in
     num_rows, size = qkv_TC.shape
     t, b, rank = _unpacked(update, qkv_TC)
     out = torch.empty((num_rows, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
-    grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
+    together, head_dim = _heads_together(heads), size // (num_heads + 2 * num_key_value_heads)
+    rows, warps, stages = ROTATE_TILING
+    grid = (triton.cdiv(num_rows, rows), (num_heads + 2 * num_key_value_heads) // together)
     _rotate_heads[grid](
-        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads,
-        num_key_value_heads, size // (num_heads + 2 * num_key_value_heads), rank, _padded(rank), ROWS=ROTATE_ROWS, num_warps=4,
+        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads, num_key_value_heads,
+        head_dim, rank, _padded(rank), ROWS=rows, TOGETHER=together, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def _heads_together(heads: tuple[int, int]) -> int:
+    """Heads that a program turns: of one kind, because as many divide query heads and key/value heads."""
+    return math.gcd(*heads, MOST_HEADS)
 
 
 @triton.jit
 def _rotate_heads(
     qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
     num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+    TOGETHER: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1)
+    first_head = tl.program_id(1) * TOGETHER
     half: tl.constexpr = head_dim // 2
     halves = tl.arange(0, half)
     inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
-    first_columns = head * head_dim + halves
-    second_columns = first_columns + half
-    first = tl.load(qkv + rows[:, None] * qkv_stride + first_columns[None, :], mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(qkv + rows[:, None] * qkv_stride + second_columns[None, :], mask=inside, other=0.0).to(tl.float32)
+    c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+    s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
+    if first_head >= num_heads + num_key_value_heads:  # values are not turned
+        c = tl.full(c.shape, 1.0, tl.float32)
+        s = tl.zeros(s.shape, tl.float32)
     if RANK > 0:
-        part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
-        own_t = t + part * rank
-        first += _update_tile(own_t, t_stride, b, rows, first_columns, num_rows, size, rank, RANK)
-        second += _update_tile(own_t, t_stride, b, rows, second_columns, num_rows, size, rank, RANK)
-    if head < num_heads + num_key_value_heads:
-        c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
-        s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
-        turned_first = first * c - second * s
-        second = second * c + first * s
-        first = turned_first
-    tl.store(out + rows[:, None] * size + first_columns[None, :], first.to(out.dtype.element_ty), mask=inside)
-    tl.store(out + rows[:, None] * size + second_columns[None, :], second.to(out.dtype.element_ty), mask=inside)
+        part = (first_head >= num_heads).to(tl.int32) + (first_head >= num_heads + num_key_value_heads).to(tl.int32)
+        ranks = tl.arange(0, RANK)
+        t_tile = _load_rows(t + part * rank, t_stride, rows, ranks, num_rows, rank)
+    for index in tl.range(0, TOGETHER, num_stages=STAGES):
+        first_columns = (first_head + index) * head_dim + halves
+        second_columns = first_columns + half
+        first = tl.load(qkv + rows[:, None] * qkv_stride + first_columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(qkv + rows[:, None] * qkv_stride + second_columns[None, :], mask=inside, other=0.0).to(tl.float32)
+        if RANK > 0:
+            first += tl.dot(t_tile, _load_transposed(b, first_columns, ranks, size, rank))
+            second += tl.dot(t_tile, _load_transposed(b, second_columns, ranks, size, rank))
+        turned_first = (first * c - second * s).to(out.dtype.element_ty)
+        turned_second = (second * c + first * s).to(out.dtype.element_ty)
+        tl.store(out + rows[:, None] * size + first_columns[None, :], turned_first, mask=inside)
+        tl.store(out + rows[:, None] * size + second_columns[None, :], turned_second, mask=inside)
 
 
 def rotate_heads_backward(
@@ -261,31 +330,47 @@ def _gate(
         tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
-def gate_backward(
-    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[LowRank, LowRank] | None, through: tuple[Tensor, Tensor] | None,
-) -> Tensor:  # fmt: skip
+def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
     num_rows, size = grad_TF.shape
-    (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
-    dt, a = through or (grad_TF, grad_TF)
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate_backward[grid](
-        grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
-        b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, num_rows, size, rank, _padded(rank),
+        grad_TF, grad_TF, 0, grad_TF, 0, gate_TF, up_TF, gate_TF.stride(0), grad_TF, grad_TF, 0, grad_TF, grad_TF,
+        grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, out, num_rows, size, 0, 0,
         ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
     return out
 
 
+def gate_backward_with_adapters(
+    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor, updates: tuple[LowRank, LowRank],
+    through: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor, Tensor], scale: float,
+) -> None:  # fmt: skip
+    num_rows, size = grad_TF.shape
+    ((t_gate, b_gate), (t_up, b_up)), (dt, a) = updates, through
+    rank = b_gate.shape[1]
+    rows, columns, tiles, warps, stages = GATE_SUMS_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    parts = torch.empty(grid[1], 3, size, _padded(rank), dtype=torch.float32, device=grad_TF.device)
+    _gate_backward[grid](
+        grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
+        b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), grad_TF, parts, num_rows, size, rank, _padded(rank),
+        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
+    )  # fmt: skip
+    grad_b_gate, grad_b_up, grad_a = gradients
+    _add_parts[(triton.cdiv(size, SUM_COLUMNS), 3)](
+        parts, grad_b_gate, grad_b_up, grad_a, len(parts), scale, size, rank, _padded(rank), COLUMNS=SUM_COLUMNS, num_warps=4
+    )
+
+
 @triton.jit
 def _gate_backward(
     grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
-    out,
-    num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    TILES: tl.constexpr, STAGES: tl.constexpr,
+    out, parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Without adapters the gate's output goes to `out`; with them, sums over these rows go to `parts`."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if RANK > 0:
         ranks = tl.arange(0, RANK)
@@ -293,6 +378,9 @@ def _gate_backward(
         b_up_tile = _load_transposed(b_up, columns, ranks, size, rank)
         a_inside = (ranks[:, None] < rank) & (columns[None, :] < size)
         a_tile = tl.load(a + ranks[:, None] * a_stride + columns[None, :], mask=a_inside, other=0.0)
+        sum_gate = tl.zeros((COLUMNS, RANK), tl.float32)
+        sum_up = tl.zeros((COLUMNS, RANK), tl.float32)
+        sum_a = tl.zeros((COLUMNS, RANK), tl.float32)
     for tile in tl.range(0, TILES, num_stages=STAGES):
         rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -302,30 +390,92 @@ def _gate_backward(
         u = tl.load(up + places, mask=inside, other=0.0).to(tl.float32)
         arriving = tl.load(grad + here, mask=inside, other=0.0).to(tl.float32)
         if RANK > 0:
-            g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
-            u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
-            arriving += tl.dot(_load_rows(dt, dt_stride, rows, ranks, num_rows, rank), a_tile)
+            t_gate_tile = _load_rows(t_gate, t_stride, rows, ranks, num_rows, rank)
+            t_up_tile = _load_rows(t_up, t_stride, rows, ranks, num_rows, rank)
+            dt_tile = _load_rows(dt, dt_stride, rows, ranks, num_rows, rank)
+            g += tl.dot(t_gate_tile, b_gate_tile)
+            u += tl.dot(t_up_tile, b_up_tile)
+            arriving += tl.dot(dt_tile, a_tile)
         sigmoid = tl.sigmoid(g)
         silu = g * sigmoid
-        tl.store(out + here, (silu * u).to(out.dtype.element_ty), mask=inside)
+        inner = (silu * u).to(grad_gate.dtype.element_ty)
         targets = rows[:, None] * grad_stride + columns[None, :]
         slope = sigmoid + silu * (1 - sigmoid)
-        tl.store(grad_gate + targets, (arriving * u * slope).to(grad_gate.dtype.element_ty), mask=inside)
-        tl.store(grad_up + targets, (arriving * silu).to(grad_up.dtype.element_ty), mask=inside)
-
-
-def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
-    num_rows, size = logits_TV.shape
-    losses = torch.empty(num_rows, dtype=torch.float32, device=logits_TV.device)
-    if num_rows:
-        _cross_entropy[(num_rows,)](logits_TV, labels_T, losses, size, BLOCK=VOCABULARY_BLOCK, num_warps=16)
-    return losses
+        dgate = (arriving * u * slope).to(grad_gate.dtype.element_ty)
+        dup = (arriving * silu).to(grad_up.dtype.element_ty)
+        tl.store(grad_gate + targets, dgate, mask=inside)
+        tl.store(grad_up + targets, dup, mask=inside)
+        if RANK > 0:
+            sum_gate = tl.dot(tl.trans(dgate), t_gate_tile, sum_gate)
+            sum_up = tl.dot(tl.trans(dup), t_up_tile, sum_up)
+            sum_a = tl.dot(tl.trans(inner), dt_tile, sum_a)
+        else:
+            tl.store(out + here, inner, mask=inside)
+    if RANK > 0:
+        ranks = tl.arange(0, RANK)
+        here = (tl.program_id(1).to(tl.int64) * 3 * size + columns[:, None]) * RANK + ranks[None, :]
+        inside = columns[:, None] < size
+        tl.store(parts + here, sum_gate, mask=inside)
+        tl.store(parts + here + size * RANK, sum_up, mask=inside)
+        tl.store(parts + here + 2 * size * RANK, sum_a, mask=inside)
 
 
 @triton.jit
-def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constexpr):
+def _add_parts(
+    parts, grad_b_gate, grad_b_up, grad_a, num_parts, scale, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """The sum of the parts [*, 3, size, RANK]: two [size, rank], and the third, times scale, transposed."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    which = tl.program_id(1)
+    ranks = tl.arange(0, RANK)
+    total = tl.zeros((COLUMNS, RANK), tl.float32)
+    here = parts + (which * size + columns[:, None]) * RANK + ranks[None, :]
+    for _ in range(num_parts):
+        total += tl.load(here, mask=columns[:, None] < size, other=0.0)
+        here += 3 * size * RANK
+    inside = (columns[:, None] < size) & (ranks[None, :] < rank)
+    target = columns[:, None] * rank + ranks[None, :]
+    if which == 0:
+        tl.store(grad_b_gate + target, total.to(grad_b_gate.dtype.element_ty), mask=inside)
+    elif which == 1:
+        tl.store(grad_b_up + target, total.to(grad_b_up.dtype.element_ty), mask=inside)
+    else:
+        turned = ranks[None, :] * size + columns[:, None]
+        tl.store(grad_a + turned, (total * scale).to(grad_a.dtype.element_ty), mask=inside)
+
+
+def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
+    losses = _row_factors(logits_TV)
+    if len(losses):
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, logits_TV, losses, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=False,
+            num_warps=16,
+        )  # fmt: skip
+    return losses
+
+
+def cross_entropy_and_quantise(
+    logits_TV: Tensor, labels_T: Tensor, largest: float, least_factor: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    losses, factors = _row_factors(logits_TV), _row_factors(logits_TV)
+    quantised = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
+    if len(losses):
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, quantised, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
+            largest=largest, least_factor=least_factor, num_warps=16,
+        )  # fmt: skip
+    return losses, (quantised, factors[:, None])
+
+
+@triton.jit
+def _cross_entropy(
+    logits, labels, losses, gradients, factors, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
+    gradients += row * size
     places = tl.arange(0, BLOCK)
     label = tl.load(labels + row)
     highest = -float("inf")
@@ -336,38 +486,48 @@ def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constex
         total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(part - new_highest))
         highest = new_highest
     logsumexp = highest + tl.log(total)
-    tl.store(losses + row, logsumexp - tl.load(logits + label).to(tl.float32))
+    loss = logsumexp - tl.load(logits + label).to(tl.float32)
+    tl.store(losses + row, loss)
+    if QUANTISE:
+        # No other entry is larger than the label's, 1 - p: the others add up to it.
+        factor = tl.maximum((1 - tl.exp(-loss)) / largest, least_factor)
+        tl.store(factors + row, factor)
     tl.debug_barrier()  # the label's logit has been read before it is overwritten
     for start in range(0, size, BLOCK):
         columns = start + places
         part = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
         gradient = tl.exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
-        tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=columns < size)
+        if QUANTISE:
+            gradient = tl.clamp(gradient / factor, -largest, largest)
+        tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < size)
 
 
-def quantise_rows(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
+def quantise_rows(
+    x_TD: Tensor, columns_D: Tensor | None, largest: float, least_factor: float
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_rows, size = x_TD.shape
     out = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x_TD.device)
     factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(size)
     _quantise_rows[(num_rows,)](
-        x_TD, x_TD.stride(0), out, factors, size, largest=largest, least_factor=least_factor, BLOCK=block,
-        num_warps=min(16, max(4, block // 1024)),
+        x_TD, x_TD.stride(0), out, factors, factors if columns_D is None else columns_D, size, largest=largest,
+        least_factor=least_factor, BLOCK=block, MULTIPLY=columns_D is not None, num_warps=min(16, max(4, block // 1024)),
     )  # fmt: skip
     return out, factors
 
 
 @triton.jit
 def _quantise_rows(
-    x, stride, out, factors, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, stride, out, factors, multipliers, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr,
+    BLOCK: tl.constexpr, MULTIPLY: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
     values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
-    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
-    tl.store(out + row * size + columns, (values / factor).to(out.dtype.element_ty), mask=inside)
-    tl.store(factors + row, factor)
+    if MULTIPLY:
+        values *= tl.load(multipliers + columns, mask=inside, other=0.0)
+    _store_quantised(values, out + row * size + columns, factors + row, inside, largest, least_factor)
 
 
 def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
@@ -410,6 +570,40 @@ def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROW
     turned = tl.trans((values / factor[None, :]).to(out.dtype.element_ty))
     inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
     tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
+
+
+def turn(x_OI: Tensor) -> Tensor:
+    num_rows, size = x_OI.shape
+    out = torch.empty((size, num_rows), dtype=torch.uint8, device=x_OI.device)
+    grid = (triton.cdiv(size, TURN_TILE), triton.cdiv(num_rows, TURN_TILE))
+    _turn[grid](x_OI.view(torch.uint8), out, num_rows, size, TILE=TURN_TILE, num_warps=8)
+    return out.view(x_OI.dtype)
+
+
+@triton.jit
+def _turn(x, out, num_rows, size, TILE: tl.constexpr):
+    rows = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+    values = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0)
+    inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
+    tl.store(out + columns[:, None] * num_rows + rows[None, :], tl.trans(values), mask=inside)
+
+
+def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
+    size = table_VD.shape[1]
+    out = torch.empty((len(tokens_T), size), dtype=table_VD.dtype, device=tokens_T.device)
+    _gather_rows[(len(tokens_T),)](table_VD, tokens_T, out, **_whole_rows(out))
+    return out
+
+
+@triton.jit
+def _gather_rows(table, tokens, out, size: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < size
+    source = table + tl.load(tokens + row).to(tl.int64) * size
+    tl.store(out + row * size + columns, tl.load(source + columns, mask=inside, other=0.0), mask=inside)
 
 
 def _unpacked(update: LowRank | None, other: Tensor) -> tuple[Tensor, Tensor, int]:

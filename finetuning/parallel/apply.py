@@ -1,7 +1,7 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,12 @@ from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
-from finetuning.model.fused_trained import FusedTrainedBlock
-from finetuning.model.llama import Block, Llama
+from finetuning.model.fused_trained import Accumulation, FusedTrainedBlock
+from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
-from finetuning.parallel.collectives import sum_over
+from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
+from finetuning.parallel.least import build_least, load_done
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.recompute import block_forward
@@ -41,6 +42,7 @@ class Technique:
     compile: bool = False
     fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
     fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
+    least_memory: bool = False  # fused LoRA blocks as `finetuning.model.fused_least` has them
     split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
     tensor_overlap: bool = False  # see finetuning.parallel.ring
@@ -62,13 +64,15 @@ def build_model(config: LlamaConfig, layout: Layout, device: torch.device, techn
         technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
     indices = stage_indices(technique.pipeline_schedule, layout.degrees.pp, layout.pp_rank) if layout.degrees.pp > 1 else [0]
     stages = assign_layers(config, layout.degrees.pp * len(indices))
-    parts = [build_part(config, layout, device, technique, index, stages) for index in indices]
-    return ParallelLlama(config, parts, layout, device, technique)
+    accumulation = Accumulation()
+    parts = [build_part(config, layout, device, technique, index, stages, accumulation) for index in indices]
+    return ParallelLlama(config, parts, layout, device, technique, accumulation)
 
 
 def build_part(
-    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range]
-) -> Llama:
+    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range],
+    accumulation: Accumulation,
+) -> Llama:  # fmt: skip
     """One pipeline stage, with every technique in its place."""
     with torch.device("meta"):
         if len(stages) == 1:
@@ -87,34 +91,56 @@ def build_part(
         whole = parameter.requires_grad and not technique.split_master
         parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
     blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
-    recomputed = "full" if technique.activation_checkpointing == "full" else "none"  # fused blocks do `selective` themselves
-    if _can_fuse(blocks, layout, technique):
-        model.to_empty(device=device)
-        kind = FusedTrainedBlock if technique.lora_rank is None else FusedBlock
-        for block in blocks:
-            fused = kind(block, fp8=technique.fp8, keep_all=technique.activation_checkpointing != "selective")
-            block.forward = block_forward(fused, recomputed, config.hidden_size, compiled=False)  # type: ignore[method-assign]
+    if technique.least_memory:
+        assert layout.degrees.pp == 1 and technique.lora_rank is not None and _can_fuse(blocks, layout, technique)
+        build_least(model, device, fp8=technique.fp8)
         uncover_documents(model)
         return model
-    shard_parameters(
-        model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
-    )
-    for layer in model.model.layers.values():
-        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
-        layer.forward = block_forward(
-            layer.forward, technique.activation_checkpointing, config.hidden_size, compiled=technique.compile
+    fused = _can_fuse(blocks, layout, technique)
+    sharded = not fused or (technique.lora_rank is None and not _holds_whole_weights(layout, technique))
+    if sharded:
+        shard_parameters(
+            model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
         )
-    model.to_empty(device=device)
+    else:
+        model.to_empty(device=device)  # before the blocks move their weights into joint tensors
+        uncover_documents(model)
+    mode = technique.activation_checkpointing
+    keep_all = mode != "selective"  # fused blocks do `selective` themselves
+    for block in blocks:
+        forward: Callable[..., Tensor] = block.forward
+        if fused and technique.lora_rank is None:
+            exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
+            forward = FusedTrainedBlock(
+                block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange, accumulation=accumulation
+            )
+        elif fused:
+            forward = FusedBlock(block, fp8=technique.fp8, keep_all=keep_all)
+        recomputed = "none" if fused and mode == "selective" else mode
+        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
+        block.forward = block_forward(  # type: ignore[method-assign]
+            forward, recomputed, config.hidden_size, compiled=technique.compile and not fused
+        )
+    if isinstance(model.lm_head, Head):
+        model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
+    if sharded:
+        model.to_empty(device=device)
     return model
 
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Fused blocks hold their weights whole: frozen ones on every process, trained ones where there is one process only."""
-    if not technique.fuse or layout.degrees.tp > 1 or layout.degrees.cp > 1:
+    """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
+    if not technique.fuse or layout.degrees.cp > 1 or technique.pipeline_schedule == "zero_bubble":
         return False
     if technique.lora_rank is None:
-        return technique.split_master and layout.degrees.world_size == 1
-    return technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
+        return not technique.tensor_overlap
+    return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
+
+
+def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
+    """Nothing to shard, and trained weights are held in the dtype that they are computed in."""
+    degrees = layout.degrees
+    return technique.split_master and degrees.data_parallel * degrees.cp == 1
 
 
 class ParallelLlama(nn.Module):
@@ -125,9 +151,11 @@ class ParallelLlama(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique
+        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique,
+        accumulation: Accumulation,
     ):  # fmt: skip
         super().__init__()
+        self.accumulation = accumulation
         self.config, self.layout, self.device, self.technique = config, layout, device, technique
         self.parts = nn.ModuleList(parts)
         self.context = plan_context(config, layout.degrees.cp, layout.degrees.tp)
@@ -192,7 +220,10 @@ class ParallelLlama(nn.Module):
             (part,) = self.parts
             for index, row in enumerate(rows):
                 assert isinstance(part, Llama)
-                prepare_backward(part, self.technique.sharding, last=alone or index == len(rows) - 1)
+                last = alone or index == len(rows) - 1
+                prepare_backward(part, self.technique.sharding, last=last)
+                # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
+                self.accumulation.more_rows = self.technique.split_master and self.technique.sharding == "step" and not last
                 loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
                 (loss / batch.answer_tokens).backward()
                 loss_sum = loss_sum + loss.detach()
@@ -273,6 +304,13 @@ class ParallelLlama(nn.Module):
             assert self.pipeline is not None
             self.pipeline.refresh_table_copy()
 
+    def base_loaded(self) -> None:
+        """To be called after the weights that are not adapters were filled."""
+        self.refresh_copies()
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            load_done(part)
+
     def _local(self, row: MicroBatch) -> MicroBatch:
         if self.layout.degrees.cp > 1:
             row = cut_row(row, self.context, self.layout.cp_rank)
@@ -308,6 +346,14 @@ def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
 
 def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
+
+
+def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
+    """`ParallelLlama.view` of all weights that are not adapters, to be filled; those that lie on the host as they are."""
+    return {
+        name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
+        for name, weight in base_parameters(model).items()
+    }
 
 
 def trained_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:

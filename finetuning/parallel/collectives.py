@@ -2,10 +2,13 @@
 
 Each is an opaque operator with its counterpart as backward. Opaque: a compiled block then receives ordinary tensors.
 (With functional collectives it received an unfinished one, and its gradient was silently dropped, torch 2.13.)
-Groups are named by strings because operators take no group objects.
+Groups are named by strings because operators take no group objects. For hand-written backward passes there is
+`TokenExchange`.
 
 Shape letters: t tokens of one rank, T tokens of all ranks of the group.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -27,18 +30,39 @@ def group_named(name: str) -> dist.ProcessGroup:
     return _groups[name]
 
 
-def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup) -> None:
-    if _HAS_SINGLE:
-        dist.all_gather_single(output, part, group=group)
-    else:
-        dist.all_gather_into_tensor(output, part, group=group)
+class TokenExchange:
+    """Exchanges of tokens in a group, outside autograd: `finetuning.model.fused_trained.Exchange`."""
+
+    def __init__(self, group: dist.ProcessGroup):
+        self.group = group
+
+    def gather(self, part_tD: Tensor) -> Callable[[], Tensor]:
+        whole_TD = part_tD.new_empty(part_tD.shape[0] * self.group.size(), part_tD.shape[1])
+        return _result(_all_gather(whole_TD, part_tD, self.group, wait=False), whole_TD, part_tD)
+
+    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+        part_tD = whole_TD.new_empty(whole_TD.shape[0] // self.group.size(), whole_TD.shape[1])
+        return _result(_reduce_scatter(part_tD, whole_TD, self.group, wait=False), part_tD, whole_TD)
 
 
-def _reduce_scatter(output: Tensor, whole: Tensor, group: dist.ProcessGroup) -> None:
-    if _HAS_SINGLE:
-        dist.reduce_scatter_single(output, whole, group=group)
-    else:
-        dist.reduce_scatter_tensor(output, whole, group=group)
+def _result(under_way: dist.Work | None, output: Tensor, sent: Tensor) -> Callable[[], Tensor]:
+    assert under_way is not None
+
+    def wait(sent: Tensor | None = sent) -> Tensor:  # keeps what is sent until then
+        under_way.wait()
+        return output
+
+    return wait
+
+
+def _all_gather(output: Tensor, part: Tensor, group: dist.ProcessGroup, *, wait: bool = True) -> dist.Work | None:
+    function = dist.all_gather_single if _HAS_SINGLE else dist.all_gather_into_tensor
+    return function(output, part, group=group, async_op=not wait)
+
+
+def _reduce_scatter(output: Tensor, whole: Tensor, group: dist.ProcessGroup, *, wait: bool = True) -> dist.Work | None:
+    function = dist.reduce_scatter_single if _HAS_SINGLE else dist.reduce_scatter_tensor
+    return function(output, whole, group=group, async_op=not wait)
 
 
 @torch.library.custom_op("finetuning::gather", mutates_args=())

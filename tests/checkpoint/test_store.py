@@ -33,7 +33,7 @@ from tests.processes import run_processes
 from tests.references import random_split
 
 LORA = Technique(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)
-SPLIT = Technique(compute_dtype=torch.bfloat16, split_master=True)
+SPLIT = Technique(compute_dtype=torch.bfloat16, split_master=True, fuse=True, sharding="step")
 PLAN = RowPlan(capacity=64, granularity=8, attention_cost=0.01)
 LENGTHS, ANSWERS = [40, 30, 20, 12], [10, 9, 8, 7]
 

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.cli import main
-from finetuning.launch.local import run_workers, signal_workers, torchrun_command
+from finetuning.launch.local import kernel_cache, run_workers, signal_workers, torchrun_command, worker_environment
 from finetuning.status import read_status
 from tests.commands import Command, arguments, descendants, finetune, is_training, state
 
@@ -32,6 +33,21 @@ def test_torchrun_takes_a_free_port_of_the_loopback_and_restarts_nothing(tmp_pat
         "--local-addr": "127.0.0.1", "--max_restarts": "0",
     }  # fmt: skip
     assert command[-3:] == ["-m", "finetuning.train", str(tmp_path / "run.yaml")]
+
+
+@pytest.mark.unit
+def test_compiled_kernels_are_kept_where_nobody_else_can_put_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = kernel_cache()
+    assert folder is not None
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert worker_environment(1)["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] == str(folder)
+    folder.chmod(0o777)
+    assert kernel_cache() is None
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert kernel_cache() is None
+    assert "FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED" not in worker_environment(1)
 
 
 @pytest.mark.unit

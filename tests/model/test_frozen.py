@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from finetuning.model.frozen import Fp8Matrix, Matrix
+from finetuning.model.frozen import Fp8Matrix, Matrix, SmallFp8Matrix
 from finetuning.model.kernels import FP8_MAX, quantise_rows
 
 pytestmark = pytest.mark.unit
@@ -38,6 +38,17 @@ def test_outputs_of_very_different_sizes_keep_their_relative_precision() -> None
     x = random(32, 64)
     expected, found = x @ weight[0], Fp8Matrix(weight).forward(x)[:, 0]
     assert (found - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9])
+def test_a_weight_that_is_held_once_gives_the_gradient_of_its_input_as_exactly(size: float) -> None:
+    weight = random(48, 64) * torch.logspace(-2, 1, 48)[:, None]
+    grad = random(128, 48) * size  # gradients are tiny, and the weight's factors make them smaller
+    expected = Matrix(weight).backward(grad)
+    found = SmallFp8Matrix(weight).turned().backward(grad)
+    assert (found - expected).norm() < 0.05 * expected.norm()
+    x = random(128, 64)
+    assert torch.equal(SmallFp8Matrix(weight).forward(x), Fp8Matrix(weight).forward(x))
 
 
 def random(*shape: int) -> torch.Tensor:

@@ -70,8 +70,8 @@ def test_weights_loaded_into_the_block_reach_the_joint_matrices(make_pair: Calla
         block.self_attn.k_proj.weight.fill_(3.0)
         block.mlp.up_proj.weight.fill_(4.0)
     rows = block.self_attn.q_proj.out_features
-    assert (fused.matrices[0][rows : rows + block.self_attn.k_proj.out_features] == 3.0).all()
-    assert (fused.matrices[2][block.mlp.gate_proj.out_features :] == 4.0).all()
+    assert (fused.matrices[0].weight_OI[rows : rows + block.self_attn.k_proj.out_features] == 3.0).all()
+    assert (fused.matrices[2].weight_OI[block.mlp.gate_proj.out_features :] == 4.0).all()
 
 
 def test_a_block_whose_layers_are_not_all_adapted_cannot_be_fused(make_pair: Callable) -> None:

@@ -68,8 +68,8 @@ def test_the_gate_is_updated_and_applied(size: int) -> None:
     both = matrix(ROWS, 2 * size)
     agrees(kernels.gate, *both.chunk(2, -1))
     agrees(
-        lambda gate, up, t, b1, b2: kernels.gate(gate, up, updates(t, b1, b2)), *both.chunk(2, -1), matrix(ROWS, 2 * RANK),
-        matrix(size, RANK), matrix(size, RANK),
+        lambda gate, up, t, b1, b2, a: kernels.gate_with_adapters(gate, up, updates(t, b1, b2), a), *both.chunk(2, -1),
+        matrix(ROWS, 2 * RANK), matrix(size, RANK), matrix(size, RANK), matrix(RANK, size),
     )  # fmt: skip
 
 
@@ -78,12 +78,13 @@ def test_the_gradient_of_the_gate_is_right(size: int) -> None:
     both, grads = matrix(ROWS, 2 * size), matrix(ROWS, 2 * size)
     agrees(with_output(kernels.gate_backward, 2), matrix(ROWS, size), *both.chunk(2, -1), *grads.chunk(2, -1))
 
-    def with_adapters(grad, dt, a, t, b1, b2, gate, up, dgate, dup):  # type: ignore[no-untyped-def]
-        return kernels.gate_backward(grad, gate, up, dgate, dup, updates(t, b1, b2), (dt, a))
+    def with_adapters(grad, dt, a, t, b1, b2, gate, up, dgate, dup, *gradients):  # type: ignore[no-untyped-def]
+        kernels.gate_backward_with_adapters(grad, gate, up, dgate, dup, updates(t, b1, b2), (dt, a), gradients, 2.0)
 
     agrees(
-        with_output(with_adapters, 2), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), matrix(ROWS, 2 * RANK),
-        matrix(size, RANK), matrix(size, RANK), *both.chunk(2, -1), *grads.chunk(2, -1),
+        with_output(with_adapters, 5), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), matrix(ROWS, 2 * RANK),
+        matrix(size, RANK), matrix(size, RANK), *both.chunk(2, -1), *grads.chunk(2, -1), matrix(size, RANK),
+        matrix(size, RANK), matrix(RANK, size),
     )  # fmt: skip
 
 
@@ -103,6 +104,38 @@ def test_rows_are_quantised_to_their_largest_value(size: int) -> None:
     error = (quantised.float() * factors - x.float()).abs()
     assert (error <= x.float().abs() / 16 + factors * 2**-9).all()
     assert (quantised.float().abs().amax(-1)[factors[:, 0] > 1e-11] == kernels.FP8_MAX).all()
+
+
+@pytest.mark.parametrize("size", [96, 4096])
+def test_a_norm_and_its_gradient_are_quantised_as_they_are_stored(size: int) -> None:
+    x, grad, residual, weight = matrix(ROWS, size), matrix(ROWS, size), matrix(ROWS, size), matrix(1, size)[0]
+    out, inverse, quantised = kernels.norm_and_quantise(x, weight, 1e-5)
+    same_in_fp8(quantised, kernels.quantise_rows(out))
+    grad_x, quantised = kernels.norm_backward_and_quantise(grad, x, inverse, weight, residual)
+    same_in_fp8(quantised, kernels.quantise_rows(grad_x))
+    agrees(lambda x, weight: kernels.norm_and_quantise(x, weight, 1e-5)[0], x, weight)
+    agrees(lambda *given: kernels.norm_backward_and_quantise(*given)[0], grad, x, inverse, weight, residual)
+
+
+@pytest.mark.parametrize("size", [500, 128256])
+def test_the_gradient_of_the_softmax_is_quantised_to_its_largest_value(size: int) -> None:
+    labels = torch.randint(0, size, (ROWS,), generator=torch.Generator().manual_seed(3)).cuda()
+    logits = matrix(ROWS, size) * 5
+    logits[7, labels[7]] = 200.0  # a label without doubt: no gradient
+    gradient = logits.clone()
+    expected = kernels.cross_entropy(gradient, labels)
+    losses, (quantised, factors) = kernels.cross_entropy_and_quantise(logits, labels)
+    assert torch.equal(losses, expected)
+    found = quantised.float() * factors
+    assert found.isfinite().all()
+    # Half a step of fp8, and the bfloat16 of the plain gradient.
+    error = (found - gradient.float()).abs()
+    assert (error <= gradient.float().abs() * (1 / 16 + 2**-8) + factors * 2**-10 + 1e-6).all()
+
+
+def same_in_fp8(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+    assert torch.equal(found[0].float(), expected[0].float())
+    assert torch.equal(found[1], expected[1])
 
 
 @pytest.mark.parametrize("size", [96, 14336])

@@ -86,10 +86,19 @@ GROUPS: dict[str, list[Case]] = {
         Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
     ],
+    "fused blocks, all weights": [
+        *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
+        *(Case(degrees, replace(FULL, fuse=True, split_master=True)) for degrees in (TP, PP)),  # weights whole, not sharded
+        *(Case(SHARDED, replace(FULL, fuse=True, sharding="step", split_master=kept)) for kept in (False, True)),
+        Case(TP, replace(FULL, fuse=True, activation_checkpointing="selective")),
+        Case(SHARDED, replace(FULL, fuse=True, prefetch_blocks=1, activation_checkpointing="selective"), tied=True),
+        Case(PP, replace(INTERLEAVED, fuse=True, split_master=True), tied=True),
+    ],
     "bfloat16": [
         Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
         for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
-    ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)],
+    ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)]
+    + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True, fuse=True)) for degrees in (TP, SHARDED)],
     "one axis, exact": both(AXES, **EXACT),
     "tensor parallel, overlapped": [
         *both([TP], tensor_overlap=True), *both([TP], tensor_overlap=True, activation_checkpointing="selective"),
@@ -117,6 +126,15 @@ GROUPS: dict[str, list[Case]] = {
         Case(Degrees(pp=2, tp=2), replace(FULL, tensor_overlap=True)),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, tensor_overlap=True)),
         Case(Degrees(dp_shard=2, tp=2), replace(FULL, tensor_overlap=True, prefetch_blocks=1)),
+    ],
+    "fused blocks, all weights, pairs": [
+        *(Case(degrees, replace(FULL, fuse=True)) for degrees in
+          (Degrees(dp_shard=2, tp=2), Degrees(dp_replicate=2, dp_shard=2), Degrees(pp=2, dp_shard=2))),
+        Case(Degrees(pp=2, tp=2), replace(FULL, fuse=True, split_master=True, activation_checkpointing="full")),
+        Case(
+            Degrees(dp_shard=2, tp=2),
+            replace(FULL, fuse=True, sharding="step", activation_checkpointing="selective", split_master=True),
+        ),
     ],
     "three axes": both(TRIPLES),
     "three axes, exact": both(TRIPLES, **EXACT),
