@@ -16,7 +16,7 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 # Bytes of a trained parameter: weight, gradient and two moments; the weight in two halves unless everything is float32.
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
-HEAD_CHUNK_TOKENS = 2048
+HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
 LEAST_TOKENS, LEAST_CHUNK_TOKENS = 2048, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
@@ -131,9 +131,22 @@ def _plan_rank(
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
-    activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
-    logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
-    return MemoryPlan(states, gathered, activations + logits)
+    # In the head, or later in the first block whose backward pass is run.
+    working = max(_head_bytes(model, tokens, tensor, lora=lora) if has_last else 0, tokens * computed)
+    activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working
+    return MemoryPlan(states, gathered, activations)
+
+
+def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool) -> int:
+    """A chunk of logits in bfloat16, overwritten with its gradient, and the gradient of a head that is trained.
+
+    Under tensor parallel the logits are copied to float32, and so is their gradient.
+    """
+    if tensor > 1:
+        return min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor
+    chunk = HEAD_CHUNK_TOKENS if lora else TRAINED_HEAD_CHUNK_TOKENS
+    gradient = 0 if lora else model.vocab_size * model.hidden_size * (SINGLE if tokens > chunk else HALF)
+    return min(tokens, chunk) * model.vocab_size * HALF + gradient
 
 
 def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
@@ -164,6 +177,8 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     norm = tokens * hidden * (5 * SINGLE + HALF)
     working = tokens * kept + max(attention, pieces + turned, head, norm)
     return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
+
+
 def _shards(config: RunConfig) -> int:
     return config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
 
@@ -190,7 +205,8 @@ def _adapter_parameters(config: RunConfig, model: LlamaConfig) -> int:
 
 
 def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fused: bool) -> tuple[int, int]:
-    """Bytes a block keeps of a token until its backward pass, and bytes one block more needs while it is computed again.
+    """Bytes a block keeps of a token until its backward pass, and bytes it needs besides while that runs: what is computed
+    again, and gradients, four times the MLP's features at most.
 
     Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well.
     """
@@ -204,11 +220,12 @@ def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fu
     else:
         spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size
         everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
+    gradients = HALF * 4 * model.intermediate_size // tensor
     if checkpointing == "none":
-        return everything, 0
+        return everything, gradients
     if checkpointing == "full":
-        return HALF * model.hidden_size // tensor, everything
+        return HALF * model.hidden_size // tensor, everything + gradients
     if fused:
-        return HALF * by_rank // tensor, everything
+        return HALF * by_rank // tensor, everything + gradients
     narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
-    return HALF * narrow, everything
+    return HALF * narrow, everything + gradients

@@ -1,5 +1,6 @@
 """Expected GPU memory: known cases by hand, and what must make it larger or smaller."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,47 @@ def test_the_table_of_the_documentation_is_the_plan_s(name: str) -> None:
             planned = f"{plan_memory(config, LLAMA31_8B, choices).total_gib:.0f} GiB"
             assert in_words.endswith(planned), f"{gpus} GPUs, column {index + 1}: {planned} with {choices}"
             assert ("selective" in in_words) == (choices.activation_checkpointing == "selective")
+
+
+@pytest.mark.parametrize("name", ["parallelism.md", "parallelism.zh-TW.md"])
+def test_what_the_documentation_says_of_less_memory_is_the_plan_s(name: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / name).read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.startswith(("1. `--activation_checkpointing", "2. "))]
+    stated = [int(number) for line in lines for number in re.findall(r"(\d+) GiB", line)]
+    ways: list[dict[str, Any]] = [
+        *({"activation_checkpointing": mode} | way for mode in ("selective", "full")
+          for way in ({"num_gpus": 1, "peft": "lora"}, {"num_gpus": 8, "sharding": "full"})),
+        *({"num_gpus": 8, "context_parallel_size": 8, "seq_length": 131072, "activation_checkpointing": "full", "peft": peft}
+          for peft in ("lora", "none")),
+    ]  # fmt: skip
+    configs = [given(**way) for way in ways]
+    plans = [plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 80.0, on_gpu=True)) for config in configs]
+    assert stated == [round(plan.total_gib) for plan in plans]
+
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def assert_near_the_plan(measured_gib: float, **way: Any) -> None:
+    """Below the plan, whose allowance is also for what the allocator does not count, and by 5 % at most."""
+    config = given(num_gpus=1, **way)
+    planned = plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=True)).total_gib
+    assert 0.95 * planned < measured_gib <= planned, f"planned {planned:.1f} GiB"
+
+
+@pytest.mark.parametrize("file", ["2026-11-24-one_gpu-fused.json", "2026-11-24-one_gpu-trained.json"])
+def test_memory_that_was_measured_is_the_planned_one(file: str) -> None:
+    results = json.loads((BENCHMARKS / "results" / file).read_text(encoding="utf-8"))["results"]
+    assert len(results) == 3
+    for result in results:
+        peft = "lora" if result["case"].startswith("lora") else "none"
+        assert_near_the_plan(result["memory_gib"], peft=peft, fp8="fp8" in result["case"])
+
+
+@pytest.mark.parametrize(
+    ("gib", "way"),
+    [(72.7, {"optimizer_states": "8bit", "activation_checkpointing": "selective"}), (118.2, {"fp8": True})],
+)
+def test_memory_that_was_measured_of_the_step_alone_is_the_planned_one(gib: float, way: dict[str, Any]) -> None:
+    assert f"{gib} GiB" in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    assert_near_the_plan(gib, **way)
