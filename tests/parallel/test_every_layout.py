@@ -79,9 +79,12 @@ GROUPS: dict[str, list[Case]] = {
     "compiled blocks": [
         Case(TP, replace(FULL, compile=True)),
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
-        Case(CP, replace(FULL, compile=True)), Case(TP, replace(LORA, tensor_overlap=True, compile=True)),
+        Case(CP, replace(FULL, compile=True)),
     ],
-    "compiled blocks, recomputed": [Case(CP, replace(FULL, compile=True, activation_checkpointing="full"))],
+    "compiled blocks, more": [
+        Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
+        Case(TP, replace(LORA, tensor_overlap=True, compile=True)),
+    ],
     "fused blocks": [
         Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
@@ -141,7 +144,7 @@ GROUPS: dict[str, list[Case]] = {
     "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
 }  # fmt: skip
 # Each layout is in a group that is always run; these are dear and see little that the others do not.
-SLOW = {"compiled blocks, recomputed", "three axes, exact"}
+SLOW = {"compiled blocks, more", "three axes, exact"}
 EVERY_CASE = [
     pytest.param(group, index, id=named(case), marks=[pytest.mark.slow] if group in SLOW else [])
     for group, cases in GROUPS.items()
