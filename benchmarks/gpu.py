@@ -25,7 +25,7 @@ class GpuSampler:
         self.process: subprocess.Popen[str] | None = None
         if shutil.which("nvidia-smi"):
             self.process = subprocess.Popen(
-                ["nvidia-smi", f"--id={_first_gpu()}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "--loop-ms=200"],
+                ["nvidia-smi", f"--id={_first_gpu()}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "-lms=200"],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
             self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
