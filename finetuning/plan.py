@@ -47,23 +47,25 @@ class Choices(NamedTuple):
 def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool) -> Choices:
     """Replaces `auto`: the first combination that fits, or else the last.
 
-    Sharding: for LoRA the least communication first, for full training always `full` (a pipeline gathers weights once per
-    step instead). States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again.
+    States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again. Sharding: the least
+    communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else.
     """
     if config.least_memory:
         return Choices("replicated", "fp32", "none")  # blocks that choose for themselves
+    lora = config.peft == "lora"
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"
-    shardings = (last,) if config.peft == "none" else ("replicated", "step", last)
-    states = ("bf16", "8bit") if config.peft == "none" and on_gpu else ("fp32",)
-    modes = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
-    ways = [
-        Choices(*way)
-        for way in product(
-            shardings if config.sharding == "auto" else (config.sharding,),
-            states if config.optimizer_states == "auto" else (config.optimizer_states,),
-            modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,),
-        )
-    ]
+    shardings: tuple[str, ...] = ("replicated", "step", last)
+    if not lora:
+        shardings = ("step", last) if on_gpu and _shards(config) > 1 and fuses(config, "step") else (last,)
+    states: tuple[str, ...] = ("bf16", "8bit") if not lora and on_gpu else ("fp32",)
+    modes: tuple[str, ...] = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
+    shardings = shardings if config.sharding == "auto" else (config.sharding,)
+    states = states if config.optimizer_states == "auto" else (config.optimizer_states,)
+    modes = modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,)
+    if lora:
+        ways = [Choices(*way) for way in product(shardings, states, modes)]
+    else:
+        ways = [Choices(sharding, state, mode) for state, mode, sharding in product(states, modes, shardings)]
     limit = (gpu_memory_gib or ASSUMED_GPU_GIB) * USABLE
     return next((way for way in ways if plan_memory(config, model, way).total_gib <= limit), ways[-1])
 
@@ -103,7 +105,7 @@ def _plan_rank(
 ) -> MemoryPlan:
     """Memory of a rank with these stages, each of which keeps the activations of `in_flight` rows."""
     tensor, context, lora = config.tensor_model_parallel_size, config.context_parallel_size, config.peft == "lora"
-    shards = config.data_parallel_size // config.data_parallel_replicate_size * context
+    shards = _shards(config)
     layers = sum(len(stages[index]) for index in mine)
     has_last = len(stages) - 1 in mine
     tables = (0 in mine) + (has_last and (len(stages) > 1 or not model.tie_word_embeddings))
@@ -119,6 +121,10 @@ def _plan_rank(
     elif sharding == "full":
         units = 2 * model.layer_parameters + tables * table
         gathered = units * (HALF if lora else HALF + SINGLE) // tensor  # two blocks and the tables; their gradients
+    elif fused and not lora and precision != "fp32" and len(stages) == 1:  # the whole model and its gradients, in bfloat16
+        # Besides, a block's gradients on their way in float32; those of the tables are summed in float32, one arrives.
+        blocks = (layers * 2 * HALF + SINGLE) * model.layer_parameters
+        gathered = (blocks + (tables * (HALF + SINGLE) + HALF) * table) // tensor
     elif shards > 1:  # the whole stage, and gradients in float32 until the last row of the step
         gathered = trained * (HALF + SINGLE) + (frozen * HALF if sharding == "step" else 0)
     else:
@@ -158,6 +164,8 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     norm = tokens * hidden * (5 * SINGLE + HALF)
     working = tokens * kept + max(attention, pieces + turned, head, norm)
     return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
+def _shards(config: RunConfig) -> int:
+    return config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
 
 
 def _in_flight(config: RunConfig, rank: int) -> int:

@@ -35,6 +35,18 @@ def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     assert all("equal" in row and "NOT" not in row for row in rows)
 
 
+@pytest.mark.dist
+def test_the_blocks_of_the_training_are_compared(tmp_path: Path) -> None:
+    file = tmp_path / "table.json"
+    arguments = ["selftest", "-T", "2", "--blocks", "fused", "--dtype", "float32", "--json", str(file)]
+    program = "import sys; from finetuning.cli import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, timeout=280, check=False)
+    assert done.returncode == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["trained"] for row in rows] == ["all weights, float32, fused", "LoRA, float32"]  # with LoRA not under -T
+    assert all(row["equal"] for row in rows)
+
+
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "other",
@@ -52,6 +64,14 @@ def test_any_difference_above_the_limit_is_no_equality(other: Comparison) -> Non
 @pytest.mark.unit
 def test_the_weight_with_the_largest_difference_is_named() -> None:
     assert SAME.worst == ("lm_head.weight", 5e-7)
+
+
+@pytest.mark.unit
+def test_fused_blocks_are_refused_where_there_are_none() -> None:
+    with pytest.raises(InputError) as refused:
+        main(["--num_gpus", "2", "-C", "2", "--blocks", "fused"])
+    (problem,) = refused.value.problems
+    assert problem.startswith("--blocks fused: nothing is fused in this layout.")
 
 
 @pytest.mark.unit

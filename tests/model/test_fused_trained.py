@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetuning.model.attention import make_documents
-from finetuning.model.fused_trained import FusedTrainedBlock
+from finetuning.model.fused_trained import Accumulation, FusedTrainedBlock
 from finetuning.model.llama import Block
 
 pytestmark = pytest.mark.unit
@@ -14,11 +14,12 @@ pytestmark = pytest.mark.unit
 LENGTHS = [5, 11]
 
 
+@pytest.mark.parametrize("gathered", [False, True], ids=["joint weights", "weights as they are"])
 @pytest.mark.parametrize("keep_all", [True, False])
-def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable, keep_all: bool) -> None:
+def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable, keep_all: bool, gathered: bool) -> None:
     block = make_block(make_pair)
     plain = run(block, block, rows=2)
-    fused = run(block, FusedTrainedBlock(block, fp8=False, keep_all=keep_all), rows=2)
+    fused = run(block, FusedTrainedBlock(block, fp8=False, keep_all=keep_all, gathered=gathered), rows=2)
     assert len(plain) == 2 + 7 + 2  # output and input, linear layers, norms
     for name, expected in plain.items():
         # float32: the two orders of summation differ by a few roundings
@@ -32,6 +33,23 @@ def test_gradients_of_the_next_step_start_from_zero(make_pair: Callable) -> None
     again = run(block, fused, rows=1)
     for name, expected in first.items():
         assert torch.equal(again[name], expected), name
+
+
+def test_gradients_stay_with_the_block_until_the_last_row_of_a_step(make_pair: Callable) -> None:
+    block, accumulation = make_block(make_pair), Accumulation()
+    expected = run(block, block, rows=3)
+    fused = FusedTrainedBlock(block, fp8=False, keep_all=True, gathered=True, accumulation=accumulation)
+    seen = []
+
+    def forward(*inputs: object) -> torch.Tensor:
+        seen.append(all(parameter.grad is None for parameter in block.parameters()))
+        accumulation.more_rows = len(seen) < 3
+        return fused(*inputs)  # type: ignore[arg-type]
+
+    found = run(block, forward, rows=3)
+    assert seen == [True, True, True]
+    for name, value in expected.items():
+        assert (found[name] - value).abs().max() < 1e-5 * value.abs().max(), name
 
 
 def test_with_fp8_products_gradients_keep_their_direction(make_pair: Callable) -> None:
