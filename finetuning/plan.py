@@ -164,6 +164,8 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     norm = tokens * hidden * (5 * SINGLE + HALF)
     working = tokens * kept + max(attention, pieces + turned, head, norm)
     return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
+
+
 def _shards(config: RunConfig) -> int:
     return config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
 

@@ -1,5 +1,6 @@
 """Expected GPU memory: known cases by hand, and what must make it larger or smaller."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,25 @@ def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
     changed: dict[str, Any], gib: float, expected: tuple[str, str]
 ) -> None:
     assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:] == expected
+
+
+@pytest.mark.parametrize(("fp8", "gib"), [(False, 15.6), (True, 9.1)])
+def test_the_least_memory_of_adapters_of_8b_is_that_of_the_arithmetic_by_hand(fp8: bool, gib: float) -> None:
+    plan = plan_of(True, num_gpus=1, peft="lora", least_memory=True, fp8=fp8)
+    # 32 blocks of 218 112 000 parameters, of which 8 192 are norms; head 0.98 GiB, no embedding; adapters 16 bytes and 2
+    blocks, head, adapters = 32 * 218_112_000 * (1 if fp8 else 2) / 2**30, 128256 * 4096 * 2 / 2**30, 41_943_040 * 18 / 2**30
+    assert (plan.states + plan.gathered) / 2**30 == pytest.approx(blocks + head + adapters, rel=1e-4)
+    # The attention's backward pass, 8192 tokens, MiB: kept tensors of two blocks 256; three gradients of 64; q, k, v and
+    # their gradients 96 each; keys' and values' gradients for each query head 128; float32 gradient of the queries 128
+    assert plan.activations == (256 + 3 * 64 + 2 * 96 + 128 + 128) * 2**20
+    assert plan.total_gib - 2 == pytest.approx(gib, abs=0.05)
+
+
+def test_the_least_memory_leaves_the_embedding_on_the_host_unless_it_is_the_head() -> None:
+    tied = dataclasses.replace(LLAMA31_8B, tie_word_embeddings=True)
+    config = given(num_gpus=1, peft="lora", least_memory=True)
+    choices = choose(config, tied, 1e6, on_gpu=True)
+    assert plan_memory(config, tied, choices) == plan_memory(config, LLAMA31_8B, choices)
 
 
 @pytest.mark.parametrize("name", ["parallelism.md", "parallelism.zh-TW.md"])
