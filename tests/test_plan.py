@@ -151,7 +151,7 @@ def test_the_least_memory_of_adapters_of_8b_is_that_of_the_arithmetic_by_hand(fp
     # In fp8, what follows the attention: the same kept tensors and gradients; 4096 tokens of gate and up 224, the gradient of
     # their product 112, three times the residual stream 96; the transposes of o, gate, up and down, a byte a weight
     pieces = 256 + 3 * 64 + 224 + 112 + 96 + (4096 * 4096 + 3 * 4096 * 14336) / 2**20
-    assert plan.activations == max(attention, pieces if fp8 else 0) * 2**20
+    assert plan.activations / 2**20 == pytest.approx(max(attention, pieces if fp8 else 0), abs=0.01)
     assert plan.total_gib - 2 == pytest.approx(gib, abs=0.05)
 
 
