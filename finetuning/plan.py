@@ -17,7 +17,7 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
-LEAST_TOKENS, LEAST_CHUNK_TOKENS = 2048, 1024  # of a piece and of a chunk of logits, with --least_memory
+LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
@@ -93,6 +93,14 @@ def fuses(config: RunConfig, sharding: str) -> bool:
     return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer
 
 
+def least_memory_on_host_gib(config: RunConfig, model: LlamaConfig) -> float:
+    """What a process keeps in host memory with --least_memory: the embedding and, of a row, what blocks but the last keep."""
+    table = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    tokens = config.micro_batch_size * config.seq_length
+    kept = tokens * (model.num_hidden_layers - 1) * (model.hidden_size + model.num_attention_heads * model.head_dim)
+    return HALF * (table + kept) / 2**30
+
+
 def trained_parameters(config: RunConfig, model: LlamaConfig) -> int:
     """Parameters the optimizer changes, in the whole model."""
     if config.peft == "none":
@@ -156,7 +164,7 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     - a block's backward pass, with those of the block before on their way: in the attention, the gradients of the block's
       output, of the residual stream and of the attention's output, q, k and v, their gradients, those of keys and values once
       more for each query head, and a float32 gradient of the queries; after it, in a piece, gate and up and the gradient of
-      their product, with a few of the piece's rows of the residual stream;
+      their product, with three times the piece's rows of the residual stream;
     - the head: its input as the norm keeps it in float32 and as it leaves, its trained rows, their gradient, and a chunk of
       logits;
     - the final norm's backward pass, in float32: the kept input, and four gradients as large.
@@ -171,7 +179,7 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     kept = HALF * (hidden + query)
     projected = HALF * (query + 2 * key_value)
     attention = tokens * (kept + HALF * (2 * hidden + query) + 2 * projected + HALF * 2 * query + SINGLE * query)
-    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 4 * hidden)
+    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 3 * hidden)
     turned = (model.layer_parameters - (query + 2 * key_value) * hidden) if config.fp8 else 0  # transposes of one block
     head = tokens * hidden * (SINGLE + 3 * HALF) + min(tokens, LEAST_CHUNK_TOKENS) * model.vocab_size * HALF
     norm = tokens * hidden * (5 * SINGLE + HALF)

@@ -91,7 +91,7 @@ def test_without_gradients_nothing_is_kept(make_pair: Callable) -> None:
             x = forward(x, cos, sin, make_documents([40]))
     store = forwards[0].store  # type: ignore[attr-defined]
     assert not store.arrived
-    assert store.on_host[0][0].numel() == sum(LENGTHS) * 32
+    assert store.on_host[0][0].numel() == 512  # 13 tokens of 32, in powers of two
     assert expected["out"].isfinite().all()
 
 

@@ -41,6 +41,7 @@ def named(case: Case) -> str:
         *([f"prefetch-{technique.prefetch_blocks}"] if technique.prefetch_blocks else []),
         *(["compiled"] if technique.compile else []),
         *(["fused"] if technique.fuse else []),
+        *(["least-memory"] if technique.least_memory else []),
         *(["split-master"] if technique.split_master else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
@@ -88,6 +89,9 @@ GROUPS: dict[str, list[Case]] = {
     "fused blocks": [
         Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
+    ] + [
+        Case(degrees, replace(LORA, fuse=True, least_memory=True), tied=tied)
+        for degrees, tied in ((SHARDED, False), (COPIED, True))
     ],
     "fused blocks, all weights": [
         *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
