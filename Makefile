@@ -10,7 +10,7 @@ TINY_MODEL := examples/models/tiny-llama-3.1
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron demo demo-introduction test check clean
+.PHONY: help venv megatron llamacpp demo demo-introduction test check clean
 
 help:
 	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
@@ -18,6 +18,7 @@ help:
 	@echo "make check   format, lint, types, import contracts"
 	@echo "make venv    only the environment the others use, in $(VENV)"
 	@echo "make megatron  megatron-core for the tests that compare with it; without it they are skipped"
+	@echo "make llamacpp  llama.cpp for a slow test that compares with it (needs npm and git)"
 	@echo "make clean   remove what these targets made"
 
 demo: demo-introduction $(STAMP)
@@ -69,6 +70,20 @@ megatron: $(VENV)/megatron/.$(MEGATRON)
 $(VENV)/megatron/.$(MEGATRON): $(STAMP)
 	rm -rf $(VENV)/megatron
 	@$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/megatron $(MEGATRON)
+	@touch $@
+
+# llama.cpp itself, built for x86-64 CPUs and with its converter, from the packages of node-llama-cpp.
+LLAMA_CPP := $(VENV)/llama.cpp
+LLAMA_CPP_VERSION := 3.22.1
+llamacpp: $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)
+
+$(LLAMA_CPP)/.$(LLAMA_CPP_VERSION): $(STAMP)
+	rm -rf $(LLAMA_CPP)
+	@mkdir -p $(LLAMA_CPP)
+	@npm install --prefix $(LLAMA_CPP) --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
+	  node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/linux-x64@$(LLAMA_CPP_VERSION)
+	@git -c advice.detachedHead=false clone -q $(LLAMA_CPP)/node_modules/node-llama-cpp/llama/gitRelease.bundle $(LLAMA_CPP)/source
+	@$(BIN)/python -m pip install -qq --no-deps --target $(LLAMA_CPP)/python sentencepiece==0.2.3
 	@touch $@
 
 # torch first and alone: the build that is chosen for it, with or without CUDA, decides what else has to be fetched.

@@ -202,7 +202,7 @@ VERBS = {
 
 def console() -> None:
     """Entry point of the `finetune` command: `finetune VERB …`."""
-    set_language(language_of_environment())
+    set_language(_language_asked_for(sys.argv[1:]))
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         if len(sys.argv) > 1 and sys.argv[1] == "--version":
             print(f"finetune {__version__}")

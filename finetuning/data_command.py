@@ -32,6 +32,7 @@ from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
 from finetuning.launch.hub import find_model
+from finetuning.launch.verbs.parser import add_common_flags
 from finetuning.model.config import read_llama_config
 
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
@@ -49,11 +50,14 @@ def main(argv: Sequence[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="finetune data", description=t("Training data, looked at before and after a training.")
+        prog="finetune data", description=t("Training data, looked at before and after a training."), add_help=False
     )
+    parser.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    check = verbs.add_parser("check", help=t("report everything that is wrong or suspicious, with file and line"))
+    check = verbs.add_parser(
+        "check", help=t("report everything that is wrong or suspicious, with file and line"), add_help=False
+    )
     check.set_defaults(action=_check)
     check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=t("data folder, or files"))
     _add_sample_flags(check, needs_model=False)
@@ -66,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
     check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))
 
-    preview = verbs.add_parser("preview", help=t("show a sample exactly as the model sees it"))
+    preview = verbs.add_parser("preview", help=t("show a sample exactly as the model sees it"), add_help=False)
     preview.set_defaults(action=_preview)
     preview.add_argument("path", type=Path, metavar="PATH", help=t("data folder or file"))
     _add_sample_flags(preview, needs_model=True)
@@ -74,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; left out: the first that can be used"))
     preview.add_argument("--html", type=Path, metavar="FILE", help=t("also write a page for a browser"))
 
-    prepare = verbs.add_parser("prepare", help=t("convert data, drop duplicates, and split it without leakage"))
+    prepare = verbs.add_parser("prepare", help=t("convert data, drop duplicates, and split it without leakage"), add_help=False)
     prepare.set_defaults(action=_prepare)
     prepare.add_argument("source", type=Path, metavar="SRC", help=t("file, or folder of files, in any readable format"))
     prepare.add_argument("target", type=Path, metavar="OUT", help=t("folder to write; must be new or empty"))
@@ -86,7 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help=t("decides which samples are held out"))
     prepare.add_argument("--keep_duplicates", action="store_true", help=t("keep samples that are there twice"))
 
-    ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"))
+    ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"), add_help=False)
     ledger.set_defaults(action=_ledger)
     ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
     ledger.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
@@ -94,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
 
-    prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"))
+    prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"), add_help=False)
     prune.set_defaults(action=_prune)
     prune.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
                        help=t("folder that holds the experiments"))  # fmt: skip
@@ -103,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     prune.add_argument("--dryrun", action="store_true", help=t("only say what would be removed"))
     for verb in (check, preview, prepare, ledger, prune):
-        verb.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))
+        add_common_flags(verb)
     return parser
 
 

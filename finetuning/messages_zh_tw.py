@@ -1247,12 +1247,6 @@ MESSAGES: dict[str, str] = {
         "point}）或有檢查點的實驗；找到的是 {found}"
     ),
     "--base {base}: {path} is a whole model and has none": ("--base {base}：{path} 是完整的模型，沒有基礎模型"),
-    "{path}: GGUF holds rounded weights for llama.cpp and is not read; transformers turns it into a "
-    "model folder: AutoModelForCausalLM.from_pretrained(FOLDER, "
-    "gguf_file={name!r}).save_pretrained(OUT), and the same with AutoTokenizer": (
-        "{path}：GGUF 存的是給 llama.cpp 用的捨入權重，這裡不讀取；transformers 可以把它轉成模型資料夾：AutoModel"
-        "ForCausalLM.from_pretrained(FOLDER, gguf_file={name!r}).save_pretrained(OUT)，AutoTokenizer 也一樣"
-    ),
     "{path}: there is no such folder": ("{path}：沒有這個資料夾"),
     "{path}: the model that it was trained from is not here ({named}); give it as --base": (
         "{path}：當初用來訓練的模型不在這裡（{named}）；請用 --base 指定"
@@ -1373,6 +1367,88 @@ MESSAGES: dict[str, str] = {
     "custom functions before; give 1f1b or interleaved": (
         "--pipeline_schedule zero_bubble 需要 torch {needed} 以上，目前安裝的是 {found}：舊版的反向傳播無法處理自訂函式；"
         "請改用 1f1b 或 interleaved"
+    ),
+    "A conversation with a model.": "與模型對話。",
+    "All experiments of a folder, the latest first.": "資料夾裡的所有實驗，最新的在前。",
+    "Answers prompts; one prompt streams.": "回答提示；只有一個提示時逐字顯示。",
+    "How an experiment is, or how it ended.": "實驗目前的狀況，或如何結束。",
+    "How well a model answers a data file.": "模型回答資料檔的表現。",
+    "Makes an experiment save and stop.": "讓實驗存檔並停止。",
+    "Merges an adapter and compares before and after.": "合併 adapter，並比較合併前後。",
+    "What a file or folder with a model holds.": "含有模型的檔案或資料夾裡有什麼。",
+    "What an experiment has printed.": "實驗印出的內容。",
+    "What would stop a run here, and what to do about it.": "什麼會使這裡的執行失敗，以及該怎麼辦。",
+    "Writes a model in the format of other tools.": "把模型寫成其他工具的格式。",
+    "0: the likeliest token; more: less likely ones too": "0：機率最高的 token；越大越可能選到其他的",
+    "JSON Lines file for the answers; left out: the terminal": "存放回答的 JSON Lines 檔；不給：終端機",
+    "a checkpoint, an experiment, an adapter, a model folder or a GGUF file": "檢查點、實驗、adapter、模型資料夾或 GGUF 檔",
+    "a data file as for training, or a data folder, of which test is taken": "與訓練相同的資料檔，或資料夾（取其中的 test）",
+    "an experiment, a checkpoint, an adapter, a model folder, a GGUF file, or a name on the hub": (
+        "實驗、檢查點、adapter、模型資料夾、GGUF 檔，或 hub 上的名稱"
+    ),
+    "answers at once": "同時產生的回答數",
+    "decides the choice of tokens": "決定 token 的選取",
+    "do not wait until it has saved": "不等它存檔",
+    "everything that this rank printed, warnings of libraries too": "這個 rank 印出的所有內容，包含函式庫的警告",
+    "folder for the merged model in Hugging Face format": "存放合併後模型的資料夾（Hugging Face 格式）",
+    "folder for the results; left out: evaluation/MODEL-DATA": "存放結果的資料夾；不給：evaluation/MODEL-DATA",
+    "folder or file of Hugging Face, PEFT, NeMo, Megatron, GGUF or this command": (
+        "Hugging Face、PEFT、NeMo、Megatron、GGUF 或本指令的資料夾或檔案"
+    ),
+    "folder to write; left out: beside it, with the format in its name": "要寫入的資料夾；不給：在旁邊，名稱加上格式",
+    "go on until it ends; Ctrl-C ends only the watching": "持續顯示到結束；Ctrl-C 只會停止觀看",
+    "hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2": "hf：Hugging Face，adapter 用 PEFT 格式；nemo：NeMo 2",
+    "it computes in; left out: bfloat16 on a GPU, else float32": "計算用的型別；不給：GPU 上用 bfloat16，否則 float32",
+    "list every tensor": "列出每個張量",
+    "longest answer, in tokens": "回答的最大長度，以 token 計",
+    "longest compared answer, in tokens (default: 64)": "比較的回答最大長度，以 token 計（預設：64）",
+    "look at nodes of the cluster too, in an allocation of five minutes": "也檢查叢集的節點，會配置五分鐘",
+    "merge the adapter into its base; to check it as well: finetune merge": (
+        "把 adapter 合併進基礎模型；要同時檢查請用 finetune merge"
+    ),
+    "name of the experiment; left out: the latest": "實驗名稱；不給：最新的",
+    "nodes to look at (default: 2)": "要檢查的節點數（預設：2）",
+    "of a model that does not say how it was trained: its system message": "用於沒有訓練記錄的模型：系統訊息",
+    "of a model that does not say how it was trained: text with {{input}} and {{output}}": (
+        "用於沒有訓練記錄的模型：含 {{input}} 與 {{output}} 的文字"
+    ),
+    "of the weights; left out: the base model's": "權重的型別；不給：與基礎模型相同",
+    "one JSON object instead of text": "輸出一個 JSON 物件，而不是文字",
+    "one JSON object instead of text, with every tensor": "輸出一個含所有張量的 JSON 物件，而不是文字",
+    "only loss and perplexity, which is much faster": "只算 loss 與 perplexity，快很多",
+    "only the likeliest tokens of this probability together": "只取合計達到此機率的最可能 token",
+    "only this many of the likeliest tokens; 0: all": "只取這麼多個最可能的 token；0：全部",
+    "only this many samples, from the beginning": "只取開頭這麼多個樣本",
+    "prompts to compare on (default: 16)": "用來比較的提示數（預設：16）",
+    "prompts to compare on; left out: the run's test split": "用來比較的提示；不給：該次執行的 test",
+    "questions: data as for training, or a text file with one on each line": "問題：與訓練相同的資料，或每行一題的文字檔",
+    "questions; left out: --file, or each line of standard input is one": "問題；不給：用 --file，或標準輸入每行一題",
+    "the model that it was trained from; left out: the one it names": "訓練時的基礎模型；不給：它所記錄的那個",
+    "where it runs; left out: a GPU where there is one": "在哪裡執行；不給：有 GPU 就用 GPU",
+    "{file}: the architecture is {found!r}; only 'llama' can be read": "{file}：架構是 {found!r}；只能讀取 'llama'",
+    "{file}: is one of {count} parts; put them together first, by llama.cpp's llama-gguf-split --merge": (
+        "{file}：是 {count} 個部分之一；請先用 llama.cpp 的 llama-gguf-split --merge 合併"
+    ),
+    "{file}: {name} is {value!r}, which a Llama does not have": "{file}：{name} 是 {value!r}，Llama 沒有這項設定",
+    "{file}: {layers} layers with heads of {size} do not fit {count} tensors": (
+        "{file}：{layers} 層、頭的大小 {size}，與 {count} 個張量不符"
+    ),
+    "{file}: holds weights of {types}, which cannot be read": "{file}：含有 {types} 的權重，無法讀取",
+    "{file}: holds weights of {types}, and reading these needs the gguf package: pip install gguf": (
+        "{file}：含有 {types} 的權重，讀取需要 gguf 套件：pip install gguf"
+    ),
+    "{file}: its tokenizer ({kind}, {rule}) is not Llama 3's, which alone can be read from a GGUF file; give a folder or hub "
+    "name with the model's config.json and tokenizer as --base": (
+        "{file}：它的 tokenizer（{kind}、{rule}）不是 Llama 3 的，而 GGUF 檔只能讀出 Llama 3 的；"
+        "請用 --base 指定有該模型 config.json 與 tokenizer 的資料夾或 hub 名稱"
+    ),
+    "{file}: the tokenizer cannot be read: {error}": "{file}：無法讀取 tokenizer：{error}",
+    "{file}: {name} is {value!r}, but must be a positive number": "{file}：{name} 是 {value!r}，但必須是正數",
+    "{file}: {name} ({found}) is not the RoPE scaling of Llama 3.1 or 3.2": (
+        "{file}：{name}（{found}）不是 Llama 3.1 或 3.2 的 RoPE 縮放"
+    ),
+    "--hf_model_id {path}: is a GGUF file; write it as a model folder first, by finetune export {path} FOLDER, and give that": (
+        "--hf_model_id {path}：是 GGUF 檔；請先用 finetune export {path} FOLDER 寫成模型資料夾，再給該資料夾"
     ),
     # Least memory
     "--least_memory: each process keeps {gib:.1f} GiB in host memory as well": (

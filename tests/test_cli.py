@@ -262,6 +262,11 @@ def test_the_installed_command_trains_with_the_same_flags() -> None:
     assert "--hf_model_id is required" in result.stderr
 
 
+def test_a_verb_speaks_the_language_that_is_asked_for() -> None:
+    assert "所有實驗，最新的在前" in run_console("list", "--help", "--lang", "zh-TW").stdout
+    assert "the latest first" in run_console("list", "--lang", "en", "--help").stdout
+
+
 def resolve(*arguments: str) -> RunConfig:
     """The settings that the command would launch with these arguments."""
     given = vars(build_parser("finetune train").parse_args(arguments))

@@ -1,6 +1,7 @@
 """Traditional Chinese messages: complete, with the same values put in, and nothing left over."""
 
 import ast
+import importlib
 import string
 from itertools import pairwise
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_a_message_appears_in_the_language_that_is_set() -> None:
         set_language("en")
     assert t("--{name} is required", name="dataset_path") == "--dataset_path is required"
     assert "Basic execution" in build_parser("finetune train").format_help()
+
+
+def test_every_help_text_goes_through_the_translations() -> None:
+    plain = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg in ("help", "description") and not is_translated(node.value):
+                plain.append(f"{file.relative_to(PACKAGE.parent)}:{node.value.lineno}")
+    assert not plain
+
+
+def is_translated(value: ast.expr) -> bool:
+    """Not a text as it stands, nor one with values put in."""
+    return not isinstance(value, ast.JoinedStr) and not (isinstance(value, ast.Constant) and isinstance(value.value, str))
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+def test_every_verb_has_help_in_chinese(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    set_language("zh-TW")
+    try:
+        with pytest.raises(SystemExit):
+            importlib.import_module(VERBS[verb][0]).main(["--help"])
+    finally:
+        set_language("en")
+    printed = capsys.readouterr().out
+    assert MESSAGES["show this help and stop"] in " ".join(printed.split())
+    words = printed[printed.index("options:") :]
+    assert "show this help message" not in words and "left out" not in words
 
 
 def translated_texts() -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from finetuning.checkpoint.gguf import GgufModel
 from finetuning.checkpoint.gguf_header import GGUF_NAMES, is_gguf, read_gguf_header
 from finetuning.checkpoint.low_rank import read_settings
 from finetuning.checkpoint.megatron import model_keys
@@ -149,14 +150,14 @@ def _checkpoint(path: Path) -> Inspection:
 
 def _gguf(path: Path) -> Inspection:
     header = read_gguf_header(path)
-    weights = {name: StoredWeight(shape, kind) for name, (shape, kind) in header.tensors.items()}
+    weights = {name: StoredWeight(tensor.shape, tensor.type_name) for name, tensor in header.tensors.items()}
     architecture = str(header.settings.get("general.architecture", "?"))
     found = {ours: header.settings.get(f"{architecture}.{theirs}") for theirs, ours in GGUF_NAMES.items()}
     shown = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    tokenizer = header.settings.get("tokenizer.ggml.model")
+    tokenizer = [str(header.settings[key]) for name in ("model", "pre") if (key := f"tokenizer.ggml.{name}") in header.settings]
     return Inspection(
-        str(path), f"GGUF {header.version}, {architecture} ({shown})", None, weights,
-        tokenizer=str(tokenizer) if tokenizer is not None else None,
+        str(path), f"GGUF {header.version}, {architecture} ({shown})",
+        GgufModel(path, header).config if architecture == "llama" else None, weights, tokenizer=", ".join(tokenizer) or None,
     )  # fmt: skip
 
 

@@ -1,14 +1,16 @@
 """A model as it lies on disk, recognised: base weights, adapter, tokenizer folder, and where it comes from.
 
-In: a folder in Hugging Face format, an adapter in PEFT format, a checkpoint of NeMo or Megatron, a checkpoint of ours, or an
-experiment, of which the newest checkpoint is taken, else its export. Out: what export, merge, evaluate and generate need to
-know. Reads headers only.
+In: a folder in Hugging Face format, an adapter in PEFT format, a checkpoint of NeMo or Megatron, a GGUF file, a checkpoint of
+ours, or an experiment, of which the newest checkpoint is taken, else its export. Out: what export, merge, evaluate and
+generate need to know. Reads headers only.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetuning.checkpoint.gguf import open_gguf
+from finetuning.checkpoint.gguf_header import is_gguf
 from finetuning.checkpoint.low_rank import Adapter, MergedSource, checkpoint_adapter, read_adapter, read_settings
 from finetuning.checkpoint.nemo import cache_folder, describe_nemo, is_nemo, nemo_source, open_nemo
 from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE as ADAPTER_FILE
@@ -22,7 +24,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import read_llama_config
 
-HUGGING_FACE, ADAPTER, CHECKPOINT, NEMO = "model folder", "adapter", "checkpoint", "NeMo checkpoint"
+HUGGING_FACE, ADAPTER, CHECKPOINT, NEMO, GGUF = "model folder", "adapter", "checkpoint", "NeMo checkpoint", "GGUF file"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class StoredModel:
     """One model; with an adapter, `base` holds the weights that it goes on."""
 
     path: Path
-    kind: str  # HUGGING_FACE, ADAPTER, CHECKPOINT or NEMO
+    kind: str  # one of the constants above
     base: WeightSource
     base_folder: Path  # with config.json, and the tokenizer of a checkpoint
     adapter: Adapter | None
@@ -80,13 +82,15 @@ def open_model(path: Path, base: Path | None = None) -> StoredModel:
     """Recognises what lies at `path`.
 
     Args:
-        path: model folder, adapter, checkpoint or experiment.
+        path: model folder, adapter, checkpoint, experiment or GGUF file.
         base: the model that an adapter or checkpoint was trained from; None: the one that it names.
 
     Raises:
         InputError: it is none of these, it is damaged, or the base is missing or another one.
     """
     path = find_model_in(path)
+    if path.is_file() and is_gguf(path):
+        return _open_gguf(path, base)
     if (path / ADAPTER_FILE).is_file():
         return _open_adapter(path, base)
     if (path / INFO_FILE).is_file():
@@ -106,13 +110,7 @@ def find_model_in(path: Path) -> Path:
     Raises:
         InputError: there is no such folder, or nothing in it that is known.
     """
-    if path.suffix == ".gguf":
-        raise InputError(
-            t("{path}: GGUF holds rounded weights for llama.cpp and is not read; transformers turns it into a model folder: "
-              "AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file={name!r}).save_pretrained(OUT), and the same with "
-              "AutoTokenizer", path=path, name=path.name)
-        )  # fmt: skip
-    if path.is_file() and is_nemo(path):
+    if path.is_file() and (is_gguf(path) or is_nemo(path)):
         return path
     if not path.is_dir():
         raise InputError(t("{path}: there is no such folder", path=path))
@@ -182,6 +180,14 @@ def _open_nemo(path: Path, base: Path | None) -> StoredModel:
     folder = base if base is not None else describe_nemo(checkpoint, cache_folder())
     source = nemo_source(checkpoint, read_llama_config(folder))
     return StoredModel(path, NEMO, source, folder, None, read_origin(path), True)
+
+
+def _open_gguf(path: Path, base: Path | None) -> StoredModel:
+    """`base`: a folder with config.json and tokenizer, where the file's own tokenizer cannot be read."""
+    found = open_gguf(path)
+    source = found.source(read_llama_config(base) if base is not None else None)
+    folder = base if base is not None else found.describe(cache_folder())
+    return StoredModel(path, GGUF, source, folder, None, None, True)
 
 
 def _open_checkpoint(path: Path, base: Path | None) -> StoredModel:

@@ -39,13 +39,7 @@ def weight_files(model_path: Path) -> list[Path]:
         InputError: there are none, the index is broken, or it names a missing one.
     """
     index = model_path / INDEX_FILE
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(t("{file}: not an index of weight files; download it again", file=index)) from None
-    else:
-        names = [SINGLE_FILE]
+    names = sorted(set(read_index(index).values())) if index.is_file() else [SINGLE_FILE]
     missing = [name for name in names if not (model_path / name).is_file()]
     if missing:
         other = ", ".join(sorted(p.name for p in model_path.glob("*.bin"))) or t("nothing")
@@ -54,6 +48,22 @@ def weight_files(model_path: Path) -> list[Path]:
               path=model_path, missing=", ".join(missing), other=other)
         )  # fmt: skip
     return [model_path / name for name in names]
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """Name of a weight -> name of the file that holds it.
+
+    Raises:
+        InputError: it is broken, or names a file outside its folder.
+    """
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        outside = next((name for name in found.values() if Path(name).name != name), None)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(t("{file}: not an index of weight files; download it again", file=index)) from None
+    if outside is not None:
+        raise InputError(t("{folder}: names a file outside itself ({file})", folder=index, file=outside))
+    return dict(found)
 
 
 def check_weights(model_path: Path, config: LlamaConfig) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from finetuning.checkpoint.on_disk import INDEX_FILE, SINGLE_FILE
+from finetuning.checkpoint.on_disk import INDEX_FILE, SINGLE_FILE, read_index
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
@@ -89,9 +89,10 @@ def plan_files(tensors: dict[str, Stored], like: Path | None) -> FilePlan:
         known = json.loads(text)
         total = sum(stored.size for stored in tensors.values())
         same_size = known.get("metadata", {}).get("total_size") == total
-        if same_size and known["weight_map"].keys() == tensors.keys():
+        weight_map = read_index(index)
+        if same_size and weight_map.keys() == tensors.keys():
             parts: dict[str, list[str]] = {}
-            for name, file in known["weight_map"].items():
+            for name, file in weight_map.items():
                 parts.setdefault(file, []).append(name)
             return FilePlan({file: _ordered(names, tensors) for file, names in parts.items()}, text)
     groups: list[list[str]] = [[]]

@@ -12,31 +12,38 @@ from finetuning.inference.loading import default_device, default_dtype
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="an experiment, a checkpoint, an adapter, a model folder, or a name on the hub")
-    parser.add_argument("--base", help="the model that it was trained from; left out: the one it names")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where it runs; left out: a GPU where there is one")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="it computes in; left out: bfloat16 on a GPU, else float32")
+    parser.add_argument(
+        "model", help=t("an experiment, a checkpoint, an adapter, a model folder, a GGUF file, or a name on the hub")
+    )
+    parser.add_argument("--base", help=t("the model that it was trained from; left out: the one it names"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=t("where it runs; left out: a GPU where there is one"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("it computes in; left out: bfloat16 on a GPU, else float32"))
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--prompt_template", help="of a model that does not say how it was trained: text with {input} and {output}"
+        "--prompt_template", help=t("of a model that does not say how it was trained: text with {{input}} and {{output}}")
     )
-    parser.add_argument("--system_prompt", help="of a model that does not say how it was trained: its system message")
+    parser.add_argument("--system_prompt", help=t("of a model that does not say how it was trained: its system message"))
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int, batched: bool = True) -> None:
+    """
+    Args:
+        batched: there may be several answers at once.
+    """
     default = Sampling()
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=max_new_tokens, help=f"longest answer, in tokens (default: {max_new_tokens})"
-    )
-    parser.add_argument("--temperature", type=float, default=default.temperature, help="0: the likeliest token (default: 0)")
-    parser.add_argument(
-        "--top_p", type=float, default=default.top_p, help="only the likeliest tokens of this probability together"
-    )
-    parser.add_argument("--top_k", type=int, default=default.top_k, help="only this many of the likeliest tokens; 0: all")
-    parser.add_argument("--seed", type=int, default=default.seed, help=f"of the choice of tokens (default: {default.seed})")
-    parser.add_argument("--batch_size", type=int, default=BATCH_SIZE, help=f"answers at once (default: {BATCH_SIZE})")
+
+    def add(name: str, kind: type, value: float, text: str) -> None:
+        parser.add_argument(f"--{name}", type=kind, default=value, help=text + t(" (default: {value})", value=value))
+
+    add("max_new_tokens", int, max_new_tokens, t("longest answer, in tokens"))
+    add("temperature", float, default.temperature, t("0: the likeliest token; more: less likely ones too"))
+    add("top_p", float, default.top_p, t("only the likeliest tokens of this probability together"))
+    add("top_k", int, default.top_k, t("only this many of the likeliest tokens; 0: all"))
+    add("seed", int, default.seed, t("decides the choice of tokens"))
+    if batched:
+        add("batch_size", int, BATCH_SIZE, t("answers at once"))
 
 
 def chosen_device(given: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
@@ -58,12 +65,13 @@ def chosen_sampling(given: argparse.Namespace) -> Sampling:
     """
     rules = (
         ("max_new_tokens", given.max_new_tokens >= 1, t("must be 1 or more")),
-        ("batch_size", given.batch_size >= 1, t("must be 1 or more")),
         ("temperature", 0 <= given.temperature < float("inf"), t("must be 0 or more")),
         ("top_p", 0 < given.top_p <= 1, t("must be greater than 0 and at most 1")),
         ("top_k", given.top_k >= 0, t("must be 0 or more")),
         ("seed", 0 <= given.seed < 2**63, t("must be 0 or more")),
     )
+    if "batch_size" in given:
+        rules += (("batch_size", given.batch_size >= 1, t("must be 1 or more")),)
     problems = [
         t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=rule)
         for name, holds, rule in rules

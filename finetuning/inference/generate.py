@@ -89,6 +89,46 @@ def _generate_batch(
         cached.close()
 
 
+class Conversation:
+    """Answers to prompts that grow: what a prompt has in common with the tokens before is not computed again.
+
+    It takes over the model's attention until `close`.
+    """
+
+    def __init__(self, net: Llama, sampling: Sampling, end_token_ids: tuple[int, ...]):
+        self.sampling, self.end_token_ids = sampling, end_token_ids
+        self.tokens: list[int] = []  # whose keys and values are there
+        self.tokens_read = 0  # in all, for what the cache is worth
+        self.cached = CachedLlama(net, 1, 0)
+
+    @torch.inference_mode()
+    def answer(self, prompt: list[int]) -> Iterator[int]:
+        """New tokens, each as soon as it is there, without the end token. May be left early."""
+        generator = torch.Generator().manual_seed((self.sampling.seed * 1_000_003) % 2**63)
+        self.cached.make_room(len(prompt) + self.sampling.max_new_tokens)
+        pairs = zip(self.tokens, prompt[:-1], strict=False)  # the last one gives the logits
+        common = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(prompt) - 1))
+        self.tokens = self.tokens[:common]
+        logits_SV = self._read(prompt[common:])
+        for left in reversed(range(self.sampling.max_new_tokens)):
+            (token,) = choose_tokens(logits_SV, self.sampling, [generator])
+            if token in self.end_token_ids:
+                return
+            yield token
+            if left:
+                logits_SV = self._read([token])
+
+    def close(self) -> None:
+        self.cached.close()
+
+    def _read(self, tokens: list[int]) -> Tensor:
+        self.cached.cut(len(self.tokens))  # an interrupted call may have left more
+        logits_SV = self.cached.read_more(tokens) if self.tokens else self.cached.read_prompts([tokens])
+        self.tokens += tokens
+        self.tokens_read += len(tokens)
+        return logits_SV
+
+
 def choose_tokens(logits_SV: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> list[int]:
     """The next token of each sequence."""
     if sampling.temperature == 0.0:

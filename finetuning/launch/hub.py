@@ -31,6 +31,11 @@ def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
     folder = Path(model_id)
     if folder.is_dir():
         return folder.resolve()
+    if folder.is_file() and folder.suffix == ".gguf":
+        raise InputError(
+            t("--hf_model_id {path}: is a GGUF file; write it as a model folder first, by finetune export {path} FOLDER, and "
+              "give that", path=model_id)
+        )  # fmt: skip
     if folder.is_file():
         raise InputError(t("--hf_model_id {path}: is a file; give the folder that holds config.json", path=model_id))
     if WEB_ADDRESS.match(model_id):

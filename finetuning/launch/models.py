@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from finetuning.checkpoint.gguf_header import is_gguf
 from finetuning.checkpoint.models import StoredModel, find_model_in, named_base, open_model
 from finetuning.checkpoint.nemo import is_nemo
 from finetuning.errors import InputError
@@ -31,7 +32,7 @@ def open_given_model(given: str, base: str | None = None) -> StoredModel:
 def find_folder(given: str) -> Path:
     """The folder of a model, downloaded where it is a hub name."""
     for folder in (Path(given), Path(DEFAULT_FOLDER) / given):
-        if folder.is_dir() or (folder.is_file() and (folder.suffix == ".gguf" or is_nemo(folder))):
+        if folder.is_dir() or (folder.is_file() and (is_gguf(folder) or is_nemo(folder))):
             return folder
     if given.startswith((".", "/", "~")) or not MODEL_ID.fullmatch(given) or given.count("/") != 1:
         raise InputError(

@@ -1,6 +1,5 @@
 """`finetune selftest`: is this parallel layout right on this machine? Starts finetuning/selftest.py, which says so."""
 
-import argparse
 import dataclasses
 import json
 import subprocess
@@ -13,6 +12,7 @@ from finetuning.i18n import t
 from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.launch.gpus import count_gpus
 from finetuning.launch.local import torchrun_options, worker_environment
+from finetuning.launch.verbs.parser import verb_parser
 from finetuning.plan import fuses
 
 DEGREES = (
@@ -56,17 +56,32 @@ def _fused_ways(config: RunConfig, ways: list[str]) -> list[str]:
 
 def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
     """The layout as a configuration, and what is compared in it."""
-    parser = argparse.ArgumentParser(
-        prog="finetune selftest", allow_abbrev=False,
-        description=t("Trains one batch of a tiny model in this layout and in one process, and compares every gradient."),
-    )  # fmt: skip
+    parser = verb_parser(
+        "selftest", t("Trains one batch of a tiny model in this layout and in one process, and compares every gradient.")
+    )
     parser.add_argument("-G", "--num_gpus", type=int, default=2, metavar="N", help=t("GPUs; without CUDA, CPU processes"))
+    texts = {
+        "tensor_model_parallel_size": t("tensor parallel degree"),
+        "pipeline_model_parallel_size": t("pipeline parallel degree"),
+        "context_parallel_size": t("context parallel degree"),
+        "data_parallel_replicate_size": t("whole copies of the sharded weights; a divisor of data parallel"),
+        "pipeline_schedule": t("order of forward and backward passes in a pipeline"),
+        "sharding": t("full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
+        "activation_checkpointing": t("recompute in backward; selective: cheap or wide; full: all; auto: the least"),
+    }
     for name, short in DEGREES:
-        parser.add_argument(*([short] if short else []), f"--{name}", type=int, default=1, metavar="N")
+        parser.add_argument(*([short] if short else []), f"--{name}", type=int, default=1, metavar="N", help=texts[name])
     for name in CHOSEN:
-        parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name))
-    parser.add_argument("--tensor_overlap", action="store_true")
-    parser.add_argument("--prefetch_blocks", type=int, default=0, metavar="N")
+        parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name), help=texts[name])
+    parser.add_argument(
+        "--tensor_overlap",
+        action="store_true",
+        help=t("send tokens while others are multiplied, in tensor parallel; other rounding"),
+    )
+    parser.add_argument(
+        "--prefetch_blocks", type=int, default=0, metavar="N",
+        help=t("blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order"),
+    )  # fmt: skip
     parser.add_argument(
         "--blocks", choices=BLOCKS, default="auto",
         help=t("plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only"),
@@ -75,6 +90,7 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
     parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; left out: in each"))
     parser.add_argument("--json", metavar="FILE", type=Path, help=t("also write the table as JSON"))
     given = vars(parser.parse_args(arguments))
+    del given["lang"]
     peft, dtype, file, blocks = given.pop("peft"), given.pop("dtype"), given.pop("json"), given.pop("blocks")
     # "replicated" is about adapters, so with it only they are compared.
     ways = [peft] if peft else ["lora"] if given["sharding"] == "replicated" else ["none", "lora"]

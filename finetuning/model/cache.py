@@ -2,7 +2,7 @@
 
 A sequence's keys lie in its cache at their positions, so prompts of any lengths share a cache without padding. Prompts go
 through the model as documents of one packed row, exactly as in training; after that each row holds one new token of every
-sequence. One process, whole weights.
+sequence, or several of a sequence that is alone. One process, whole weights.
 
 Shape letters: S sequences, T tokens of a row, N query heads, K key/value heads, G = N / K, H head dimension, L positions.
 """
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from finetuning.model.attention import Documents, document_attention, make_documents
 from finetuning.model.llama import Block, Llama
+
+TOKENS_AT_ONCE = 1024  # of those that are added to a sequence; each looks at all positions before it
 
 
 class Places(NamedTuple):
@@ -69,6 +71,31 @@ class CachedLlama:
         documents = make_documents([1] * len(tokens_S))
         return self.model(tokens_S[None].to(self.device), position_S[None], documents)[0]
 
+    @torch.inference_mode()
+    def read_more(self, tokens: list[int]) -> Tensor:
+        """Logits [1, V] after more tokens of the only sequence."""
+        logits_SV = torch.empty(0)
+        for part_T in torch.tensor(tokens, device=self.device).split(TOKENS_AT_ONCE):
+            position_T = torch.arange(self.longest, self.longest + len(part_T), device=self.device)
+            self.longest += len(part_T)
+            self.lengths_S = torch.tensor([self.longest], device=self.device)
+            self.places = Places(torch.zeros_like(position_T), position_T, self.longest, is_prompt=False)
+            documents = make_documents([len(part_T)])
+            last_S = torch.tensor([len(part_T) - 1], device=self.device)
+            logits_SV = self.model(part_T[None], position_T[None], documents, at_S=last_S)[0]
+        return logits_SV
+
+    def cut(self, length: int) -> None:
+        """Forgets what the only sequence holds from this position on."""
+        self.lengths_S = torch.tensor([length], device=self.device)
+        self.longest = length
+
+    def make_room(self, num_positions: int) -> None:
+        """For sequences of this length; what is cached stays."""
+        more = num_positions - self.caches[0].shape[-2]
+        if more > 0:
+            self.caches = [F.pad(cache, (0, 0, 0, more)) for cache in self.caches]
+
     def keep(self, sequences: list[int]) -> None:
         """Drops all other sequences; the kept ones move up."""
         chosen = torch.tensor(sequences, device=self.device)
@@ -90,6 +117,12 @@ class CachedLlama:
             values_SKLH[places.sequence_T, :, places.position_T] = v_TKH
             if places.is_prompt:
                 return document_attention(q_TNH, k_TKH, v_TKH, documents)
+            if len(keys_SKLH) == 1:
+                q_SNTH = q_TNH.transpose(0, 1)[None]
+                seen_TL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]
+                k, v = keys_SKLH[:, :, : places.longest], values_SKLH[:, :, : places.longest]
+                found = F.scaled_dot_product_attention(q_SNTH, k, v, attn_mask=seen_TL, enable_gqa=True)
+                return found[0].transpose(0, 1)
             # One query for each sequence; the G queries of a key/value head stand in for G positions.
             q_SKGH = q_TNH.unflatten(1, (keys_SKLH.shape[1], -1))
             seen_SL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]

@@ -16,8 +16,11 @@ from finetuning.checkpoint.export import export_hugging_face, export_peft
 from finetuning.checkpoint.low_rank import MergedSource
 from finetuning.checkpoint.models import open_model
 from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, fingerprint
+from finetuning.checkpoint.safetensors_files import Stored, plan_files
 from finetuning.checkpoint.store import save_checkpoint
 from finetuning.errors import InputError
+from finetuning.inference.loading import attach_adapter, load_net
+from finetuning.model.attention import make_documents
 from finetuning.parallel.apply import Technique
 from finetuning.parallel.degrees import Degrees
 from finetuning.training.optimizer import build_optimizer
@@ -107,12 +110,21 @@ def test_every_kind_of_adapter_is_merged_as_peft_does(tiny_model: Path, tmp_path
             parameter.data.mul_(1.5)
     model.save_pretrained(tmp_path)
     stored = open_model(tmp_path, tiny_model)
+    tokens = torch.arange(3, 40)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tokens[None]).logits[0]
     theirs = model.merge_and_unload().state_dict()
     source = stored.weights()
     assert isinstance(source, MergedSource) and stored.adapter is not None and not stored.base_is_checked
     for name in source.shapes():
         ours = torch.cat((source.read(name, 0, 7), source.read(name, 7)))
         torch.testing.assert_close(ours, theirs[name], rtol=0, atol=1e-6)  # float32, weights below 1
+    net = load_net(stored.base, torch.device("cpu"), torch.float32)
+    attach_adapter(net, stored.adapter)  # beside the weights, as evaluate, generate and chat use it
+    places = torch.arange(len(tokens))
+    with torch.no_grad():
+        beside = net(tokens[None], places[None], make_documents([len(tokens)]), at_S=places)[0]
+    torch.testing.assert_close(beside, expected, rtol=0, atol=1e-4 * expected.abs().max().item())  # float32
 
 
 @pytest.fixture
@@ -161,10 +173,32 @@ def test_a_damaged_model_leaves_nothing_behind(tiny_model: Path, tmp_path: Path)
         weights.write_bytes(damaged)
         with pytest.raises(InputError, match="cannot read the weights"):
             export_to(folder, tmp_path / "out")
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(InputError, match=r"weight file model-00001-of-00002\.safetensors is missing"):
+        export_to(folder, tmp_path / "out")
+    (folder / "model.safetensors.index.json").unlink()
     weights.unlink()
     with pytest.raises(InputError, match="is missing"):
         export_to(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+@pytest.mark.unit
+def test_an_index_that_leads_outside_is_refused_and_writes_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    folder, outside = tmp_path / "model", tmp_path / "model.safetensors"
+    shutil.copytree(tiny_model, folder)
+    tensors = {name: Stored(shape, torch.float32) for name, shape in open_model(folder).weights().shapes().items()}
+    shutil.move(folder / "model.safetensors", outside)
+    before = outside.read_bytes()
+    size = sum(stored.size for stored in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": dict.fromkeys(tensors, str(outside))}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(InputError, match="names a file outside itself"):
+        open_model(folder)
+    with pytest.raises(InputError, match="names a file outside itself"):  # of a model that is only described
+        plan_files(tensors, folder)
+    assert outside.read_bytes() == before
 
 
 @pytest.mark.unit
@@ -194,7 +228,7 @@ def test_what_is_no_model_is_refused_with_what_was_found(tmp_path: Path) -> None
     (tmp_path / "weights.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"neither a model in Hugging Face format .* found weights\.gguf"):
         open_model(tmp_path)
-    with pytest.raises(InputError, match="GGUF holds rounded weights"):
+    with pytest.raises(InputError, match=r"weights\.gguf: cannot be read"):
         open_model(tmp_path / "weights.gguf")
     with pytest.raises(InputError, match="there is no such folder"):
         open_model(tmp_path / "nothing")

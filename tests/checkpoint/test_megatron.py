@@ -11,18 +11,24 @@ import torch
 import transformers
 from torch import Tensor
 
-from finetuning.checkpoint.export import stored_dtypes
+from finetuning.checkpoint.export import export_hugging_face, stored_dtypes
 from finetuning.checkpoint.fill import load_source
 from finetuning.checkpoint.megatron_write import export_nemo
 from finetuning.checkpoint.models import open_model
 from finetuning.checkpoint.nemo import nemo_source, open_nemo
-from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.config import read_run
+from finetuning.data.order import samples_of_step
+from finetuning.data.tokenized import open_split
+from finetuning.model.config import LlamaConfig, RopeScaling, read_llama_config, write_llama_config
 from finetuning.parallel.apply import Technique, build_model
 from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
+from finetuning.training.metrics import read_metrics
 from tests.checkpoint.megatron_core import run_megatron
+from tests.commands import finetune
 from tests.models import CPU, whole_logits
 from tests.processes import run_processes
+from tests.references import load_reference, summed_loss
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
@@ -158,6 +164,36 @@ def test_megatron_core_loads_the_export_and_computes_the_logits_of_transformers(
             expected = model(input_ids=TOKENS[None]).logits[0]
         for tp in (1, 2):
             torch.testing.assert_close(torch.load(tmp_path / f"{name}{tp}.pt"), expected, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_the_command_trains_from_a_checkpoint_of_megatron_in_another_layout(
+    made: Path, tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    """Saved by one process with optimizer states, trained tensor parallel; the first loss is transformers' own."""
+    described = tmp_path / "described"
+    shutil.copytree(tiny_model, described, ignore=shutil.ignore_patterns("*.safetensors"))
+    write_llama_config(UNTIED, described)
+    data = tmp_path / "data"  # without validation and test, to be short
+    data.mkdir()
+    shutil.copy(tiny_dataset / "training.jsonl", data)
+    flags = [
+        "--experiment", "nemo", "--nemo_model", str(made / "untied"), "--hf_model_id", str(described),
+        "--dataset_path", str(data), "--num_gpus", "2", "-T", "2", "--global_batch_size", "4", "--seq_length", "256",
+        "--max_steps", "2", "--num_sample_answers", "0", "--save_every_n_steps", "0",
+    ]  # fmt: skip
+    code, output = finetune(tmp_path, *flags).finish()
+    assert code == 0, output
+    experiment = tmp_path / "experiments" / "nemo"
+    rows, run = read_metrics(experiment / "metrics.csv"), read_run(experiment / "run.yaml")
+    export_hugging_face(open_model(made / "untied", described), tmp_path / "whole", None, lambda done, total: None)
+    reference, split = load_reference(tmp_path / "whole").eval(), open_split(Path(run.tokens_dir) / "training")
+    samples = samples_of_step(0, 4, len(split), run.config.seed).tolist()
+    with torch.no_grad():
+        total = sum(summed_loss(reference, split, sample).item() for sample in samples)
+    answer_tokens = sum(int(split.sample(sample)[1].sum()) for sample in samples)
+    assert float(rows[0]["train_loss"]) == pytest.approx(total / answer_tokens, rel=1e-5)  # float32
+    trained = transformers.AutoModelForCausalLM.from_pretrained(experiment / "export", dtype=torch.float32)
+    assert not torch.equal(trained.lm_head.weight, reference.lm_head.weight)
 
 
 def exported(folder: Path, target: Path) -> None:

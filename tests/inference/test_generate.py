@@ -8,7 +8,7 @@ import transformers
 
 from finetuning.checkpoint.models import open_model
 from finetuning.data.template import load_prompt_format
-from finetuning.inference.generate import Sampling, TextStream, choose_tokens, generate_answers, printable
+from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers, printable
 from finetuning.inference.loading import load_net
 from finetuning.model.llama import Llama
 
@@ -60,6 +60,43 @@ def test_the_model_can_be_used_as_before_afterwards(net: Llama) -> None:
     before = [layer.self_attn.attend for layer in net.model.layers.values()]
     generate_answers(net, PROMPTS[:1], Sampling(max_new_tokens=2), END)
     assert [layer.self_attn.attend for layer in net.model.layers.values()] == before
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_conversation_answers_as_if_read_anew_and_reads_only_what_is_new(
+    net: Llama, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetuning.model.cache.TOKENS_AT_ONCE", 5)  # several parts of what is added
+    sampling = Sampling(temperature=temperature, max_new_tokens=9)
+    prompts: list[list[int]] = []
+    expected: list[list[int]] = []
+    for more in PROMPTS:
+        prompts.append((prompts[-1] + expected[-1] if prompts else []) + more)
+        expected += generate_answers(net, prompts[-1:], sampling, END)
+    for other in (PROMPTS[2], PROMPTS[1], PROMPTS[1][:7]):  # shares nothing; shares nothing; all of it is there
+        prompts.append(other)
+        expected += generate_answers(net, [other], sampling, END)
+    conversation = Conversation(net, sampling, END)
+    read = []
+    for prompt, answer in zip(prompts, expected, strict=True):
+        before = conversation.tokens_read
+        assert list(conversation.answer(prompt)) == answer
+        read.append(conversation.tokens_read - before - len(answer))
+    conversation.close()
+    # Of a prompt that goes on only the new tokens are read, and the last token of the answer before, which nothing followed.
+    assert all(count <= len(more) + 1 for count, more in zip(read, PROMPTS, strict=False))
+    assert read[-1] <= 1
+
+
+def test_an_answer_that_was_left_early_does_not_change_the_next(net: Llama) -> None:
+    sampling = Sampling(max_new_tokens=9)
+    expected = generate_answers(net, [PROMPTS[1] + PROMPTS[2]], sampling, ())
+    conversation = Conversation(net, sampling, ())
+    for _ in zip(range(3), conversation.answer(PROMPTS[1]), strict=False):
+        pass
+    conversation.cached.read_more([1, 2, 3])  # as if Ctrl-C had come before it was noted
+    assert [list(conversation.answer(PROMPTS[1] + PROMPTS[2]))] == expected
+    conversation.close()
 
 
 def test_top_k_and_top_p_leave_out_what_is_unlikely() -> None:

@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from finetuning.data.golden import prompt_record
+from finetuning.data.template import load_prompt_format
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.inference.compare import Behaviour, compare
 from finetuning.launch.resume import with_adapter_settings
@@ -81,6 +84,28 @@ def test_an_evaluation_leaves_a_summary_a_table_and_predictions(
     mean = sum(a * b for a, b in zip(tokens, losses, strict=True)) / sum(tokens)
     assert summary["loss"] == pytest.approx(mean) and summary["samples"] == len(rows) == 4
     assert f"loss {summary['loss']:.4f}" in capsys.readouterr().out
+
+
+def test_a_model_whose_chat_template_has_changed_since_training_is_not_used(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    record = prompt_record(load_prompt_format(folder, None, None), None, None)
+    (folder / "finetuning.json").write_text(json.dumps({"prompt": record}), encoding="utf-8")
+    assert generate.main([str(folder), "a", "--max_new_tokens", "1"]) == EXIT_FINISHED
+    assert export.main([str(folder), str(tmp_path / "out")]) == EXIT_FINISHED
+    assert json.loads((tmp_path / "out" / "finetuning.json").read_text(encoding="utf-8")) == {"prompt": record}
+    with pytest.raises(InputError, match="the model was trained with None; leave the flag out"):
+        generate.main([str(folder), "a", "--prompt_template", "{input} {output}"])
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text(encoding="utf-8").replace("Today Date", "Date"), encoding="utf-8")
+    capsys.readouterr()
+    evaluation = tmp_path / "evaluation"
+    for verb, more in ((generate, ["a"]), (chat, []), (evaluate, [str(tiny_dataset), "--out", str(evaluation)])):
+        with pytest.raises(InputError, match="the chat template is not the one that the model was trained with"):
+            verb.main([str(folder), *more])
+    assert capsys.readouterr().out == "" and not evaluation.exists()
 
 
 def test_questions_without_answers_can_be_asked_but_not_evaluated(

@@ -1,6 +1,5 @@
 """`finetune cancel NAME`: makes an experiment save and stop; `--now` does not wait for it to save."""
 
-import argparse
 import os
 import signal
 import time
@@ -15,16 +14,17 @@ from finetuning.launch.jobs import cancel, is_live, job_state, signal_job
 from finetuning.launch.outcome import record_outcome, saved_step
 from finetuning.launch.runs import DEFAULT_FOLDER, Experiment, find_experiment
 from finetuning.launch.submit import outcome_of_job
+from finetuning.launch.verbs.parser import verb_parser
 
 POLL_INTERVAL_S = 1.0
 WAIT_S = 600.0
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune cancel", description="Makes an experiment save and stop.")
-    parser.add_argument("name", help="name of the experiment")
-    parser.add_argument("--now", action="store_true", help="do not wait until it has saved")
-    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help="folder that holds the experiments")
+    parser = verb_parser("cancel", t("Makes an experiment save and stop."))
+    parser.add_argument("name", help=t("name of the experiment"))
+    parser.add_argument("--now", action="store_true", help=t("do not wait until it has saved"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     given = parser.parse_args(argv)
     found = find_experiment(given.experiments_dir, given.name)
     if not found.is_live:

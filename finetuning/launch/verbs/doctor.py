@@ -1,6 +1,5 @@
 """`finetune doctor`: what would stop a run here, each with what to do; with --slurm also on nodes of the cluster."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ from finetuning.launch.doctor import BAD, GOOD, NOTE, Finding, examine_all
 from finetuning.launch.jobs import job_environment
 from finetuning.launch.runs import DEFAULT_FOLDER
 from finetuning.launch.submit import plan_for
+from finetuning.launch.verbs.parser import verb_parser
 
 SUBJECT_WIDTH = 14
 COLOURS = {GOOD: "green", NOTE: "yellow", BAD: "bold red"}
@@ -26,14 +26,14 @@ ALLOCATION_MINUTES = 5
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune doctor", description="What would stop a run here, and what to do about it.")
+    parser = verb_parser("doctor", t("What would stop a run here, and what to do about it."))
     parser.add_argument(
-        "--slurm", action="store_true", help="look at nodes of the cluster too, in an allocation of five minutes"
+        "--slurm", action="store_true", help=t("look at nodes of the cluster too, in an allocation of five minutes")
     )
-    parser.add_argument("-a", "--account", default=RunConfig.account, help="Slurm account")
-    parser.add_argument("-p", "--partition", default=RunConfig.partition, help="Slurm partition")
-    parser.add_argument("-N", "--num_nodes", type=int, default=2, help="nodes to look at (default: 2)")
-    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help="folder that holds the experiments")
+    parser.add_argument("-a", "--account", default=RunConfig.account, help=t("Slurm account"))
+    parser.add_argument("-p", "--partition", default=RunConfig.partition, help=t("Slurm partition"))
+    parser.add_argument("-N", "--num_nodes", type=int, default=2, help=t("nodes to look at (default: 2)"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     given = parser.parse_args(argv)
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
     worst = _show(console, examine_all(given.experiments_dir))

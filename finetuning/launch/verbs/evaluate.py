@@ -1,6 +1,5 @@
 """`finetune evaluate MODEL DATA`: loss and perplexity of each sample, answers, and how close they are to the references."""
 
-import argparse
 import csv
 import json
 from collections.abc import Sequence
@@ -21,18 +20,19 @@ from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.inference.samples import check_lengths, read_samples
 from finetuning.inference.scores import Scores, score_answers
 from finetuning.launch.models import open_given_model
+from finetuning.launch.verbs.parser import verb_parser
 
 SHOWN_SAMPLES = 5
 SUMMARY, TABLE, PREDICTIONS = "summary.json", "samples.csv", "predictions.jsonl"
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune evaluate", description="How well a model answers a data file.")
+    parser = verb_parser("evaluate", t("How well a model answers a data file."))
     add_model_flags(parser)
-    parser.add_argument("data", type=Path, help="a data file as for training, or a data folder, of which test is taken")
-    parser.add_argument("--out", type=Path, help="folder for the results; left out: evaluation/MODEL-DATA")
-    parser.add_argument("--limit", type=int, help="only this many samples, from the beginning")
-    parser.add_argument("--no_answers", action="store_true", help="only loss and perplexity, which is much faster")
+    parser.add_argument("data", type=Path, help=t("a data file as for training, or a data folder, of which test is taken"))
+    parser.add_argument("--out", type=Path, help=t("folder for the results; left out: evaluation/MODEL-DATA"))
+    parser.add_argument("--limit", type=int, help=t("only this many samples, from the beginning"))
+    parser.add_argument("--no_answers", action="store_true", help=t("only loss and perplexity, which is much faster"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
     given = parser.parse_args(argv)

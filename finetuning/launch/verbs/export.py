@@ -3,7 +3,6 @@
 One process on the CPU, in memory that does not grow with the model.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,20 +15,25 @@ from finetuning.checkpoint.models import ADAPTER, CHECKPOINT, StoredModel, named
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import t
 from finetuning.launch.models import open_given_model
+from finetuning.launch.verbs.parser import verb_parser
 
 FORMATS = ("hf", "nemo")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune export", description="Writes a model in the format of other tools.")
-    parser.add_argument("model", help="a checkpoint, an experiment, an adapter or a model folder")
-    parser.add_argument("out", nargs="?", type=Path, help="folder to write; left out: beside it, with the format in its name")
-    parser.add_argument("--to", choices=FORMATS, default="hf", help="hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2")
+    parser = verb_parser("export", t("Writes a model in the format of other tools."))
+    parser.add_argument("model", help=t("a checkpoint, an experiment, an adapter, a model folder or a GGUF file"))
     parser.add_argument(
-        "--merge", action="store_true", help="merge the adapter into its base; to check it as well: finetune merge"
+        "out", nargs="?", type=Path, help=t("folder to write; left out: beside it, with the format in its name")
     )
-    parser.add_argument("--base", help="the model that it was trained from; left out: the one it names")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights; left out: the base model's")
+    parser.add_argument(
+        "--to", choices=FORMATS, default="hf", help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2")
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help=t("merge the adapter into its base; to check it as well: finetune merge")
+    )
+    parser.add_argument("--base", help=t("the model that it was trained from; left out: the one it names"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; left out: the base model's"))
     given = parser.parse_args(argv)
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)

@@ -1,6 +1,5 @@
 """`finetune generate MODEL [PROMPT …]`: answers to prompts, from the command line, a file or standard input."""
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -16,14 +15,15 @@ from finetuning.inference.generate import TextStream, generate_answers, printabl
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_lengths, read_samples
 from finetuning.launch.models import open_given_model
+from finetuning.launch.verbs.parser import verb_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune generate", description="Answers prompts; one prompt streams.")
+    parser = verb_parser("generate", t("Answers prompts; one prompt streams."))
     add_model_flags(parser)
-    parser.add_argument("prompts", nargs="*", help="questions; left out: --file, or each line of standard input is one")
-    parser.add_argument("--file", type=Path, help="questions: data as for training, or a text file with one on each line")
-    parser.add_argument("--out", type=Path, help="JSON Lines file for the answers; left out: the terminal")
+    parser.add_argument("prompts", nargs="*", help=t("questions; left out: --file, or each line of standard input is one"))
+    parser.add_argument("--file", type=Path, help=t("questions: data as for training, or a text file with one on each line"))
+    parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; left out: the terminal"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
     given = parser.parse_args(argv)

@@ -1,6 +1,5 @@
 """`finetune inspect PATH`: what a file or folder with a model holds, whoever wrote it."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,15 +9,16 @@ from rich.console import Console
 from finetuning.checkpoint.inspection import Inspection, inspect
 from finetuning.checkpoint.nemo import cache_folder
 from finetuning.i18n import t
+from finetuning.launch.verbs.parser import verb_parser
 
 LABEL_WIDTH = 12
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune inspect", description="What a file or folder with a model holds.")
-    parser.add_argument("path", type=Path, help="folder or file of Hugging Face, PEFT, NeMo, Megatron, GGUF or this command")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text, with every tensor")
-    parser.add_argument("--tensors", action="store_true", help="list every tensor")
+    parser = verb_parser("inspect", t("What a file or folder with a model holds."))
+    parser.add_argument("path", type=Path, help=t("folder or file of Hugging Face, PEFT, NeMo, Megatron, GGUF or this command"))
+    parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text, with every tensor"))
+    parser.add_argument("--tensors", action="store_true", help=t("list every tensor"))
     given = parser.parse_args(argv)
     found = inspect(given.path, cache_folder())
     console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -1,6 +1,5 @@
 """`finetune list`: one line for each experiment."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,13 +8,14 @@ from rich.table import Table
 
 from finetuning.i18n import t
 from finetuning.launch.runs import DEFAULT_FOLDER, find_experiments
+from finetuning.launch.verbs.parser import verb_parser
 
 WIDTH_IN_FILES = 240
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune list", description="All experiments of a folder, the latest first.")
-    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help="folder that holds the experiments")
+    parser = verb_parser("list", t("All experiments of a folder, the latest first."))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     folder = parser.parse_args(argv).experiments_dir
     experiments = find_experiments(folder)
     console = Console(highlight=False, markup=False, emoji=False)

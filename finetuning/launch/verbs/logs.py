@@ -1,6 +1,5 @@
 """`finetune logs NAME`: what an experiment has printed; with -f also what it prints from now on, until it ends."""
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -10,14 +9,15 @@ from finetuning.errors import EXIT_INTERRUPTED, InputError
 from finetuning.i18n import t
 from finetuning.launch.follow import ASK_INTERVAL_S, POLL_INTERVAL_S, Tail
 from finetuning.launch.runs import DEFAULT_FOLDER, find_experiment
+from finetuning.launch.verbs.parser import verb_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune logs", description="What an experiment has printed.")
-    parser.add_argument("name", help="name of the experiment")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until it ends; Ctrl-C ends only the watching")
-    parser.add_argument("--rank", type=int, help="everything that this rank printed, warnings of libraries too")
-    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help="folder that holds the experiments")
+    parser = verb_parser("logs", t("What an experiment has printed."))
+    parser.add_argument("name", help=t("name of the experiment"))
+    parser.add_argument("-f", "--follow", action="store_true", help=t("go on until it ends; Ctrl-C ends only the watching"))
+    parser.add_argument("--rank", type=int, help=t("everything that this rank printed, warnings of libraries too"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     given = parser.parse_args(argv)
     found = find_experiment(given.experiments_dir, given.name)
     log = found.log if given.rank is None else found.folder / "logs" / f"rank_{given.rank}.log"

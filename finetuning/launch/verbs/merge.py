@@ -3,7 +3,6 @@
 Merged in float32 and written in the base's dtype; then both are loaded again and compared on real prompts.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,15 +20,16 @@ from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_lengths, read_samples
 from finetuning.launch.models import open_given_model
 from finetuning.launch.verbs.export import export_with_progress
+from finetuning.launch.verbs.parser import verb_parser
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune merge", description="Merges an adapter and compares before and after.")
+    parser = verb_parser("merge", t("Merges an adapter and compares before and after."))
     add_model_flags(parser)
-    parser.add_argument("out", type=Path, help="folder for the merged model in Hugging Face format")
-    parser.add_argument("--data", type=Path, help="prompts to compare on; left out: the run's test split")
-    parser.add_argument("--limit", type=int, default=16, help="prompts to compare on (default: 16)")
-    parser.add_argument("--max_new_tokens", type=int, default=64, help="longest compared answer, in tokens (default: 64)")
+    parser.add_argument("out", type=Path, help=t("folder for the merged model in Hugging Face format"))
+    parser.add_argument("--data", type=Path, help=t("prompts to compare on; left out: the run's test split"))
+    parser.add_argument("--limit", type=int, default=16, help=t("prompts to compare on (default: 16)"))
+    parser.add_argument("--max_new_tokens", type=int, default=64, help=t("longest compared answer, in tokens (default: 64)"))
     given = parser.parse_args(argv)
     for name in ("limit", "max_new_tokens"):
         if getattr(given, name) < 1:

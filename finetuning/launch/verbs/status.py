@@ -1,6 +1,5 @@
 """`finetune status [NAME]`: how an experiment is, or how it ended; without a name, the latest one."""
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +10,16 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.outcome import saved_step
 from finetuning.launch.runs import DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
+from finetuning.launch.verbs.parser import verb_parser
 
 LABEL_WIDTH = 12
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="finetune status", description="How an experiment is, or how it ended.")
-    parser.add_argument("name", nargs="?", help="name of the experiment; left out: the latest")
-    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help="folder that holds the experiments")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    parser = verb_parser("status", t("How an experiment is, or how it ended."))
+    parser.add_argument("name", nargs="?", help=t("name of the experiment; left out: the latest"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
+    parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text"))
     given = parser.parse_args(argv)
     if given.name is None:
         experiments = find_experiments(given.experiments_dir)
