@@ -63,15 +63,15 @@ def chosen_sampling(given: argparse.Namespace) -> Sampling:
     Raises:
         InputError: with every value that cannot be.
     """
-    rules = (
+    rules = [
         ("max_new_tokens", given.max_new_tokens >= 1, t("must be 1 or more")),
         ("temperature", 0 <= given.temperature < float("inf"), t("must be 0 or more")),
         ("top_p", 0 < given.top_p <= 1, t("must be greater than 0 and at most 1")),
         ("top_k", given.top_k >= 0, t("must be 0 or more")),
         ("seed", 0 <= given.seed < 2**63, t("must be 0 or more")),
-    )
+    ]
     if "batch_size" in given:
-        rules += (("batch_size", given.batch_size >= 1, t("must be 1 or more")),)
+        rules.append(("batch_size", given.batch_size >= 1, t("must be 1 or more")))
     problems = [
         t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=rule)
         for name, holds, rule in rules
