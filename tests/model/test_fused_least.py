@@ -142,7 +142,9 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
     model, _ = make_pair(num_hidden_layers=6, hidden_size=256, intermediate_size=512)
     add_lora(model, 16, 32.0, ALL)
     randomise(model)
-    model.cuda().bfloat16()
+    for parameter in model.cuda().parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
     store = HostStore(6)
     blocks = blocks_of(model)
     least: list[Forward] = [LeastBlock(block, store, i, fp8=False, tokens_at_once=1024) for i, block in enumerate(blocks)]
