@@ -1451,6 +1451,9 @@ MESSAGES: dict[str, str] = {
         "--hf_model_id {path}：是 GGUF 檔；請先用 finetune export {path} FOLDER 寫成模型資料夾，再給該資料夾"
     ),
     # Least memory
+    "--least_memory: each process keeps {gib:.1f} GiB in host memory as well": (
+        "--least_memory：每個行程另外在主機記憶體中保留 {gib:.1f} GiB"
+    ),
     "--least_memory needs {flag} {value}": "--least_memory 需要 {flag} {value}",
     "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower": (
         "以最少的 GPU 記憶體做 LoRA：分段重新計算，其餘放在主機記憶體；較慢"

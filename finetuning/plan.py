@@ -16,8 +16,8 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 # Bytes of a trained parameter: weight, gradient and two moments; the weight in two halves unless everything is float32.
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
-HEAD_CHUNK_TOKENS = 2048
-LEAST_TOKENS, LEAST_CHUNK_TOKENS = 2048, 1024  # of a piece and of a chunk of logits, with --least_memory
+HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
+LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
@@ -93,6 +93,14 @@ def fuses(config: RunConfig, sharding: str) -> bool:
     return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer
 
 
+def least_memory_on_host_gib(config: RunConfig, model: LlamaConfig) -> float:
+    """What a process keeps in host memory with --least_memory: the embedding and, of a row, what blocks but the last keep."""
+    table = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    tokens = config.micro_batch_size * config.seq_length
+    kept = tokens * (model.num_hidden_layers - 1) * (model.hidden_size + model.num_attention_heads * model.head_dim)
+    return HALF * (table + kept) / 2**30
+
+
 def trained_parameters(config: RunConfig, model: LlamaConfig) -> int:
     """Parameters the optimizer changes, in the whole model."""
     if config.peft == "none":
@@ -131,9 +139,22 @@ def _plan_rank(
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
-    activations = tokens * (kept * in_flight * max(len(stages[index]) for index in mine) + computed)
-    logits = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor if has_last else 0
-    return MemoryPlan(states, gathered, activations + logits)
+    # In the head, or later in the first block whose backward pass is run.
+    working = max(_head_bytes(model, tokens, tensor, lora=lora) if has_last else 0, tokens * computed)
+    activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working
+    return MemoryPlan(states, gathered, activations)
+
+
+def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool) -> int:
+    """A chunk of logits in bfloat16, overwritten with its gradient, and the gradient of a head that is trained.
+
+    Under tensor parallel the logits are copied to float32, and so is their gradient.
+    """
+    if tensor > 1:
+        return min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor
+    chunk = HEAD_CHUNK_TOKENS if lora else TRAINED_HEAD_CHUNK_TOKENS
+    gradient = 0 if lora else model.vocab_size * model.hidden_size * (SINGLE if tokens > chunk else HALF)
+    return min(tokens, chunk) * model.vocab_size * HALF + gradient
 
 
 def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
@@ -143,7 +164,7 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     - a block's backward pass, with those of the block before on their way: in the attention, the gradients of the block's
       output, of the residual stream and of the attention's output, q, k and v, their gradients, those of keys and values once
       more for each query head, and a float32 gradient of the queries; after it, in a piece, gate and up and the gradient of
-      their product, with a few of the piece's rows of the residual stream;
+      their product, with three times the piece's rows of the residual stream;
     - the head: its input as the norm keeps it in float32 and as it leaves, its trained rows, their gradient, and a chunk of
       logits;
     - the final norm's backward pass, in float32: the kept input, and four gradients as large.
@@ -158,7 +179,7 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     kept = HALF * (hidden + query)
     projected = HALF * (query + 2 * key_value)
     attention = tokens * (kept + HALF * (2 * hidden + query) + 2 * projected + HALF * 2 * query + SINGLE * query)
-    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 4 * hidden)
+    pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 3 * hidden)
     turned = (model.layer_parameters - (query + 2 * key_value) * hidden) if config.fp8 else 0  # transposes of one block
     head = tokens * hidden * (SINGLE + 3 * HALF) + min(tokens, LEAST_CHUNK_TOKENS) * model.vocab_size * HALF
     norm = tokens * hidden * (5 * SINGLE + HALF)
@@ -192,7 +213,8 @@ def _adapter_parameters(config: RunConfig, model: LlamaConfig) -> int:
 
 
 def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fused: bool) -> tuple[int, int]:
-    """Bytes a block keeps of a token until its backward pass, and bytes one block more needs while it is computed again.
+    """Bytes a block keeps of a token until its backward pass, and bytes it needs besides while that runs: what is computed
+    again, and gradients, four times the MLP's features at most.
 
     Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well.
     """
@@ -206,11 +228,12 @@ def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fu
     else:
         spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size
         everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
+    gradients = HALF * 4 * model.intermediate_size // tensor
     if checkpointing == "none":
-        return everything, 0
+        return everything, gradients
     if checkpointing == "full":
-        return HALF * model.hidden_size // tensor, everything
+        return HALF * model.hidden_size // tensor, everything + gradients
     if fused:
-        return HALF * by_rank // tensor, everything
+        return HALF * by_rank // tensor, everything + gradients
     narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
-    return HALF * narrow, everything
+    return HALF * narrow, everything + gradients

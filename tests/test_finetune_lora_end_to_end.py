@@ -107,6 +107,21 @@ def test_another_run_starts_from_the_adapter(experiment: Path, folder: Path, lor
     assert before == float(read_metrics(experiment / "metrics.csv")[-1]["val_loss"])
 
 
+def test_with_the_least_memory_the_same_is_computed(experiment: Path, folder: Path, lora_flags: list[str]) -> None:
+    code, output = finetune(
+        folder, "--experiment", "least", "--least_memory", "--max_steps", "2", "--warmup_steps", "0", *lora_flags
+    ).finish()
+    assert code == 0, output
+    least = folder / "experiments" / "least"
+    first, last = read_metrics(least / "metrics.csv")
+    expected = read_metrics(experiment / "metrics.csv")[0]  # before the first update, so whatever the learning rate is
+    for name in ("train_loss", "grad_norm"):
+        assert float(first[name]) == pytest.approx(float(expected[name]), rel=1e-5)  # float32, in another order
+    assert float(last["train_loss"]) < float(first["train_loss"])
+    adapter = peft.AutoPeftModelForCausalLM.from_pretrained(least / "export")
+    assert all(weight.isfinite().all() for weight in adapter.parameters())
+
+
 def torchrun_is_up(command: Command) -> bool:
     return any("torch.distributed.run" in arguments(pid) for pid in descendants(command.process.pid))
 

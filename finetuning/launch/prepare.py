@@ -16,7 +16,7 @@ from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.sbatch import JobPlan
 from finetuning.model.config import LlamaConfig, read_llama_config
-from finetuning.plan import choose
+from finetuning.plan import choose, least_memory_on_host_gib
 
 if TYPE_CHECKING:
     from finetuning.checkpoint.nemo import NemoCheckpoint
@@ -113,6 +113,9 @@ def prepare(
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
     )
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
+    if config.least_memory and visible_gpus:
+        gib = least_memory_on_host_gib(config, model)
+        notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
 
 

@@ -84,7 +84,7 @@ class HostStore:
             return
         # Room is made in the order of the computation, so that what it has just freed can be used; hence the copies wait
         # until it is there, and it waits for the copies in `take`.
-        tensors = tuple(torch.empty_like(place, device="cuda") for place in places)
+        tensors = tuple(torch.empty(place.shape, dtype=place.dtype, device="cuda") for place in places)
         stream = self._copies()
         with torch.cuda.stream(stream):
             for tensor, place in zip(tensors, places, strict=True):
@@ -106,11 +106,11 @@ class HostStore:
         return self.on_host[index][0].is_pinned()
 
     def _places(self, index: int, tensors: tuple[Tensor, ...]) -> list[Tensor]:
-        """Host memory as large as the tensors; larger ones than before get new memory."""
+        """Host memory as large as the tensors; larger ones than before get new memory, in powers of two as pinned memory is."""
         held = self.on_host[index]
         if len(held) < len(tensors) or any(len(place) < tensor.numel() for place, tensor in zip(held, tensors, strict=True)):
             self.on_host[index] = held = [
-                torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=tensor.is_cuda) for tensor in tensors
+                torch.empty(_power_of_two(tensor.numel()), dtype=tensor.dtype, pin_memory=tensor.is_cuda) for tensor in tensors
             ]
         return [place[: tensor.numel()].view(tensor.shape) for place, tensor in zip(held, tensors, strict=True)]
 
@@ -120,6 +120,11 @@ class HostStore:
             self.stream = torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         return self.stream
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest that is at least `number`; 0 for 0."""
+    return 1 << (number - 1).bit_length() if number else 0
 
 
 class HostTable(nn.Module):

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
@@ -38,6 +39,9 @@ class StepProfiler:
             torch.cuda.synchronize()
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with profile(activities=activities, record_shapes=True) as found:
+            if on_gpu:
+                # Ranks begin together: one whose profiler was ready later would look like slow messages on the others.
+                dist.all_reduce(torch.zeros(()))
             yield
             if on_gpu:
                 torch.cuda.synchronize()
@@ -52,7 +56,7 @@ class StepProfiler:
         work = [interval for name, interval in times if name.startswith("aten::")]
         if of_gpu:
             work = [interval for name, interval in times if not name.startswith("nccl")]
-        whole = [(event.time_range.start, event.time_range.end) for event in events]
+        whole = [(event.time_range.start, event.time_range.end) for event in of_gpu or events]
         seconds = (max(end for _, end in whole) - min(begin for begin, _ in whole)) / 1e6
         self.rows.append({"step": step, "seconds": seconds, **account(work, messages)})
         self.folder.mkdir(exist_ok=True)

@@ -10,9 +10,16 @@ import transformers
 from torch import Tensor
 
 from finetuning.checkpoint import safetensors_files
-from finetuning.checkpoint.huggingface import export_model
+from finetuning.checkpoint.huggingface import export_model, load_base_weights
+from finetuning.config import LORA_TARGETS
 from finetuning.data.formats import Sample
 from finetuning.data.template import load_prompt_format
+from finetuning.model.config import read_llama_config
+from finetuning.model.frozen import SmallFp8Matrix
+from finetuning.model.fused_least import LeastBlock
+from finetuning.parallel.apply import Technique, base_parameters, build_model
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_reference
@@ -38,6 +45,37 @@ def load_change_and_export(
 
 def weights_in_memory(model_folder: Path) -> dict[str, Tensor]:
     return whole_parameters(build(model_folder))
+
+
+def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tensor]:
+    """As on a GPU, where the table and what is to be quantised are filled on the host, as plain tensors."""
+    technique = Technique(
+        lora_rank=2, lora_targets=LORA_TARGETS, sharding="replicated", fuse=True, least_memory=True, fp8=fp8
+    )  # fmt: skip
+    layout = Layout("cpu", Degrees())
+    model = build_model(read_llama_config(model_folder), layout, torch.device("cpu"), technique)
+    model.device = torch.device("cuda")
+    load_base_weights(model_folder, model)
+    block = model.get_submodule("parts.0.model.layers.1").forward
+    assert isinstance(block, LeastBlock)
+    (w_qkv, *_) = block.weights()
+    found = {name: weight.data for name, weight in base_parameters(model).items() if weight.numel()}
+    if isinstance(w_qkv, SmallFp8Matrix):
+        found["qkv"] = w_qkv.rows[0].float() * w_qkv.rows[1]
+    return found
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_with_the_least_memory_every_weight_is_filled_once(tiny_model: Path, fp8: bool) -> None:
+    (found,) = run_processes(1, weights_of_the_least_memory, tiny_model, fp8)
+    expected = load_reference(tiny_model).state_dict()
+    if fp8:
+        layer = "model.layers.1.self_attn"
+        joint = torch.cat([expected[f"{layer}.{name}_proj.weight"] for name in "qkv"])
+        assert (found.pop("qkv") - joint).norm() < 0.05 * joint.norm()  # 3 bits of fraction: off by 1/16 at most
+        assert found.keys() == {name for name in expected if "_proj" not in name}
+    for name, value in found.items():
+        assert torch.equal(value, expected[name]), name
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -236,6 +236,17 @@ def test_what_is_worth_knowing_is_noted(settings: Settings, tiny_dataset: Path, 
     assert "--save_every_n_steps 0: nothing can be resumed" in notes
 
 
+def test_the_host_memory_of_the_least_gpu_memory_is_noted(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(peft="lora", least_memory=True, num_gpus=1, seq_length=4096)
+    needed = "--least_memory: each process keeps 0.0 GiB in host memory as well"  # the model is tiny
+    assert needed not in prepared(config, tmp_path).notes  # a CPU has no other memory
+    monkeypatch.setattr("finetuning.launch.prepare.count_gpus", lambda: 1)
+    monkeypatch.setattr("finetuning.launch.prepare.gpu_memory_gib", lambda: 80.0)
+    assert needed in prepared(config, tmp_path).notes
+
+
 def test_splits_that_are_not_there_are_noted(settings: Settings, tiny_dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     shutil.copy(tiny_dataset / "training.jsonl", tmp_path / "data")

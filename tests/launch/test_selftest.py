@@ -21,7 +21,7 @@ def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     program = "import sys; from finetuning.cli import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
     done = subprocess.run(
         [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora", "--json",
-         str(tmp_path / "table.json")], cwd=ROOT, text=True, capture_output=True, timeout=280, check=False,
+         str(tmp_path / "table.json")], cwd=ROOT, text=True, capture_output=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CP 2 against one process" in done.stdout
@@ -40,7 +40,7 @@ def test_the_blocks_of_the_training_are_compared(tmp_path: Path) -> None:
     file = tmp_path / "table.json"
     arguments = ["selftest", "-T", "2", "--blocks", "fused", "--dtype", "float32", "--json", str(file)]
     program = "import sys; from finetuning.cli import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
-    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, timeout=280, check=False)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=ROOT, timeout=500, check=False)
     assert done.returncode == 0
     rows = json.loads(file.read_text())["rows"]
     assert [row["trained"] for row in rows] == ["all weights, float32, fused", "LoRA, float32"]  # with LoRA not under -T

@@ -91,7 +91,7 @@ def test_without_gradients_nothing_is_kept(make_pair: Callable) -> None:
             x = forward(x, cos, sin, make_documents([40]))
     store = forwards[0].store  # type: ignore[attr-defined]
     assert not store.arrived
-    assert store.on_host[0][0].numel() == sum(LENGTHS) * 32
+    assert store.on_host[0][0].numel() == 512  # 13 tokens of 32, in powers of two
     assert expected["out"].isfinite().all()
 
 
@@ -142,7 +142,9 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
     model, _ = make_pair(num_hidden_layers=6, hidden_size=256, intermediate_size=512)
     add_lora(model, 16, 32.0, ALL)
     randomise(model)
-    model.cuda().bfloat16()
+    for parameter in model.cuda().parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
     store = HostStore(6)
     blocks = blocks_of(model)
     least: list[Forward] = [LeastBlock(block, store, i, fp8=False, tokens_at_once=1024) for i, block in enumerate(blocks)]

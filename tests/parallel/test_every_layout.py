@@ -41,6 +41,7 @@ def named(case: Case) -> str:
         *([f"prefetch-{technique.prefetch_blocks}"] if technique.prefetch_blocks else []),
         *(["compiled"] if technique.compile else []),
         *(["fused"] if technique.fuse else []),
+        *(["least-memory"] if technique.least_memory else []),
         *(["split-master"] if technique.split_master else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
@@ -79,11 +80,18 @@ GROUPS: dict[str, list[Case]] = {
     "compiled blocks": [
         Case(TP, replace(FULL, compile=True)),
         Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
+        Case(CP, replace(FULL, compile=True)),
+    ],
+    "compiled blocks, more": [
         Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
+        Case(TP, replace(LORA, tensor_overlap=True, compile=True)),
     ],
     "fused blocks": [
         Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
+    ] + [
+        Case(degrees, replace(LORA, fuse=True, least_memory=True), tied=tied)
+        for degrees, tied in ((SHARDED, False), (COPIED, True))
     ],
     "fused blocks, all weights": [
         *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
@@ -106,7 +114,6 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(FULL, tensor_overlap=True, compute_dtype=torch.bfloat16)),
         *both([TP], tensor_overlap=True, **EXACT),
     ],
-    "compiled blocks, overlapped": [Case(TP, replace(LORA, tensor_overlap=True, compile=True))],
     "weights gathered ahead": [
         Case(SHARDED, replace(FULL, prefetch_blocks=1)), Case(SHARDED, replace(LORA, prefetch_blocks=2)),
         Case(SHARDED, replace(FULL, prefetch_blocks=3, sharding="step", activation_checkpointing="full")),
@@ -140,7 +147,13 @@ GROUPS: dict[str, list[Case]] = {
     "three axes, exact": both(TRIPLES, **EXACT),
     "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
 }  # fmt: skip
-EVERY_CASE = [pytest.param(group, index, id=named(case)) for group, cases in GROUPS.items() for index, case in enumerate(cases)]
+# Each layout is in a group that is always run; these are dear and see little that the others do not.
+SLOW = {"compiled blocks, more", "three axes, exact"}
+EVERY_CASE = [
+    pytest.param(group, index, id=named(case), marks=[pytest.mark.slow] if group in SLOW else [])
+    for group, cases in GROUPS.items()
+    for index, case in enumerate(cases)
+]
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,7 @@ class Place:
 @pytest.fixture(autouse=True)
 def _no_process_is_left(place: Place) -> Iterator[None]:
     yield
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while left := [pid for pid, command in processes() if str(place.experiments).encode() in command]:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
