@@ -6,8 +6,6 @@ A part is a file, or one of the files inside an uncompressed archive: nothing ha
 import io
 import itertools
 import math
-import os
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +20,6 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 MOST_BYTES_AT_ONCE = 2**30  # of one read, which the kernel cuts at 2 GiB
-# Of a tensor beyond the block that is read: the disk fetches them while the block is copied (benchmarks/nemo_import.py).
-BYTES_AHEAD = 2**26
 
 
 @dataclass(frozen=True)
@@ -100,9 +96,7 @@ class StoredTensor:
         run = math.prod(target.shape[inner:]) * self.dtype.itemsize
         if run == 0:
             return
-        begin = sum(offset * stride for offset, stride in zip(offsets, strides, strict=True)) * self.dtype.itemsize
         with self.part.path.open("rb", buffering=0) as file:
-            _fetch_ahead(file, self.part.within(begin, min(len(numbers) + BYTES_AHEAD, self.part.length - begin)))
             filled = 0
             for outer in itertools.product(*(range(size) for size in target.shape[:inner])):
                 places = (*outer, *[0] * (len(self.size) - inner))
@@ -175,12 +169,6 @@ def zip_parts(archive: FilePart) -> dict[str, FilePart]:
             return found
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
         raise ValueError(str(error)) from None
-
-
-def _fetch_ahead(file: io.FileIO, part: FilePart) -> None:
-    """Has the kernel begin to read, without waiting for it."""
-    if sys.platform == "linux":
-        os.posix_fadvise(file.fileno(), part.offset, part.length, os.POSIX_FADV_WILLNEED)
 
 
 def _fill(file: io.RawIOBase, buffer: memoryview) -> None:
