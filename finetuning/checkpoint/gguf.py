@@ -87,11 +87,10 @@ class GgufSource:
         begin = tensor.offset + start * row_bytes
         try:
             raw = np.fromfile(self.path, np.uint8, (stop - start) * row_bytes, offset=begin)
-        except OSError as error:
+            if len(raw) < (stop - start) * row_bytes:
+                raise EOFError("the file ends too early")
+        except (OSError, EOFError) as error:
             raise InputError(t("{file}: cannot read {name}: {error}", file=self.path, name=name, error=error)) from None
-        if len(raw) < (stop - start) * row_bytes:
-            error_text = "the file ends too early"
-            raise InputError(t("{file}: cannot read {name}: {error}", file=self.path, name=name, error=error_text))
         shape = (stop - start, tensor.shape[-1])
         if tensor.kind in PLAIN:
             return torch.from_numpy(raw).view(PLAIN[tensor.kind]).view(shape)

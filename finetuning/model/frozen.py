@@ -49,7 +49,7 @@ class Matrix:
         return grads_TO @ self.with_room_OI
 
     def turned(self) -> "Matrix":
-        """For several calls of `backward` and `norm_backward`."""
+        """For several calls of `backward`."""
         return self
 
 
@@ -122,13 +122,6 @@ class TurnedFp8Matrix:
 
     columns: tuple[Tensor, Tensor]
     relative_O: Tensor
-
-    def norm_backward(
-        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As `Matrix.norm_backward`."""
-        grad_TO = kernels.norm_backward(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
-        return grad_TO, self.backward(grad_TO)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""

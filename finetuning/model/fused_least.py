@@ -162,7 +162,8 @@ def _after_attention_backward(
         d.a_gate_up.add_(dt_gate_up.t() @ h2, alpha=scale)
         dh2 = w_gate_up_turned.backward(gate_up).addmm_(dt_gate_up, low.a_gate_up)
         del gate_up, gate, up
-        dx2, dout = w_o_turned.norm_backward(dh2, x2, inverse2, norm, dx3)
+        dx2 = kernels.norm_backward(dh2, x2, inverse2, norm, dx3)
+        dout = w_o_turned.backward(dx2)
         dt_o = dx2 @ low.b_o
         d.b_o.add_(dx2.t() @ t_o)
         d.a_o.add_(dt_o.t() @ out, alpha=scale)
