@@ -11,15 +11,16 @@ from finetuning.model import kernels
 from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product, turn
 
 
-@dataclass(frozen=True)
 class Matrix:
     """A weight [O, I] as it is.
 
     With room for A in the rows below it, the gradient of the input through both is one product.
     """
 
-    weight_OI: Tensor
-    with_room_OI: Tensor | None = None  # the same memory, R rows longer
+    def __init__(self, weight_OI: Tensor, with_room_OI: Tensor | None = None):
+        """`with_room` is the same memory, R rows longer."""
+        self.weight_OI, self.with_room_OI = weight_OI, with_room_OI
+        self._placed: Tensor | None = None  # A that lies there
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return x_TI @ self.weight_OI.t()
@@ -28,13 +29,6 @@ class Matrix:
         """The product with the normed input [T, O], that input and the norm's factors, as `kernels.norm` gives them."""
         h_TI, inverse_T = kernels.norm(x_TI, norm_I, eps)
         return self.forward(h_TI), h_TI, inverse_T
-
-    def norm_backward(
-        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Where a norm of size O follows: its `kernels.norm_backward` [T, O], and of that the gradient of the input [T, I]."""
-        grad_TO = kernels.norm_backward(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
-        return grad_TO, self.backward(grad_TO)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
@@ -45,7 +39,9 @@ class Matrix:
         outputs = len(self.weight_OI)
         if self.with_room_OI is None:
             return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
-        self.with_room_OI[outputs:].copy_(a_RI)
+        if a_RI is not self._placed:
+            self.with_room_OI[outputs:].copy_(a_RI)
+            self._placed = a_RI
         return grads_TO @ self.with_room_OI
 
     def turned(self) -> "Matrix":
@@ -59,10 +55,20 @@ class Fp8Matrix:
     Both products, forward and for the gradient of the input, then multiply fp8 by fp8: the activations are quantised row by
     row on the way in, sums are float32, results come back in the activations' dtype. Takes as much memory as the bfloat16
     weight it replaces. Needs dimensions that are multiples of 16, and on CUDA compute capability 8.9 or higher.
+
+    With room for A beside the transpose, the gradient of the input through both is one product; A and what passes it are
+    then quantised, too.
     """
 
-    def __init__(self, weight_OI: Tensor):
-        self.rows, self.columns = quantise_rows(weight_OI), quantise_columns(weight_OI)
+    def __init__(self, weight_OI: Tensor, room: int = 0):
+        self.outputs, self.room = len(weight_OI), room
+        self.rows, (columns_IO, self.factors_I1) = quantise_rows(weight_OI), quantise_columns(weight_OI)
+        self.columns_IO = columns_IO
+        if room:
+            self.columns_IO = kernels.empty_fp8(len(columns_IO), self.outputs + room, weight_OI.device)
+            self.columns_IO[:, : self.outputs].copy_(columns_IO)
+        self._placed: Tensor | None = None  # A that lies in the last columns
+        self._multipliers_R: Tensor | None = None
 
     def forward(self, x_TI: Tensor) -> Tensor:
         return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
@@ -72,21 +78,20 @@ class Fp8Matrix:
         h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
         return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
 
-    def norm_backward(
-        self, grad_TO: Tensor, x_TO: Tensor, inverse_T: Tensor, norm_O: Tensor, residual_TO: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As `Matrix.norm_backward`; the norm's pass quantises, too."""
-        grad_TO, quantised = kernels.norm_backward_and_quantise(grad_TO, x_TO, inverse_T, norm_O, residual_TO)
-        return grad_TO, scaled_product(quantised, self.columns, grad_TO.dtype)
-
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
-        return scaled_product(quantise_rows(grad_TO), self.columns, grad_TO.dtype)
+        return scaled_product(quantise_rows(grad_TO), (self.columns_IO[:, : self.outputs], self.factors_I1), grad_TO.dtype)
 
     def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
-        """As `Matrix.backward_with_adapter`; what passes A is not quantised."""
-        outputs = len(self.rows[0])
-        return self.backward(grads_TO[:, :outputs]).addmm_(grads_TO[:, outputs:], a_RI)
+        """As `Matrix.backward_with_adapter`; what passes A is overwritten."""
+        if self.room == 0:
+            return self.backward(grads_TO[:, : self.outputs]).addmm_(grads_TO[:, self.outputs :], a_RI)
+        if a_RI is not self._placed:
+            self._multipliers_R = kernels.quantise_beside(a_RI, self.factors_I1, self.columns_IO[:, self.outputs :])
+            self._placed = a_RI
+        assert self._multipliers_R is not None
+        grads_TO[:, self.outputs :].mul_(self._multipliers_R)
+        return scaled_product(quantise_rows(grads_TO), (self.columns_IO, self.factors_I1), grads_TO.dtype)
 
 
 class SmallFp8Matrix:

@@ -25,7 +25,7 @@ from finetuning.model.lora import LoraLinear
 
 # Groups of layers that read the same input, and the order of a block's adapters.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-WITH_ROOM = (0, 2)  # groups whose joint weight has room for A below it
+WITH_ROOM = (0, 1, 2)  # groups whose joint weight has room for A beside it
 
 
 def can_fuse(block: Block) -> bool:
@@ -50,7 +50,7 @@ class FusedBlock:
         groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
         self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
-        self.matrices = [_frozen_matrix(weights, self._room(index)) for index, weights in enumerate(self.frozen)]
+        self.matrices = [_frozen_matrix(weights, 0 if fp8 else self._room(index)) for index, weights in enumerate(self.frozen)]
         self.quantised: list[Fp8Matrix] = []
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
@@ -66,16 +66,16 @@ class FusedBlock:
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
         """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
         if self.fp8 and not self.quantised:
-            self.quantised = [Fp8Matrix(matrix.weight_OI) for matrix in self.matrices]
+            self.quantised = [Fp8Matrix(matrix.weight_OI, self._room(index)) for index, matrix in enumerate(self.matrices)]
             self.matrices = []
             for weight in (weight for group in self.frozen for weight in group):
                 weight.data = weight.data.new_empty(0)
         return self.quantised or self.matrices
 
     def _room(self, group: int) -> int:
-        """Rows of A. Rows that are no multiple of 16 bytes would make the large product slow."""
+        """Rows of A, if they are a multiple of 16 bytes; others would make the large product slow, or impossible in fp8."""
         rows = len(self.frozen[group]) * self.adapters.rank
-        return rows if group in WITH_ROOM and not self.fp8 and rows % 8 == 0 else 0
+        return rows if group in WITH_ROOM and rows % (16 if self.fp8 else 8) == 0 else 0
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ class _FusedBlock(torch.autograd.Function):
         d = adapter_views(gradients, fused.adapters.shapes)
         dx3 = dx3.contiguous()
 
-        dt_down = dx3 @ low.b_down
-        torch.mm(dx3.t(), t_down, out=d.b_down)
+        dt_down = torch.empty_like(t_down)
+        kernels.update_backward(dx3, Update(t_down, low.b_down), dt_down, d.b_down)
         gate, up = gate_up.chunk(2, -1)
         grads, dgate_up, dt_gate_up = _side_by_side(gate_up, low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
@@ -187,23 +187,17 @@ class _FusedBlock(torch.autograd.Function):
             torch.mm(grad, b, out=dt)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
         dh2 = w_gate_up.backward_with_adapter(grads, low.a_gate_up)
-        dx2, dout = w_o.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3)
 
-        dt_o = dx2 @ low.b_o
-        torch.mm(dx2.t(), t_o, out=d.b_o)
+        grads, dx2, dt_o = _side_by_side(x2, low.a_o)
+        kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3, dx2)
+        kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
         _scaled_product(dt_o, out.flatten(1), scale, d.a_o)
-        dout.addmm_(dt_o, low.a_o)
+        dout = w_o.backward_with_adapter(grads, low.a_o)
         documents = Documents(boundaries, extent)
         q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
         grads, dqkv, dt_qkv = _side_by_side(qkv, low.a_qkv)
-        kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
-        sizes = [count * block.self_attn.head_dim for count in (heads[0], heads[1], heads[1])]
-        parts = zip(dqkv.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes),
-                    dt_qkv.chunk(3, -1), strict=True)  # fmt: skip
-        for grad, b, t, db, dt in parts:
-            torch.mm(grad, b, out=dt)
-            torch.mm(grad.t(), t, out=db)
+        kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv, Update(t_qkv, low.b_qkv), (dt_qkv, d.b_qkv))
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen

@@ -115,9 +115,11 @@ class _LeastBlock(torch.autograd.Function):
         qkv, t_qkv = _project(least, x, cos, sin, low)
         grads = attention_backward(dout.view_as(out), *split_heads(qkv, least.heads), out, logsumexp, documents)
         del out, dout, logsumexp
-        kernels.rotate_heads_backward(*grads, cos, sin, qkv)
+        dt_qkv, db_qkv = torch.empty_like(t_qkv), torch.empty_like(d.b_qkv)
+        kernels.rotate_heads_backward(*grads, cos, sin, qkv, Update(t_qkv, low.b_qkv), (dt_qkv, db_qkv))
         del grads
-        dx = _projection_backward(least, x, qkv, t_qkv, dx2, low, d, needs_input=ctx.needs_input_grad[0])
+        d.b_qkv.add_(db_qkv)
+        dx = _projection_backward(least, x, qkv, dt_qkv, dx2, low, d, needs_input=ctx.needs_input_grad[0])
         least.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None, None
 
@@ -147,41 +149,35 @@ def _after_attention_backward(
         out, dx3 = out_TC[piece], dx3_TD[piece]
         x2, t_o = _add_attention(least, x_TD[piece], out, low)
         gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, norm, least.eps)
-        t_gate_up, dt_down = h2 @ low.a_gate_up.t(), dx3 @ low.b_down
-        d.b_down.add_(dx3.t() @ t_down_TR[piece])
+        t_gate_up, t_down = h2 @ low.a_gate_up.t(), t_down_TR[piece]
+        dt_down, dt_o = torch.empty_like(t_down), torch.empty_like(t_o)
+        sums = [torch.empty_like(total) for total in (d.b_gate, d.b_up, d.a_down, d.b_down, d.b_o)]
+        kernels.update_backward(dx3, Update(t_down, low.b_down), dt_down, sums[3])
         gate, up = gate_up.chunk(2, -1)
-        sums = [torch.empty_like(total) for total in (d.b_gate, d.b_up, d.a_down)]
         # The gradients take the place of gate and up: each entry is read before it is written.
         kernels.gate_backward_with_adapters(
             w_down_turned.backward(dx3), gate, up, gate, up, gate_updates(t_gate_up, low), (dt_down, low.a_down),
             (sums[0], sums[1], sums[2]), scale,
         )  # fmt: skip
-        for total, of_piece in zip((d.b_gate, d.b_up, d.a_down), sums, strict=True):
-            total.add_(of_piece)
         dt_gate_up = torch.cat((gate @ low.b_gate, up @ low.b_up), -1)
         d.a_gate_up.add_(dt_gate_up.t() @ h2, alpha=scale)
         dh2 = w_gate_up_turned.backward(gate_up).addmm_(dt_gate_up, low.a_gate_up)
         del gate_up, gate, up
         dx2 = kernels.norm_backward(dh2, x2, inverse2, norm, dx3)
         dout = w_o_turned.backward(dx2)
-        dt_o = dx2 @ low.b_o
-        d.b_o.add_(dx2.t() @ t_o)
+        kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, sums[4])
+        for total, of_piece in zip((d.b_gate, d.b_up, d.a_down, d.b_down, d.b_o), sums, strict=True):
+            total.add_(of_piece)
         d.a_o.add_(dt_o.t() @ out, alpha=scale)
         dx2_TD[piece], dout_TC[piece] = dx2, dout.addmm_(dt_o, low.a_o)
     return dx2_TD, dout_TC
 
 
 def _projection_backward(
-    least: LeastBlock, x_TD: Tensor, dqkv_TC: Tensor, t_qkv: Tensor, dx2_TD: Tensor, low: Adapters, d: Adapters, *,
+    least: LeastBlock, x_TD: Tensor, dqkv_TC: Tensor, dt_qkv: Tensor, dx2_TD: Tensor, low: Adapters, d: Adapters, *,
     needs_input: bool,
 ) -> Tensor | None:  # fmt: skip
     """Gradient of the block's input [T, D], adapters' added to `d`; none for the first block, as the embedding is frozen."""
-    num_heads, num_key_value_heads = least.heads
-    sizes = [heads * least.block.self_attn.head_dim for heads in (num_heads, num_key_value_heads, num_key_value_heads)]
-    parts = list(zip(dqkv_TC.split(sizes, -1), low.b_qkv.split(sizes), t_qkv.chunk(3, -1), d.b_qkv.split(sizes), strict=True))
-    dt_qkv = torch.cat([grad @ b for grad, b, _, _ in parts], -1)
-    for grad, _, t, db in parts:
-        db.add_(grad.t() @ t)
     norm = least.block.input_layernorm.weight
     h1, inverse1 = kernels.norm(x_TD, norm, least.eps)
     d.a_qkv.add_(dt_qkv.t() @ h1, alpha=least.adapters.scale)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 FP8_MAX = 448.0  # largest number of float8_e4m3fn
 LEAST_FACTOR = 1e-12  # of a row of zeros
+FP8_ALIGNMENT = 128  # bytes from row to row; others make a product of the same size up to 15 % slower
 
 
 class Update(NamedTuple):
@@ -39,17 +40,20 @@ def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return ((wide * inverse_T[:, None]).to(x_TD.dtype) * weight_D), inverse_T
 
 
-def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor) -> Tensor:
-    """Gradient of the norm's input plus the gradient that arrives past the norm, [T, D].
+def norm_backward(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, out_TD: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """Gradient of the norm's input plus the gradient that arrives past the norm, [T, D]; written into `out`, if given.
 
     With n = x * inverse and g = weight * grad: inverse * (g - n * mean(g * n)).
     """
     if x_TD.is_cuda:
-        return _triton().norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
+        return _triton().norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out_TD)
     normed = x_TD.float() * inverse_T[:, None]
     scaled = grad_TD.float() * weight_D.float()
     grad = inverse_T[:, None] * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
-    return (grad + residual_grad_TD.float()).to(x_TD.dtype)
+    grad = (grad + residual_grad_TD.float()).to(x_TD.dtype)
+    return grad if out_TD is None else out_TD.copy_(grad)
 
 
 def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -58,16 +62,6 @@ def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tenso
         return _triton().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
     out_TD, inverse_T = norm(x_TD, weight_D, eps)
     return out_TD, inverse_T, quantise_rows(out_TD)
-
-
-def norm_backward_and_quantise(
-    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
-    """`norm_backward`, and its rows as `quantise_rows` gives them."""
-    if x_TD.is_cuda:
-        return _triton().norm_backward_and_quantise(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, FP8_MAX, LEAST_FACTOR)
-    out_TD = norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD)
-    return out_TD, quantise_rows(out_TD)
 
 
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
@@ -82,6 +76,16 @@ def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
     if x_TD.is_cuda:
         return _triton().add_update(x_TD, y_TD, update)
     return (x_TD.float() + y_TD.float() + _low_rank(update)).to(x_TD.dtype)
+
+
+def update_backward(grad_TO: Tensor, update: Update, dt_TR: Tensor, db_OR: Tensor) -> None:
+    """Writes the gradients of t and b, grad b and grad^T t, for the gradient of the output that the update was added to."""
+    if grad_TO.is_cuda:
+        _triton().update_backward(grad_TO, update, dt_TR, db_OR)
+        return
+    grad = grad_TO.float()
+    dt_TR.copy_(grad @ update.b_OR.float())
+    db_OR.copy_(grad.t() @ update.t_TR.float())
 
 
 def rotate_heads(
@@ -106,14 +110,26 @@ def rotate_heads(
 
 
 def rotate_heads_backward(
-    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor
-) -> None:
-    """Turns the gradients of q and k back and writes all three side by side into `out_TC`."""
+    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
+    update: Update | None = None, gradients: tuple[Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """Turns the gradients of q and k back and writes all three side by side into `out_TC`.
+
+    Args:
+        update: as in `rotate_heads`.
+        gradients: where to write those of the update's t [T, 3R] and b [C, R].
+    """
     if out_TC.is_cuda:
-        return _triton().rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC)
+        _triton().rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, update, gradients)
+        return
     turned = _turn(torch.cat((grad_q_TNH, grad_k_TKH), 1).float(), cos_TH, -sin_TH)
     out_TC.copy_(torch.cat((turned, grad_v_TKH.float()), 1).flatten(1))
-    return None
+    if update is not None and gradients is not None:
+        sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
+        per_kind = (out_TC.split(sizes, -1), update.t_TR.chunk(3, -1), update.b_OR.split(sizes), gradients[0].chunk(3, -1),
+                    gradients[1].split(sizes))  # fmt: skip
+        for grad, t, b, dt, db in zip(*per_kind, strict=True):
+            update_backward(grad, Update(t, b), dt, db)
 
 
 def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
@@ -217,10 +233,27 @@ def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor
     With `columns` (float32), the columns are multiplied by these numbers first.
     """
     if x_TD.is_cuda:
-        return _triton().quantise_rows(x_TD, columns_D, FP8_MAX, LEAST_FACTOR)
+        return _triton().quantise_rows(x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, LEAST_FACTOR)
     wide = x_TD.float() if columns_D is None else x_TD.float() * columns_D
     factor_T1 = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FACTOR * FP8_MAX) / FP8_MAX
     return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
+
+
+def empty_fp8(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Room for a matrix in fp8, aligned for products."""
+    return torch.empty(rows, columns + -columns % FP8_ALIGNMENT, dtype=torch.float8_e4m3fn, device=device)[:, :columns]
+
+
+def quantise_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor) -> Tensor:
+    """Writes the transpose of A in fp8 into columns of a matrix whose rows have these factors.
+
+    Returns a multiplier [R] (float32) of each column: a = multiplier * factor * fp8, the largest value of a column at 448.
+    """
+    if a_RI.is_cuda:
+        return _triton().quantise_beside(a_RI, factors_I1, out_IR, FP8_MAX, LEAST_FACTOR)
+    quantised_RI, multipliers_R1 = quantise_rows(a_RI.float() / factors_I1.t())
+    out_IR.copy_(quantised_RI.t())
+    return multipliers_R1[:, 0]
 
 
 def quantise_columns(x_TD: Tensor) -> tuple[Tensor, Tensor]:

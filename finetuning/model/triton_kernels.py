@@ -16,18 +16,34 @@ LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.Update`
 
 LEAST_RANK = 16
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
-ROTATE_ROWS = 64  # backward
 ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
 MOST_HEADS = 8  # that a program turns one after the other
+ROTATE_BACKWARD_TILING = (32, 32, 4, 3)  # rows, tiles that a program handles one below the other, warps, tiles in flight
 # Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
+UPDATE_BACKWARD_TILING = (64, 128, 16, 4, 3)
 GATE_TILING = (32, 128, 4, 4, 3)
 GATE_BACKWARD_TILING = (16, 128, 4, 4, 3)
 GATE_SUMS_TILING = (32, 64, 32, 4, 3)
 VOCABULARY_BLOCK = 16384
 # Rows that a program adds up, or finds the maximum of, and its columns.
 SUM_ROWS, SUM_COLUMNS = 256, 128
+DT_ROWS = 32
 QUANTISE_ROWS, QUANTISE_COLUMNS = 128, 64
 TURN_TILE = 128
+
+
+@triton.jit
+def _exp(x):
+    """To 2^-22; Triton's own takes twice as many instructions, to keep results below 2^-126."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 y; mul.f32 y, $1, 0f3FB8AA3B; ex2.approx.ftz.f32 $0, y; }", "=f,f", [x], tl.float32, True, 1
+    )
+
+
+@triton.jit
+def _sigmoid(x):
+    """As exact; with it, the gate's forward pass is bound by memory instead of instructions."""
+    return tl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [1 + _exp(-x)], tl.float32, True, 1)
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -63,43 +79,33 @@ def _norm(
     tl.store(out + row * size + columns, result, mask=inside)
     tl.store(inverse + row, factor)
     if QUANTISE:
-        _store_quantised(result.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+        _store_quantised(result, quantised + row * size + columns, factors + row, inside, largest, least_factor)
 
 
 @triton.jit
 def _store_quantised(values, places, factor_place, inside, largest: tl.constexpr, least_factor: tl.constexpr):
     """A whole row in fp8, and its factor."""
-    factor = tl.maximum(tl.max(tl.abs(values)) / largest, least_factor)
-    tl.store(places, (values / factor).to(places.dtype.element_ty), mask=inside)
+    factor = tl.maximum(tl.max(tl.abs(values)).to(tl.float32) / largest, least_factor)
+    # One division a row: one for each value took a third longer than the row's way through memory.
+    tl.store(places, (values.to(tl.float32) * (1 / factor)).to(places.dtype.element_ty), mask=inside)
     tl.store(factor_place, factor)
 
 
-def norm_backward(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor) -> Tensor:
-    out = torch.empty_like(x_TD)
+def norm_backward(
+    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, out_TD: Tensor | None
+) -> Tensor:  # fmt: skip
+    out = torch.empty_like(x_TD) if out_TD is None else out_TD
     _norm_backward[(len(x_TD),)](
-        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, out, inverse_T, QUANTISE=False, **_whole_rows(x_TD)
-    )
-    return out
-
-
-def norm_backward_and_quantise(
-    grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, largest: float,
-    least_factor: float,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
-    out = torch.empty_like(x_TD)
-    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
-    _norm_backward[(len(x_TD),)](
-        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out, quantised, factors, QUANTISE=True, largest=largest,
-        least_factor=least_factor, **_whole_rows(x_TD),
+        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, residual_grad_TD.stride(0), out, out.stride(0),
+        **_whole_rows(x_TD),
     )  # fmt: skip
-    return out, (quantised, factors[:, None])
+    return out
 
 
 @triton.jit
 def _norm_backward(
-    grad, x, inverse, weight, residual_grad, out, quantised, factors, size: tl.constexpr, BLOCK: tl.constexpr,
-    QUANTISE: tl.constexpr, largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
-):  # fmt: skip
+    grad, x, inverse, weight, residual_grad, residual_stride, out, out_stride, size: tl.constexpr, BLOCK: tl.constexpr
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -108,11 +114,8 @@ def _norm_backward(
     scaled = tl.load(grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
     scaled *= tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
     result = factor * (scaled - normed * (tl.sum(scaled * normed) / size))
-    result += tl.load(residual_grad + row * size + columns, mask=inside, other=0.0).to(tl.float32)
-    rounded = result.to(out.dtype.element_ty)
-    tl.store(out + row * size + columns, rounded, mask=inside)
-    if QUANTISE:
-        _store_quantised(rounded.to(tl.float32), quantised + row * size + columns, factors + row, inside, largest, least_factor)
+    result += tl.load(residual_grad + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * out_stride + columns, result.to(out.dtype.element_ty), mask=inside)
 
 
 def _row_factors(x_TD: Tensor) -> Tensor:
@@ -121,7 +124,7 @@ def _row_factors(x_TD: Tensor) -> Tensor:
 
 def _whole_rows(x_TD: Tensor) -> dict[str, int]:
     """Arguments of kernels whose programs have a row each."""
-    return {"size": x_TD.shape[1], "BLOCK": triton.next_power_of_2(x_TD.shape[1]), "num_warps": 8}
+    return {"size": x_TD.shape[1], "BLOCK": triton.next_power_of_2(x_TD.shape[1]), "num_warps": 4}
 
 
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
@@ -199,6 +202,122 @@ def _add_update(
     tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
+def update_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_OR: Tensor) -> None:
+    num_rows, size = grad_TO.shape
+    t, b = update
+    rank = b.shape[1]
+    rows, columns, tiles, warps, stages = UPDATE_BACKWARD_TILING
+    grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
+    dt_parts, db_parts = _dt_parts(grid[0], grad_TO, rank), _db_parts(grid[1], 1, size, rank, grad_TO.device)
+    _update_backward[grid](
+        grad_TO, grad_TO.stride(0), t, t.stride(0), b, dt_parts, db_parts, num_rows, size, rank, _padded(rank),
+        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
+    )  # fmt: skip
+    _add_dt(dt_parts, (grid[0], 0), dt_TR, rank)
+    _add_db(db_parts, (db_OR,), rank)
+
+
+@triton.jit
+def _update_backward(
+    grad, grad_stride, t, t_stride, b, dt_parts, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    ranks = tl.arange(0, RANK)
+    b_tile = _load_rows(b, rank, columns, ranks, size, rank)
+    db = tl.zeros((COLUMNS, RANK), tl.float32)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
+        g = tl.load(grad + rows[:, None] * grad_stride + columns[None, :], mask=inside, other=0.0)
+        _store_dt(dt_parts, tl.program_id(0), tl.dot(g, b_tile), rows, ranks, num_rows, RANK)
+        db = tl.dot(tl.trans(g), _load_rows(t, t_stride, rows, ranks, num_rows, rank), db)
+    _store_db(db_parts, tl.program_id(1), db, columns, ranks, size, RANK)
+
+
+# Gradients of an update t b^T. A program has a strip of columns and adds up db over its rows. dt is a sum over columns, so each
+# program stores its part, in the dtype of the arriving gradient; strips of rows leave their parts of db, in float32.
+
+
+def _dt_parts(count: int, grad_TO: Tensor, rank: int) -> Tensor:
+    return torch.empty(count, len(grad_TO), _padded(rank), dtype=grad_TO.dtype, device=grad_TO.device)
+
+
+def _db_parts(count: int, num_sums: int, size: int, rank: int, device: torch.device) -> Tensor:
+    return torch.empty(count, num_sums, size, _padded(rank), dtype=torch.float32, device=device)
+
+
+@triton.jit
+def _store_dt(parts, part, values, rows, ranks, num_rows, RANK: tl.constexpr):
+    here = parts + (tl.cast(part, tl.int64) * num_rows + rows[:, None]) * RANK + ranks[None, :]
+    tl.store(here, values.to(parts.dtype.element_ty), mask=rows[:, None] < num_rows)
+
+
+@triton.jit
+def _store_db(parts, part, values, columns, ranks, size: tl.constexpr, RANK: tl.constexpr):
+    here = parts + (tl.cast(part, tl.int64) * size + columns[:, None]) * RANK + ranks[None, :]
+    tl.store(here, values, mask=columns[:, None] < size)
+
+
+def _add_dt(parts: Tensor, counts: tuple[int, int], dt_TR: Tensor, rank: int) -> None:
+    """Sums of the first counts[0] parts, of the next counts[1], again of the next counts[1] and so on, side by side."""
+    grid = (triton.cdiv(len(dt_TR), DT_ROWS), dt_TR.shape[1] // rank)
+    _add_dt_parts[grid](
+        parts, dt_TR, dt_TR.stride(0), len(dt_TR), *counts, rank, _padded(rank), ROWS=DT_ROWS, num_warps=1
+    )  # fmt: skip
+
+
+@triton.jit
+def _add_dt_parts(
+    parts, dt, dt_stride, num_rows, first_count, other_count, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr
+):
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    group = tl.program_id(1)
+    ranks = tl.arange(0, RANK)
+    begin = tl.where(group == 0, 0, first_count + (group - 1) * other_count)
+    here = parts + (begin.to(tl.int64) * num_rows + rows[:, None]) * RANK + ranks[None, :]
+    total = tl.zeros((ROWS, RANK), tl.float32)
+    for _ in tl.range(0, tl.where(group == 0, first_count, other_count), num_stages=4):
+        total += tl.load(here, mask=rows[:, None] < num_rows, other=0.0).to(tl.float32)
+        here += num_rows * RANK
+    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
+    target = dt + rows[:, None] * dt_stride + group * rank + ranks[None, :]
+    tl.store(target, total.to(dt.dtype.element_ty), mask=inside)
+
+
+def _add_db(parts: Tensor, sums: tuple[Tensor, ...], rank: int, scale: float = 1.0) -> None:
+    """Sums of the parts [*, S, size, RANK] into S tensors [size, rank]; the third, times `scale`, transposed."""
+    _, count, size, padded = parts.shape
+    first, second, third = (*sums, *sums, *sums)[:3]
+    _add_db_parts[(triton.cdiv(size, SUM_COLUMNS), count)](
+        parts, first, second, third, len(parts), scale, count, size, rank, padded, COLUMNS=SUM_COLUMNS, num_warps=4
+    )
+
+
+@triton.jit
+def _add_db_parts(
+    parts, first, second, third, num_parts, scale, count: tl.constexpr, size: tl.constexpr, rank: tl.constexpr,
+    RANK: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    which = tl.program_id(1)
+    ranks = tl.arange(0, RANK)
+    total = tl.zeros((COLUMNS, RANK), tl.float32)
+    here = parts + (which * size + columns[:, None]) * RANK + ranks[None, :]
+    for _ in range(num_parts):
+        total += tl.load(here, mask=columns[:, None] < size, other=0.0)
+        here += count * size * RANK
+    inside = (columns[:, None] < size) & (ranks[None, :] < rank)
+    target = columns[:, None] * rank + ranks[None, :]
+    if which == 0:
+        tl.store(first + target, total.to(first.dtype.element_ty), mask=inside)
+    elif which == 1:
+        tl.store(second + target, total.to(second.dtype.element_ty), mask=inside)
+    else:
+        turned = ranks[None, :] * size + columns[:, None]
+        tl.store(third + turned, (total * scale).to(third.dtype.element_ty), mask=inside)
+
+
 def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: LowRank | None) -> Tensor:
     num_heads, num_key_value_heads = heads
     num_rows, size = qkv_TC.shape
@@ -254,44 +373,81 @@ def _rotate_heads(
 
 
 def rotate_heads_backward(
-    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor
-) -> None:
+    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
+    update: LowRank | None, gradients: tuple[Tensor, Tensor] | None,
+) -> None:  # fmt: skip
     num_rows, num_heads, head_dim = grad_q_TNH.shape
     num_key_value_heads = grad_k_TKH.shape[1]
-    grid = (triton.cdiv(num_rows, ROTATE_ROWS), num_heads + 2 * num_key_value_heads)
+    t, b, rank = _unpacked(update, out_TC)
+    rows, tiles, warps, stages = ROTATE_BACKWARD_TILING
+    heads = num_heads + 2 * num_key_value_heads
+    grid = (heads, triton.cdiv(num_rows, rows * tiles))
+    dt_parts = db_parts = out_TC
+    if update is not None:
+        dt_parts = _dt_parts(heads, out_TC, rank)
+        db_parts = _db_parts(grid[1], 1, heads * head_dim, rank, out_TC.device)
     _rotate_heads_backward[grid](
         grad_q_TNH, grad_q_TNH.stride(0), grad_k_TKH, grad_k_TKH.stride(0), grad_v_TKH, grad_v_TKH.stride(0), cos_TH, sin_TH,
-        out_TC, out_TC.stride(0), num_rows, num_heads, num_key_value_heads, head_dim, ROWS=ROTATE_ROWS, num_warps=4,
+        out_TC, out_TC.stride(0), t, t.stride(0), b, dt_parts, db_parts, num_rows, num_heads, num_key_value_heads, head_dim,
+        rank, _padded(rank), ROWS=rows, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
+    if gradients is not None:
+        dt, db = gradients
+        _add_dt(dt_parts, (num_heads, num_key_value_heads), dt, rank)
+        _add_db(db_parts, (db,), rank)
 
 
 @triton.jit
 def _rotate_heads_backward(
-    grad_q, q_stride, grad_k, k_stride, grad_v, v_stride, cos, sin, out, out_stride, num_rows, num_heads: tl.constexpr,
-    num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, ROWS: tl.constexpr,
+    grad_q, q_stride, grad_k, k_stride, grad_v, v_stride, cos, sin, out, out_stride, t, t_stride, b, dt_parts, db_parts,
+    num_rows, num_heads: tl.constexpr, num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr,
+    RANK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    head = tl.program_id(1)
+    head = tl.program_id(0)
     half: tl.constexpr = head_dim // 2
     halves = tl.arange(0, half)
-    inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
     if head < num_heads:
-        source = grad_q + rows[:, None] * q_stride + head * head_dim + halves[None, :]
+        source = grad_q + head * head_dim
+        stride = q_stride
     elif head < num_heads + num_key_value_heads:
-        source = grad_k + rows[:, None] * k_stride + (head - num_heads) * head_dim + halves[None, :]
+        source = grad_k + (head - num_heads) * head_dim
+        stride = k_stride
     else:
-        source = grad_v + rows[:, None] * v_stride + (head - num_heads - num_key_value_heads) * head_dim + halves[None, :]
-    first = tl.load(source, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(source + half, mask=inside, other=0.0).to(tl.float32)
-    if head < num_heads + num_key_value_heads:
-        c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
-        s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
-        turned_first = first * c + second * s
-        second = second * c - first * s
-        first = turned_first
-    target = out + rows[:, None] * out_stride + head * head_dim + halves[None, :]
-    tl.store(target, first.to(out.dtype.element_ty), mask=inside)
-    tl.store(target + half, second.to(out.dtype.element_ty), mask=inside)
+        source = grad_v + (head - num_heads - num_key_value_heads) * head_dim
+        stride = v_stride
+    turns = head < num_heads + num_key_value_heads  # values are not turned
+    columns = head * head_dim + halves
+    if RANK > 0:
+        ranks = tl.arange(0, RANK)
+        size: tl.constexpr = (num_heads + 2 * num_key_value_heads) * head_dim
+        part = (head >= num_heads).to(tl.int32) + (head >= num_heads + num_key_value_heads).to(tl.int32)
+        first_b = _load_rows(b, rank, columns, ranks, size, rank)
+        second_b = _load_rows(b, rank, columns + half, ranks, size, rank)
+        first_db = tl.zeros((half, RANK), tl.float32)
+        second_db = tl.zeros((half, RANK), tl.float32)
+    for tile in tl.range(0, TILES, num_stages=STAGES):
+        rows = (tl.program_id(1).to(tl.int64) * TILES + tile) * ROWS + tl.arange(0, ROWS)
+        inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
+        places = source + rows[:, None] * stride + halves[None, :]
+        first = tl.load(places, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(places + half, mask=inside, other=0.0).to(tl.float32)
+        angles = rows[:, None] * head_dim + halves[None, :]
+        c = tl.where(turns, tl.load(cos + angles, mask=inside, other=0.0), 1.0)
+        s = tl.where(turns, tl.load(sin + angles, mask=inside, other=0.0), 0.0)
+        turned_first = (first * c + second * s).to(out.dtype.element_ty)
+        turned_second = (second * c - first * s).to(out.dtype.element_ty)
+        target = out + rows[:, None] * out_stride + columns[None, :]
+        tl.store(target, turned_first, mask=inside)
+        tl.store(target + half, turned_second, mask=inside)
+        if RANK > 0:
+            dt = tl.dot(turned_second, second_b, tl.dot(turned_first, first_b))
+            _store_dt(dt_parts, head, dt, rows, ranks, num_rows, RANK)
+            t_tile = _load_rows(t + part * rank, t_stride, rows, ranks, num_rows, rank)
+            first_db = tl.dot(tl.trans(turned_first), t_tile, first_db)
+            second_db = tl.dot(tl.trans(turned_second), t_tile, second_db)
+    if RANK > 0:
+        _store_db(db_parts, tl.program_id(1), first_db, columns, ranks, size, RANK)
+        _store_db(db_parts, tl.program_id(1), second_db, columns + half, ranks, size, RANK)
 
 
 def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None) -> Tensor:
@@ -326,7 +482,7 @@ def _gate(
         if RANK > 0:
             g += tl.dot(_load_rows(t_gate, t_stride, rows, ranks, num_rows, rank), b_gate_tile)
             u += tl.dot(_load_rows(t_up, t_stride, rows, ranks, num_rows, rank), b_up_tile)
-        result = g * tl.sigmoid(g) * u
+        result = g * _sigmoid(g) * u
         tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -352,25 +508,22 @@ def gate_backward_with_adapters(
     rank = b_gate.shape[1]
     rows, columns, tiles, warps, stages = GATE_SUMS_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
-    parts = torch.empty(grid[1], 3, size, _padded(rank), dtype=torch.float32, device=grad_TF.device)
+    parts = _db_parts(grid[1], 3, size, rank, grad_TF.device)
     _gate_backward[grid](
         grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
         b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), grad_TF, parts, num_rows, size, rank, _padded(rank),
         ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
     )  # fmt: skip
-    grad_b_gate, grad_b_up, grad_a = gradients
-    _add_parts[(triton.cdiv(size, SUM_COLUMNS), 3)](
-        parts, grad_b_gate, grad_b_up, grad_a, len(parts), scale, size, rank, _padded(rank), COLUMNS=SUM_COLUMNS, num_warps=4
-    )
+    _add_db(parts, gradients, rank, scale)
 
 
 @triton.jit
 def _gate_backward(
     grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
-    out, parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
+    out, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Without adapters the gate's output goes to `out`; with them, sums over these rows go to `parts`."""
+    """Without adapters the gate's output goes to `out`; with them, sums over these rows go to the parts."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if RANK > 0:
         ranks = tl.arange(0, RANK)
@@ -396,7 +549,7 @@ def _gate_backward(
             g += tl.dot(t_gate_tile, b_gate_tile)
             u += tl.dot(t_up_tile, b_up_tile)
             arriving += tl.dot(dt_tile, a_tile)
-        sigmoid = tl.sigmoid(g)
+        sigmoid = _sigmoid(g)
         silu = g * sigmoid
         inner = (silu * u).to(grad_gate.dtype.element_ty)
         targets = rows[:, None] * grad_stride + columns[None, :]
@@ -412,37 +565,10 @@ def _gate_backward(
         else:
             tl.store(out + here, inner, mask=inside)
     if RANK > 0:
-        ranks = tl.arange(0, RANK)
-        here = (tl.program_id(1).to(tl.int64) * 3 * size + columns[:, None]) * RANK + ranks[None, :]
-        inside = columns[:, None] < size
-        tl.store(parts + here, sum_gate, mask=inside)
-        tl.store(parts + here + size * RANK, sum_up, mask=inside)
-        tl.store(parts + here + 2 * size * RANK, sum_a, mask=inside)
-
-
-@triton.jit
-def _add_parts(
-    parts, grad_b_gate, grad_b_up, grad_a, num_parts, scale, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """The sum of the parts [*, 3, size, RANK]: two [size, rank], and the third, times scale, transposed."""
-    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    which = tl.program_id(1)
-    ranks = tl.arange(0, RANK)
-    total = tl.zeros((COLUMNS, RANK), tl.float32)
-    here = parts + (which * size + columns[:, None]) * RANK + ranks[None, :]
-    for _ in range(num_parts):
-        total += tl.load(here, mask=columns[:, None] < size, other=0.0)
-        here += 3 * size * RANK
-    inside = (columns[:, None] < size) & (ranks[None, :] < rank)
-    target = columns[:, None] * rank + ranks[None, :]
-    if which == 0:
-        tl.store(grad_b_gate + target, total.to(grad_b_gate.dtype.element_ty), mask=inside)
-    elif which == 1:
-        tl.store(grad_b_up + target, total.to(grad_b_up.dtype.element_ty), mask=inside)
-    else:
-        turned = ranks[None, :] * size + columns[:, None]
-        tl.store(grad_a + turned, (total * scale).to(grad_a.dtype.element_ty), mask=inside)
+        first = 3 * tl.program_id(1)
+        _store_db(db_parts, first, sum_gate, columns, ranks, size, RANK)
+        _store_db(db_parts, first + 1, sum_up, columns, ranks, size, RANK)
+        _store_db(db_parts, first + 2, sum_a, columns, ranks, size, RANK)
 
 
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
@@ -483,51 +609,75 @@ def _cross_entropy(
     for start in range(0, size, BLOCK):
         part = tl.load(logits + start + places, mask=start + places < size, other=-float("inf")).to(tl.float32)
         new_highest = tl.maximum(highest, tl.max(part))
-        total = total * tl.exp(highest - new_highest) + tl.sum(tl.exp(part - new_highest))
+        total = total * _exp(highest - new_highest) + tl.sum(_exp(part - new_highest))
         highest = new_highest
     logsumexp = highest + tl.log(total)
     loss = logsumexp - tl.load(logits + label).to(tl.float32)
     tl.store(losses + row, loss)
     if QUANTISE:
         # No other entry is larger than the label's, 1 - p: the others add up to it.
-        factor = tl.maximum((1 - tl.exp(-loss)) / largest, least_factor)
+        factor = tl.maximum((1 - _exp(-loss)) / largest, least_factor)
         tl.store(factors + row, factor)
+        inverse = 1 / factor
     tl.debug_barrier()  # the label's logit has been read before it is overwritten
     for start in range(0, size, BLOCK):
         columns = start + places
         part = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
-        gradient = tl.exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
+        gradient = _exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
         if QUANTISE:
-            gradient = tl.clamp(gradient / factor, -largest, largest)
+            gradient = tl.clamp(gradient * inverse, -largest, largest)
         tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < size)
 
 
 def quantise_rows(
-    x_TD: Tensor, columns_D: Tensor | None, largest: float, least_factor: float
+    x_TD: Tensor, columns_D: Tensor | None, out_TD: Tensor, largest: float, least_factor: float
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     num_rows, size = x_TD.shape
-    out = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x_TD.device)
     factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(size)
     _quantise_rows[(num_rows,)](
-        x_TD, x_TD.stride(0), out, factors, factors if columns_D is None else columns_D, size, largest=largest,
-        least_factor=least_factor, BLOCK=block, MULTIPLY=columns_D is not None, num_warps=min(16, max(4, block // 1024)),
+        x_TD, x_TD.stride(0), out_TD, out_TD.stride(0), factors, factors if columns_D is None else columns_D, size,
+        largest=largest, least_factor=least_factor, BLOCK=block, MULTIPLY=columns_D is not None,
+        num_warps=4 if block <= 8192 else 8,
     )  # fmt: skip
-    return out, factors
+    return out_TD, factors
 
 
 @triton.jit
 def _quantise_rows(
-    x, stride, out, factors, multipliers, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr,
+    x, stride, out, out_stride, factors, multipliers, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr,
     BLOCK: tl.constexpr, MULTIPLY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
-    values = tl.load(x + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
+    values = tl.load(x + row * stride + columns, mask=inside, other=0.0)  # as they are: a row in float32 leaves no registers
     if MULTIPLY:
-        values *= tl.load(multipliers + columns, mask=inside, other=0.0)
-    _store_quantised(values, out + row * size + columns, factors + row, inside, largest, least_factor)
+        values = values * tl.load(multipliers + columns, mask=inside, other=0.0)
+    _store_quantised(values, out + row * out_stride + columns, factors + row, inside, largest, least_factor)
+
+
+def quantise_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor, largest: float, least_factor: float) -> Tensor:
+    rank, size = a_RI.shape
+    multipliers = torch.empty(rank, dtype=torch.float32, device=a_RI.device)
+    _quantise_beside[(rank,)](
+        a_RI, factors_I1, out_IR, out_IR.stride(0), multipliers, size, largest=largest, least_factor=least_factor,
+        BLOCK=triton.next_power_of_2(size), num_warps=8,
+    )  # fmt: skip
+    return multipliers
+
+
+@triton.jit
+def _quantise_beside(
+    a, factors, out, stride, multipliers, size: tl.constexpr, largest: tl.constexpr, least_factor: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    rank = tl.program_id(0)
+    places = tl.arange(0, BLOCK)
+    inside = places < size
+    values = tl.load(a + rank * size + places, mask=inside, other=0.0).to(tl.float32)
+    values /= tl.load(factors + places, mask=inside, other=1.0)
+    _store_quantised(values, out + places.to(tl.int64) * stride + rank, multipliers + rank, inside, largest, least_factor)
 
 
 def quantise_columns(x_TD: Tensor, largest: float, least_factor: float) -> tuple[Tensor, Tensor]:
@@ -567,7 +717,7 @@ def _quantise_columns(x, stride, out, factors, num_rows, size: tl.constexpr, ROW
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
     values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(factors + columns, mask=columns < size, other=1.0)
-    turned = tl.trans((values / factor[None, :]).to(out.dtype.element_ty))
+    turned = tl.trans((values * (1 / factor)[None, :]).to(out.dtype.element_ty))
     inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
     tl.store(out + columns[:, None] * num_rows + rows[None, :], turned, mask=inside)
 
@@ -576,16 +726,16 @@ def turn(x_OI: Tensor) -> Tensor:
     num_rows, size = x_OI.shape
     out = torch.empty((size, num_rows), dtype=torch.uint8, device=x_OI.device)
     grid = (triton.cdiv(size, TURN_TILE), triton.cdiv(num_rows, TURN_TILE))
-    _turn[grid](x_OI.view(torch.uint8), out, num_rows, size, TILE=TURN_TILE, num_warps=8)
+    _turn[grid](x_OI.view(torch.uint8), x_OI.stride(0), out, num_rows, size, TILE=TURN_TILE, num_warps=8)
     return out.view(x_OI.dtype)
 
 
 @triton.jit
-def _turn(x, out, num_rows, size, TILE: tl.constexpr):
+def _turn(x, stride, out, num_rows, size, TILE: tl.constexpr):
     rows = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
     columns = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
-    values = tl.load(x + rows[:, None] * size + columns[None, :], mask=inside, other=0)
+    values = tl.load(x + rows[:, None] * stride + columns[None, :], mask=inside, other=0)
     inside = (columns[:, None] < size) & (rows[None, :] < num_rows)
     tl.store(out + columns[:, None] * num_rows + rows[None, :], tl.trans(values), mask=inside)
 

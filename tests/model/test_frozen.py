@@ -51,5 +51,21 @@ def test_a_weight_that_is_held_once_gives_the_gradient_of_its_input_as_exactly(s
     assert torch.equal(SmallFp8Matrix(weight).forward(x), Fp8Matrix(weight).forward(x))
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_the_gradient_through_an_adapter_is_part_of_the_same_product(size: float) -> None:
+    """Of whatever size A is beside the weight's inputs, and what passes it beside the gradients of outputs."""
+    weight, a = random(48, 64) * torch.logspace(-2, 1, 64), random(16, 64) * size
+    grads = torch.cat((random(128, 48), 10 * random(128, 16) / size), -1)
+    expected = grads[:, :48] @ weight + grads[:, 48:] @ a
+    wide = weight.new_empty(64, 64)
+    wide[:48] = weight
+    for matrix, tolerance in ((Matrix(wide[:48], wide), 1e-6), (Matrix(weight), 1e-6), (Fp8Matrix(weight, 16), 0.05)):
+        found = matrix.backward_with_adapter(grads.clone(), a)
+        assert (found - expected).norm() < tolerance * expected.norm()
+        assert torch.equal(matrix.backward_with_adapter(grads.clone(), a), found)  # A lies there already
+        changed = matrix.backward_with_adapter(grads.clone(), 2 * a)
+        assert (changed - found - grads[:, 48:] @ a).norm() < tolerance * changed.norm()
+
+
 def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2))
