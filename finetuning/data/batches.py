@@ -15,21 +15,25 @@ from torch import Tensor
 from finetuning.data.order import samples_of_step
 from finetuning.data.rows import RowPlan, measure, plan_rows
 from finetuning.data.tokenized import Split
-from finetuning.model.attention import Documents, make_documents
-from finetuning.model.cross_entropy import IGNORED_LABEL
+from finetuning.model.attention import Documents, make_documents, sent
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
 
 class MicroBatch(NamedTuple):
-    """One packed row: tokens, positions and labels [1, T] (int64), and its document boundaries."""
+    """One packed row: tokens, positions and labels [1, T] (int64), its document boundaries, and how many labels are trained.
+
+    The number is known here, so that nothing has to count on a GPU and wait for it.
+    """
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
     documents: Documents
+    num_trained: int
 
     def to(self, device: torch.device) -> "MicroBatch":
-        tokens, positions, labels = (x.to(device, non_blocking=True) for x in (self.tokens, self.positions, self.labels))
-        return MicroBatch(tokens, positions, labels, self.documents.to(device))
+        tokens, positions, labels = (sent(x, device) for x in (self.tokens, self.positions, self.labels))
+        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_trained)
 
 
 class StepBatch(NamedTuple):
@@ -69,7 +73,7 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
         positions[start:] = np.arange(length - start)
         documents.append(length - start)
     tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
-    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents))
+    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_trained(labels_1T))
 
 
 def make_step_batch(

@@ -18,7 +18,7 @@ EXCHANGE, GATHERED = ContextPlan(2, repeat=1), ContextPlan(2, repeat=None)
 
 def row(length: int, lengths: list[int]) -> MicroBatch:
     places = torch.arange(length)[None]
-    return MicroBatch(places, places, places, make_documents(lengths))
+    return MicroBatch(places, places, places, make_documents(lengths), length)
 
 
 def test_layers_of_the_8b_make_room_for_its_head() -> None:
