@@ -26,7 +26,7 @@ from typing_extensions import override
 from finetuning.checkpoint.on_disk import Checkpoint
 from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config import Run
-from finetuning.data.batches import StepBatch
+from finetuning.data.batches import GlobalBatches, StepBatch
 from finetuning.data.ledger import LEDGER_FILE, Ledger, ledger_entry
 from finetuning.data.tokenized import Split
 from finetuning.evaluate import Evaluation
@@ -83,12 +83,19 @@ class FineTuning(pl.LightningModule):
         with self.profiler.around(batch.step + 1) if self.profiler else nullcontext():
             self.result = train_step(
                 self.net, batch, optimizer.step, scale=gradient_scaler(optimizer.optimizer),
-                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self.catch_up,
+                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self._meanwhile,
             )  # fmt: skip
         optimizer.zero_grad()
 
+    def _meanwhile(self) -> None:
+        """Called in each step when the device has all its work."""
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, GlobalBatches)
+        batches.prepare_next()
+        self.catch_up()
+
     def catch_up(self) -> None:
-        """Does what was postponed; the next step calls it when the device has all its work, unless it was called before."""
+        """Does what was postponed; in the next step at the latest."""
         postponed, self.postponed = self.postponed, None
         if postponed:
             postponed()
