@@ -272,7 +272,7 @@ class Study:
         for batch in self._batches(worker, worker.run.max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = worker.module.learning_rate(batch.step)
-            scale = gradient_scaler(net, optimizer)
+            scale = gradient_scaler(optimizer)
             result = train_step(net, batch, optimizer.step, scale=scale, clip_grad=worker.config.clip_grad, stop=False)
             curve.append(result.loss)
             optimizer.zero_grad()

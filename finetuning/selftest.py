@@ -28,10 +28,10 @@ from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.i18n import language_of_environment, set_language, t
 from finetuning.model.attention import make_documents
 from finetuning.model.config import LlamaConfig, RopeScaling
-from finetuning.model.cross_entropy import IGNORED_LABEL
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
-from finetuning.parallel.apply import ParallelLlama, Technique, build_model, trained_parameters
+from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.stages import num_rows_rule, stage_indices
@@ -194,14 +194,14 @@ def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBa
         if index >= num_rows - num_rows // 4:
             labels.fill_(IGNORED_LABEL)
         positions = torch.cat([torch.arange(count) for count in lengths])[None]
-        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths)))
+        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths), count_trained(labels)))
     return rows
 
 
 def share_of(rows: list[MicroBatch], data_rank: int, data_parallel: int) -> StepBatch:
     """The rows of one data-parallel rank: neighbours, so that the last one may have no loss at all."""
     each = len(rows) // data_parallel
-    answer_tokens = sum(int((row.labels != IGNORED_LABEL).sum()) for row in rows)
+    answer_tokens = sum(row.num_trained for row in rows)
     tokens = sum(row.tokens.numel() for row in rows)
     return StepBatch(
         0, rows[data_rank * each : (data_rank + 1) * each], answer_tokens, tokens, tokens, 0.0, np.arange(len(rows))
@@ -262,10 +262,9 @@ def in_layout(
 
 def whole_gradients(model: ParallelLlama) -> Iterator[tuple[str, Tensor]]:
     """Every gradient, on rank 0; every process must call it and go to the end."""
-    own = trained_parameters(model)
     for name, shape in model.all_shapes().items():
         if model.trains_all or is_adapter(name):
-            weight = own.get(name)
+            weight = model.trained.get(name)
             gradient = None
             if weight is not None:
                 assert weight.grad is not None, f"{name} has no gradient"

@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
 from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints
-from finetuning.parallel.apply import ParallelLlama, trained_parameters
+from finetuning.parallel.apply import ParallelLlama
 from finetuning.training.optimizer import optimizer_state
 
 
@@ -103,7 +103,7 @@ def _training_state(model: ParallelLlama, optimizer: torch.optim.Optimizer) -> d
 
 
 def _trained_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:
-    return {f"model.{name}": model.view(name, parameter.data) for name, parameter in trained_parameters(model).items()}
+    return {f"model.{name}": model.view(name, parameter.data) for name, parameter in model.trained.items()}
 
 
 def _random_key() -> str:

@@ -5,7 +5,7 @@ one after another and ends in padding. All ranks compute the same plan from the 
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,21 +15,25 @@ from torch import Tensor
 from finetuning.data.order import samples_of_step
 from finetuning.data.rows import RowPlan, measure, plan_rows
 from finetuning.data.tokenized import Split
-from finetuning.model.attention import Documents, make_documents
-from finetuning.model.cross_entropy import IGNORED_LABEL
+from finetuning.model.attention import Documents, make_documents, sent
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
 
 class MicroBatch(NamedTuple):
-    """One packed row: tokens, positions and labels [1, T] (int64), and its document boundaries."""
+    """One packed row: tokens, positions and labels [1, T] (int64), its document boundaries, and how many labels are trained.
+
+    The number is known here, so that nothing has to count on a GPU and wait for it.
+    """
 
     tokens: Tensor
     positions: Tensor
     labels: Tensor
     documents: Documents
+    num_trained: int
 
     def to(self, device: torch.device) -> "MicroBatch":
-        tokens, positions, labels = (x.to(device, non_blocking=True) for x in (self.tokens, self.positions, self.labels))
-        return MicroBatch(tokens, positions, labels, self.documents.to(device))
+        tokens, positions, labels = (sent(x, device) for x in (self.tokens, self.positions, self.labels))
+        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_trained)
 
 
 class StepBatch(NamedTuple):
@@ -69,7 +73,7 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
         positions[start:] = np.arange(length - start)
         documents.append(length - start)
     tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
-    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents))
+    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_trained(labels_1T))
 
 
 def make_step_batch(
@@ -93,7 +97,10 @@ def make_step_batch(
 
 
 class GlobalBatches:
-    """Iterates over this rank's share of steps `start_step` … `max_steps` - 1; the next one is prepared meanwhile.
+    """Iterates over this rank's share of steps `start_step` … `max_steps` - 1.
+
+    A batch is made when it is asked for, or ahead of that in a thread, from when `prepare_next` is called. That is for a
+    moment when the caller has nothing to do: the thread is Python, which keeps other Python from running.
 
     `len` is the number of all steps, also when it starts later: Lightning counts batches from the beginning.
     """
@@ -105,17 +112,23 @@ class GlobalBatches:
         self.split, self.plan, self.seed = split, plan, seed
         self.start_step, self.max_steps, self.global_batch_size = start_step, max_steps, global_batch_size
         self.data_rank, self.data_parallel_size = data_rank, data_parallel_size
+        self.next_step = start_step
+        self._prepared: dict[int, Future[StepBatch]] = {}  # by step
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
 
     def __len__(self) -> int:
         return self.max_steps
 
     def __iter__(self) -> Iterator[StepBatch]:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches") as pool:
-            upcoming = None
-            for step in range(self.start_step, self.max_steps):
-                batch = (upcoming or pool.submit(self._make, step)).result()
-                upcoming = pool.submit(self._make, step + 1) if step + 1 < self.max_steps else None
-                yield batch
+        for step in range(self.start_step, self.max_steps):
+            self.next_step = step + 1
+            yield self._prepared.pop(step).result() if step in self._prepared else self._make(step)
+
+    def prepare_next(self) -> None:
+        """Begins to make the batch after the one that was given out last."""
+        step = self.next_step
+        if step < self.max_steps and step not in self._prepared:
+            self._prepared[step] = self._thread.submit(self._make, step)
 
     def _make(self, step: int) -> StepBatch:
         samples = samples_of_step(step, self.global_batch_size, len(self.split), self.seed)

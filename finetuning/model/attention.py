@@ -35,7 +35,12 @@ class Documents(NamedTuple):
     extent: Tensor  # int64 [2] on the CPU: number of documents, tokens of the longest one
 
     def to(self, device: torch.device) -> "Documents":
-        return Documents(self.boundaries.to(device, non_blocking=True), self.extent)
+        return Documents(sent(self.boundaries, device), self.extent)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy of a CPU tensor, under way to the device: from memory that is not pinned, the CPU would wait for the GPU."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def make_documents(lengths: list[int]) -> Documents:

@@ -20,7 +20,7 @@ TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one pro
 
 def linear_cross_entropy_sum(
     hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, columns: tuple[Tensor, Tensor] | None = None,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int = CHUNK_TOKENS, num_trained: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Sum of the cross-entropies of the trained positions, float32 (or float64) scalar; differentiable in hidden and weight.
 
@@ -31,9 +31,21 @@ def linear_cross_entropy_sum(
         columns: a frozen head in fp8, as `quantise_columns` gives it. The gradient of the hidden states is then a product in
             fp8; logits and loss stay as they are.
         chunk_tokens: rows of logits that exist at once, with a frozen head.
+        num_trained: see `trained_places`.
     """
-    trained = (labels_T != IGNORED_LABEL).nonzero()[:, 0]
+    trained = trained_places(labels_T, num_trained)
     return _LinearCrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], columns, chunk_tokens)
+
+
+def trained_places(labels_T: Tensor, count: int | None) -> Tensor:
+    """Where the trained positions are [S]. Without their number, the CPU waits for the GPU to count them."""
+    is_trained = labels_T != IGNORED_LABEL
+    return (is_trained.nonzero() if count is None else torch.nonzero_static(is_trained, size=count))[:, 0]
+
+
+def count_trained(labels: Tensor) -> int:
+    """Number of trained positions, on the CPU."""
+    return int((labels != IGNORED_LABEL).sum())
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):

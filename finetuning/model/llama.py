@@ -31,7 +31,7 @@ class Llama(nn.Module):
 
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
-        labels_BT: Tensor | None = None, at_S: Tensor | None = None,
+        labels_BT: Tensor | None = None, num_trained: int | None = None, at_S: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits [B, T, V]; with labels, the float32 sum of the trained positions' cross-entropies instead.
 
@@ -40,13 +40,14 @@ class Llama(nn.Module):
             positions_BT: position of each token in its own document.
             documents: where the documents of the row begin and end.
             labels_BT: token that follows each position, -100 where it is not trained.
+            num_trained: how many of the labels are not -100; without it, the CPU waits for the GPU to count them.
             at_S: compute logits [B, S, V] of these S positions only.
         """
         hidden_BTD = self.model(tokens_BT, positions_BT, documents)
         if at_S is not None:
             hidden_BTD = hidden_BTD[:, at_S]
         tied = self.model.embed_tokens.weight if self.config.tie_word_embeddings else None
-        return self.lm_head(hidden_BTD, labels_BT, tied)
+        return self.lm_head(hidden_BTD, labels_BT, tied, num_trained)
 
 
 class Decoder(nn.Module):
@@ -132,14 +133,14 @@ class Head(nn.Module):
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         if labels_BT is None:
             return F.linear(hidden_BTD, weight_VD)
         if self.fp8_gradient and self._columns is None:
             self._columns = quantise_columns(weight_VD.detach())
         return linear_cross_entropy_sum(
-            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens
+            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens, num_trained
         )
 
 

@@ -164,6 +164,9 @@ class ParallelLlama(nn.Module):
             if layout.degrees.pp > 1
             else None
         )
+        # Found once: to walk all modules takes milliseconds. FSDP2 shows other parameters in the modules while weights are
+        # gathered; these are the ones that get gradients.
+        self.trained = {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
 
     @override
     def named_parameters(
@@ -211,20 +214,22 @@ class ParallelLlama(nn.Module):
 
         The shares of all processes add up to the loss of the whole batch. Every process must call it.
         """
-        rows = [self._local(row) for row in batch.micro_batches]
+        rows = batch.micro_batches
         if self.pipeline is not None:
-            loss_sum = self.pipeline.backward(rows, batch.answer_tokens)
+            loss_sum = self.pipeline.backward([self._local(row) for row in rows], batch.answer_tokens)
         else:
             loss_sum = torch.zeros((), device=self.device)
             alone = dist.get_world_size() == 1  # nothing to communicate: reduce at once, so that only shards accumulate
             (part,) = self.parts
-            for index, row in enumerate(rows):
+            for index, row in enumerate(map(self._local, rows)):
                 assert isinstance(part, Llama)
                 last = alone or index == len(rows) - 1
                 prepare_backward(part, self.technique.sharding, last=last)
                 # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
                 self.accumulation.more_rows = self.technique.split_master and self.technique.sharding == "step" and not last
-                loss = part(row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
+                loss = part(
+                    row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+                )
                 (loss / batch.answer_tokens).backward()
                 loss_sum = loss_sum + loss.detach()
         self._complete_gradients()
@@ -238,7 +243,9 @@ class ParallelLlama(nn.Module):
             loss = self.pipeline.forward(row, with_loss=True)
             loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
         else:
-            loss = self.parts[0](row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels)
+            loss = self.parts[0](
+                row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+            )
         return self._counted(loss)
 
     @torch.no_grad()
@@ -248,7 +255,7 @@ class ParallelLlama(nn.Module):
         The length of the row must be a multiple of `row_multiple`.
         """
         degrees = self.layout.degrees
-        whole = MicroBatch(tokens_T[None], positions_T[None], tokens_T[None], documents)
+        whole = MicroBatch(tokens_T[None], positions_T[None], tokens_T[None], documents, len(tokens_T))
         places, here = at_S, torch.ones_like(at_S, dtype=torch.bool)
         if degrees.cp > 1:
             places, here = local_places(at_S, len(tokens_T), self.context, self.layout.cp_rank)
@@ -288,7 +295,7 @@ class ParallelLlama(nn.Module):
         """This process's share of the squared 2-norm of all gradients, float64; the shares of all processes add up to it."""
         gradients = [
             local_part(weight.grad)
-            for name, weight in self.weights().items()
+            for name, weight in self.trained.items()
             if weight.grad is not None
             and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
             and (self.layout.data_rank == 0 or isinstance(weight, DTensor))  # others are whole on every data rank
@@ -324,10 +331,10 @@ class ParallelLlama(nn.Module):
     def _complete_gradients(self) -> None:
         if self.layout.degrees.tp > 1:
             partial = [
-                local_part(w.grad) for name, w in self.weights().items() if w.grad is not None and tensor_dim(name) is None
+                local_part(w.grad) for name, w in self.trained.items() if w.grad is not None and tensor_dim(name) is None
             ]
             sum_over(partial, self.layout.group("tp"))
-        whole = [w.grad for w in self.weights().values() if w.grad is not None and not isinstance(w, DTensor)]
+        whole = [w.grad for w in self.trained.values() if w.grad is not None and not isinstance(w, DTensor)]
         for axis in ("dp_shard", "dp_replicate"):
             if self.layout.mesh.size(AXES.index(axis)) > 1:
                 sum_over(whole, self.layout.group(axis))
@@ -340,7 +347,7 @@ class ParallelLlama(nn.Module):
 
 
 def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
-    """Global name -> this process's part, as in the next two."""
+    """Global name -> this process's part, as in the next."""
     return {name: weight for name, weight in model.weights().items() if is_adapter(name)}
 
 
@@ -354,7 +361,3 @@ def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
         name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
         for name, weight in base_parameters(model).items()
     }
-
-
-def trained_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
-    return {name: weight for name, weight in model.weights().items() if weight.requires_grad}

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetuning.data.batches import MicroBatch
-from finetuning.model.attention import Documents
+from finetuning.model.attention import Documents, sent
 from finetuning.model.config import LlamaConfig
+from finetuning.model.cross_entropy import count_trained
 from finetuning.model.llama import Attention, Llama
 from finetuning.parallel.collectives import gather, heads_to_tokens, name_group, tokens_to_heads
 from finetuning.parallel.mesh import Layout
@@ -40,7 +41,7 @@ class PieceDocuments(NamedTuple):
     extent: Tensor  # int64 [2, 5] on the CPU: documents, longest query, longest key, first key, end of keys
 
     def to(self, device: torch.device) -> "PieceDocuments":
-        queries, keys = (x.to(device, non_blocking=True) for x in (self.query_boundaries, self.key_boundaries))
+        queries, keys = (sent(x, device) for x in (self.query_boundaries, self.key_boundaries))
         return PieceDocuments(queries, keys, self.extent)
 
 
@@ -86,12 +87,14 @@ def cut_row(row: MicroBatch, plan: ContextPlan, rank: int) -> MicroBatch:
     a d | b c."""
     length = row.tokens.shape[1]
     if plan.repeat is not None:
-        part = slice(rank * length // plan.size, (rank + 1) * length // plan.size)
-        return MicroBatch(row.tokens[:, part], row.positions[:, part], row.labels[:, part], row.documents)
-    index = torch.cat([torch.arange(*ends) for ends in _pieces(length, plan.size, rank)])
-    documents = _piece_documents(row.documents, _pieces(length, plan.size, rank))
-    # For attention these are the row's documents, in the form that the gathered kernel takes.
-    return MicroBatch(row.tokens[:, index], row.positions[:, index], row.labels[:, index], cast(Documents, documents))
+        index = torch.arange(rank * length // plan.size, (rank + 1) * length // plan.size)
+        documents = row.documents
+    else:
+        index = torch.cat([torch.arange(*ends) for ends in _pieces(length, plan.size, rank)])
+        # For attention these are the row's documents, in the form that the gathered kernel takes.
+        documents = cast(Documents, _piece_documents(row.documents, _pieces(length, plan.size, rank)))
+    labels = row.labels[:, index]
+    return MicroBatch(row.tokens[:, index], row.positions[:, index], labels, documents, count_trained(labels))
 
 
 def local_places(places: Tensor, length: int, plan: ContextPlan, rank: int) -> tuple[Tensor, Tensor]:

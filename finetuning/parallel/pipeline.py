@@ -17,6 +17,7 @@ from finetuning.data.batches import MicroBatch
 from finetuning.model.config import LlamaConfig
 from finetuning.model.llama import Llama
 from finetuning.parallel.mesh import Layout
+from finetuning.parallel.shard import Covered
 from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.weights import local_part
 
@@ -35,13 +36,12 @@ def build_stage(config: LlamaConfig, layers: range, *, first: bool, last: bool) 
     if not last:
         model.model.norm = nn.Identity()  # type: ignore[assignment]
         model.lm_head = NoHead()  # type: ignore[assignment]
-    model.register_forward_pre_hook(_unstack, with_kwargs=True)
     model.register_forward_hook(_as_vector)
     return model
 
 
 class NoHead(nn.Module):
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
         return hidden_BTD
 
 
@@ -61,6 +61,8 @@ class Pipeline:
         self.prepared: tuple[tuple[int, int], Any] | None = None
         self.answer_tokens = 1
         self.losses: list[Tensor] = []
+        for part in parts:
+            part.register_forward_pre_hook(_unstack, prepend=True, with_kwargs=True)  # before FSDP's, see Covered
 
     @property
     def has_first(self) -> bool:
@@ -91,7 +93,8 @@ class Pipeline:
         schedule = self._schedule(len(rows), tokens.shape[1])
         schedule.step(
             *((tokens,) if self.has_first else ()), positions_BT=positions, documents=documents, labels_BT=labels,
-            target=labels if self.has_last else None, return_outputs=False,
+            num_trained=torch.tensor([row.num_trained for row in rows]), target=labels if self.has_last else None,
+            return_outputs=False,
         )  # fmt: skip
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
 
@@ -105,8 +108,8 @@ class Pipeline:
                 output = torch.empty(self._hidden_shape(row.tokens.shape[1]), dtype=self.dtype, device=self.device)
                 dist.recv(output, group=self.group, group_src=self.holder[index - 1])
             output = part(
-                output, row.positions, row.documents, labels_BT=row.labels if with_loss and last else None,
-                at_S=at_S if last else None,
+                output, row.positions, Covered(row.documents), labels_BT=row.labels if with_loss and last else None,
+                num_trained=row.num_trained, at_S=at_S if last else None,
             )  # fmt: skip
             if not last and self.holder[index + 1] != self.layout.pp_rank:
                 dist.send(output.contiguous(), group=self.group, group_dst=self.holder[index + 1])
@@ -179,10 +182,11 @@ class Pipeline:
 
 
 def _unstack(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Takes the row dimension off document boundaries that were stacked for a schedule."""
+    """Takes the row dimension off what was stacked for a schedule and is no tensor of the model."""
     documents = options.get("documents")
     if documents is not None:
-        options = {**options, "documents": type(documents)(*(tensor[0] for tensor in documents))}
+        row = type(documents)(*(tensor[0] for tensor in documents))
+        options = {**options, "documents": Covered(row), "num_trained": int(options["num_trained"])}
     return inputs, options
 
 

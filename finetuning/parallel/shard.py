@@ -68,11 +68,16 @@ class Covered:
 
 def uncover_documents(model: Llama) -> None:
     """Makes the model take its document boundaries out of their cover."""
-    model.register_forward_pre_hook(_uncover)
+    model.register_forward_pre_hook(_uncover, with_kwargs=True)
 
 
-def _uncover(model: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...]:
-    return tuple(value.documents if isinstance(value, Covered) else value for value in inputs)
+def _uncover(
+    model: nn.Module, inputs: tuple[object, ...], options: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    def bare(value: object) -> object:
+        return value.documents if isinstance(value, Covered) else value
+
+    return tuple(bare(value) for value in inputs), {name: bare(value) for name, value in options.items()}
 
 
 def prepare_backward(model: Llama, sharding: str, *, last: bool) -> None:

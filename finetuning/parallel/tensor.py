@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL
+from finetuning.model.cross_entropy import CHUNK_TOKENS, trained_places
 from finetuning.model.kernels import at_least_float32, softmax_minus_one_hot
 from finetuning.model.llama import MLP, Attention, Block, Llama
 from finetuning.model.lora import LoraLinear
@@ -151,14 +151,14 @@ class HeadPart(nn.Module):
         self.group = group
         self.weight = dict(whole.named_parameters()).get("weight")  # already cut; none when tied
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         assert weight_VD is not None
         if labels_BT is None:
             logits_VT = gather(F.linear(hidden_BTD[0], weight_VD).t(), name_group(self.group), 0)
             return logits_VT.t()[None].contiguous()
         hidden_TD, labels_T = hidden_BTD.flatten(0, 1), labels_BT.flatten()
-        trained = (labels_T != IGNORED_LABEL).nonzero()[:, 0]
+        trained = trained_places(labels_T, num_trained)
         total: Tensor = _CrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], self.group)
         return total
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from finetuning.parallel.weights import local_part
 from finetuning.training.split_adamw import SplitAdamW
@@ -30,17 +30,21 @@ def build_optimizer(
     return SplitAdamW(groups, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, eight_bit=states == "8bit")
 
 
-def gradient_scaler(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[float], None]:
-    """A function that multiplies the gradients of the next step by a number: now, or where the optimizer does it itself."""
+def gradient_scaler(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+    """A function that multiplies the gradients of the next step by a number: now, or where the optimizer does it itself.
+
+    The number is a scalar on the device, which nothing waits for.
+    """
 
     @torch.no_grad()
-    def scale(factor: float) -> None:
+    def scale(factor: Tensor) -> None:
         if isinstance(optimizer, SplitAdamW):
             optimizer.gradient_factor = factor
-        elif factor != 1.0:
-            gradients = [local_part(p.grad) for p in model.parameters() if p.grad is not None]
-            if gradients:
-                torch._foreach_mul_(gradients, factor)
+            return
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [local_part(parameter.grad) for parameter in trained if parameter.grad is not None]
+        if gradients:
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))  # one kernel only for a number of their dtype
 
     return scale
 

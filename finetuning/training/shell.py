@@ -11,10 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
@@ -24,7 +26,7 @@ from typing_extensions import override
 from finetuning.checkpoint.on_disk import Checkpoint
 from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config import Run
-from finetuning.data.batches import StepBatch
+from finetuning.data.batches import GlobalBatches, StepBatch
 from finetuning.data.ledger import LEDGER_FILE, Ledger, ledger_entry
 from finetuning.data.tokenized import Split
 from finetuning.evaluate import Evaluation
@@ -48,6 +50,7 @@ class FineTuning(pl.LightningModule):
         self.run, self.build, self.stop_requested = run, build, stop_requested
         self.net: ParallelLlama | None = None
         self.result: StepResult | None = None
+        self.postponed: Callable[[], None] | None = None  # what is left to do about the last step
         self.profiler = (
             StepProfiler(Path(run.experiment_dir) / "profile", dist.get_rank(), run.config.profile_steps)
             if run.config.profile_steps > 0
@@ -79,10 +82,23 @@ class FineTuning(pl.LightningModule):
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
         with self.profiler.around(batch.step + 1) if self.profiler else nullcontext():
             self.result = train_step(
-                self.net, batch, optimizer.step, scale=gradient_scaler(self.net, optimizer.optimizer),
-                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(),
+                self.net, batch, optimizer.step, scale=gradient_scaler(optimizer.optimizer),
+                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self._meanwhile,
             )  # fmt: skip
         optimizer.zero_grad()
+
+    def _meanwhile(self) -> None:
+        """Called in each step when the device has all its work."""
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, GlobalBatches)
+        batches.prepare_next()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Does what was postponed; in the next step at the latest."""
+        postponed, self.postponed = self.postponed, None
+        if postponed:
+            postponed()
 
     def learning_rate(self, step: int) -> float:
         config = self.run.config
@@ -159,10 +175,11 @@ class MeshStrategy(ModelParallelStrategy):
 
 @dataclass
 class StepRecord(pl.Callback):
-    """After each step, in this order: validate, write the row of metrics.csv and the ledger's entry, save, show.
+    """After each step, in this order: validate, write the row of metrics.csv and the ledger's entry, show, save.
 
     One callback, because the order matters: both must be on disk before the checkpoint that claims their step, the row with
-    the validation loss in it, or a crash in between would lose them.
+    the validation loss in it, or a crash in between would lose them. Where no checkpoint follows, writing and showing is
+    postponed until the device is at work on the next step: here it would have nothing to do meanwhile.
     """
 
     run: Run
@@ -206,11 +223,10 @@ class StepRecord(pl.Callback):
             "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
             "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
         }  # fmt: skip
-        self._publish(trainer, pl_module, row)
-        if self.ledger:
-            self.ledger.append(ledger_entry(self.training_split, step, batch.samples))
+        pl_module.postponed = partial(self._publish, trainer, row, batch.samples)
         save_every = self.run.save_every_n_steps
         if save_every and (last or result.stop or step % save_every == 0):
+            pl_module.catch_up()
             self._save(trainer, step, val_loss)
         if result.stop and not last:
             trainer.should_stop = True
@@ -218,8 +234,15 @@ class StepRecord(pl.Callback):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FineTuning)
+        pl_module.catch_up()
         if self.display:
             self.display.stop()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, FineTuning)
+        pl_module.catch_up()
 
     def _validate_late(self, trainer: pl.Trainer) -> None:
         """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved."""
@@ -243,18 +266,19 @@ class StepRecord(pl.Callback):
             )  # fmt: skip
         return found.loss
 
-    def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule, row: dict[str, Any]) -> None:
+    def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray) -> None:
         logged = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
         for logger in trainer.loggers:
             logger.log_metrics(logged, step=row["step"])
-        if not (self.display and self.metrics):
+        if not (self.display and self.metrics and self.ledger):
             return
         self.metrics.append(row)
         self.display.step(row["step"], row)
         if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
             self.status_written_at = time.monotonic()
             write_status(self.folder, RUNNING, step=row["step"], max_steps=self.run.max_steps, train_loss=row["train_loss"])
+        self.ledger.append(ledger_entry(self.training_split, row["step"], samples))
 
     def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
         strategy = trainer.strategy

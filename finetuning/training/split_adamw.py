@@ -40,7 +40,7 @@ class SplitAdamW(torch.optim.Optimizer):
     ):  # fmt: skip
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.eight_bit = eight_bit
-        self.gradient_factor = 1.0  # every gradient of the next step is multiplied by it, on the way in
+        self.gradient_factor = torch.ones(())  # every gradient of the next step is multiplied by it, on the way in
 
     def new_state(self, parameter: Tensor) -> dict[str, Tensor]:
         """State of a parameter before its first step, on its device and sharded like it."""
@@ -61,6 +61,7 @@ class SplitAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        factor = self.gradient_factor.item()
         for group in self.param_groups:
             beta1, beta2 = group["betas"]
             for index, parameter in enumerate(group["params"]):
@@ -75,7 +76,7 @@ class SplitAdamW(torch.optim.Optimizer):
                 update(
                     local_part(parameter), local_part(parameter.grad),
                     {name: local_part(value) for name, value in state.items() if name != "step"},
-                    factor=self.gradient_factor, beta1=beta1, beta2=beta2, eps=group["eps"],
+                    factor=factor, beta1=beta1, beta2=beta2, eps=group["eps"],
                     decay=1 - group["lr"] * group["weight_decay"],
                     step_size=group["lr"] / (1 - beta1**step), root_correction=math.sqrt(1 - beta2**step),
                     seed=(step * 1_000_003 + index) % 2**31,

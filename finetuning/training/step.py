@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from finetuning.data.batches import StepBatch
 from finetuning.errors import RunError
@@ -26,25 +27,31 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, scale: Callable[[float], object], clip_grad: float,
-    stop: bool,
+    model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, scale: Callable[[Tensor], object],
+    clip_grad: float, stop: bool, meanwhile: Callable[[], object] = lambda: None,
 ) -> StepResult:  # fmt: skip
     """Runs one optimizer step; every rank must call it.
 
     Args:
         update: applies the gradients; called only when loss and gradient norm are finite.
-        scale: multiplies all gradients by a number before that, see `finetuning.training.optimizer.gradient_scaler`.
+        scale: multiplies all gradients by a number (on the device) before that, see
+            `finetuning.training.optimizer.gradient_scaler`; called before the number is known to be finite.
         clip_grad: largest global gradient norm; 0: no clipping.
         stop: this rank was asked to stop after the step.
+        meanwhile: work for the CPU, done while the device computes and before anything of the step is known.
 
     Raises:
         RunError: the loss or the gradient norm is not finite; on all ranks together, before any weight has changed.
     """
     loss_sum = model.backward(batch)
     # One message for all that ranks have to agree on. The first stage of a pipeline has no loss of its own.
-    asked_to_stop = torch.tensor(float(stop), dtype=torch.float64, device=model.device)
+    asked_to_stop = torch.full((), float(stop), dtype=torch.float64, device=model.device)
     shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), asked_to_stop))
     dist.all_reduce(shared)
+    if clip_grad > 0:
+        scale((clip_grad / (shared[1].sqrt() + 1e-6)).clamp(max=1.0))
+    meanwhile()
+    # The only place where the CPU waits for the device, which has all the work up to here in its queue.
     loss_total, squared_norm, stop_count = shared.tolist()
     loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
     if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -53,7 +60,6 @@ def train_step(
               "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step",
               step=batch.step + 1, loss=loss, norm=norm)
         )  # fmt: skip
-    scale(min(1.0, clip_grad / (norm + 1e-6)) if clip_grad > 0 else 1.0)
     update()
     if model.trains_all:
         model.refresh_copies()

@@ -51,7 +51,7 @@ def take_steps(model: ParallelLlama, optimizer: torch.optim.Optimizer, split_fol
     losses = []
     for _ in range(count):
         losses.append(
-            train_step(model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=1.0, stop=False).loss
+            train_step(model, batch, optimizer.step, scale=gradient_scaler(optimizer), clip_grad=1.0, stop=False).loss
         )
         optimizer.zero_grad()
     return losses

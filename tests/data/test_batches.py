@@ -64,6 +64,7 @@ def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_
     row = make_row(split, [0, 1], length=8)
     assert row.tokens.tolist() == [[1, 2, 4, 5, 6, 7, 0, 0]]
     assert row.labels.tolist() == [[2, 3, IGNORED_LABEL, 6, 7, 8, IGNORED_LABEL, IGNORED_LABEL]]
+    assert row.num_trained == 5
     assert row.positions.tolist() == [[0, 1, 0, 1, 2, 3, 0, 1]]
     count = int(row.documents.extent[0])
     assert row.documents.boundaries[: count + 1].tolist() == [0, 2, 6, 8], "padding is a document of its own"
@@ -114,6 +115,24 @@ def test_an_epoch_trains_every_sample_once_from_any_start_on_any_number_of_ranks
     assert sum(counts) == consumed
     if start == 0:
         assert min(counts) >= 1 and max(counts) - min(counts) <= 1 + (consumed > 2 * num_samples)
+
+
+@pytest.mark.parametrize("prepared", [set(), {0, 1, 2, 3}, {1}], ids=["never", "always", "once"])
+def test_batches_are_the_same_whether_they_are_prepared_or_not(tmp_path: Path, prepared: set[int]) -> None:
+    split = make_split(tmp_path / "split", [2 + index % 9 for index in range(20)])
+    settings = {"global_batch_size": 5, "seed": 7, "data_rank": 0, "data_parallel_size": 1, "plan": RowPlan(CAPACITY, 8, 0.0)}
+    loader, plain = (GlobalBatches(split, start_step=1, max_steps=4, **settings) for _ in range(2))
+    found = []
+    if 0 in prepared:
+        loader.prepare_next()
+    for batch in loader:
+        found.append(batch)
+        if batch.step in prepared:
+            loader.prepare_next()
+            loader.prepare_next()
+    assert [batch.step for batch in found] == [1, 2, 3]
+    for batch, expected in zip(found, plain, strict=True):
+        assert all(torch.equal(row.tokens, other.tokens) for row, other in zip(batch[1], expected[1], strict=True))
 
 
 def test_ranks_without_samples_get_empty_rows_so_that_they_can_join_the_collectives(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, linear_cross_entropy_sum
+from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_trained, linear_cross_entropy_sum
 from finetuning.model.kernels import quantise_columns
 
 pytestmark = pytest.mark.unit
@@ -50,6 +50,17 @@ def test_the_gradients_carry_the_factor_that_the_loss_is_multiplied_by(scale: fl
     expected_hidden, expected_weight = reference_gradients(hidden, weight, labels)
     torch.testing.assert_close(hidden.grad.double() / scale, expected_hidden, **TOLERANCE)
     torch.testing.assert_close(weight.grad.double() / scale, expected_weight, **TOLERANCE)
+
+
+@pytest.mark.parametrize("ignored", [slice(0, 0), slice(1, None, 3), slice(None)], ids=["none", "a third", "all"])
+def test_a_known_number_of_trained_positions_changes_nothing(ignored: slice) -> None:
+    hidden, weight, labels = random_inputs(100)
+    labels[ignored] = IGNORED_LABEL
+    counted = linear_cross_entropy_sum(hidden, weight, labels)
+    known = linear_cross_entropy_sum(hidden, weight, labels, num_trained=count_trained(labels))
+    assert torch.equal(counted, known)
+    gradients = (torch.autograd.grad(total, (hidden, weight)) for total in (counted, known))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 def test_without_a_trained_position_sum_and_gradients_are_zero() -> None:

@@ -109,7 +109,7 @@ def staged(collective: Callable[..., object]) -> Callable[..., None]:
 
 def whole_row() -> MicroBatch:
     places = torch.arange(LENGTH)[None]
-    return MicroBatch(places, places, places, make_documents(LENGTHS))
+    return MicroBatch(places, places, places, make_documents(LENGTHS), LENGTH)
 
 
 def assert_like_masked_softmax(found: list[Tensor], inputs: tuple[Tensor, ...], dtype: torch.dtype) -> None:

@@ -57,7 +57,7 @@ def train_on(
             split, samples, step, model.layout.data_rank, degrees.data_parallel, row_plan(model_folder, degrees)
         )
         losses.append(
-            train_step(model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=0.5, stop=False).loss
+            train_step(model, batch, optimizer.step, scale=gradient_scaler(optimizer), clip_grad=0.5, stop=False).loss
         )
         optimizer.zero_grad()
     save_checkpoint(checkpoints / f"step={end}", model, optimizer, {"step": end})

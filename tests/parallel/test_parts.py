@@ -18,7 +18,7 @@ EXCHANGE, GATHERED = ContextPlan(2, repeat=1), ContextPlan(2, repeat=None)
 
 def row(length: int, lengths: list[int]) -> MicroBatch:
     places = torch.arange(length)[None]
-    return MicroBatch(places, places, places, make_documents(lengths))
+    return MicroBatch(places, places, places, make_documents(lengths), length)
 
 
 def test_layers_of_the_8b_make_room_for_its_head() -> None:
@@ -53,6 +53,7 @@ def test_for_the_exchange_a_row_is_cut_in_order_and_documents_stay_those_of_the_
     whole = row(8, [3, 5])
     assert [cut_row(whole, EXCHANGE, rank).tokens.tolist() for rank in (0, 1)] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
     assert cut_row(whole, EXCHANGE, 1).documents is whole.documents
+    assert cut_row(whole, EXCHANGE, 1).num_trained == 4
 
 
 def test_for_gathered_keys_a_row_is_cut_in_a_zigzag_with_the_documents_of_each_piece() -> None:

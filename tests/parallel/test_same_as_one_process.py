@@ -13,7 +13,7 @@ from finetuning.config import LORA_TARGETS
 from finetuning.data.batches import StepBatch, make_step_batch
 from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import open_split
-from finetuning.parallel.apply import Technique, trained_parameters
+from finetuning.parallel.apply import Technique
 from finetuning.training.optimizer import build_optimizer, gradient_scaler
 from finetuning.training.step import train_step
 from tests.models import build, whole
@@ -56,7 +56,7 @@ def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Tech
     loss_sum = model.backward(batch)
     own_answers = sum(int((row.labels != -100).sum()) for row in batch.micro_batches)
     torch.distributed.all_reduce(loss_sum)
-    gradients = {name: whole(p.grad) for name, p in trained_parameters(model).items() if p.grad is not None}
+    gradients = {name: whole(p.grad) for name, p in model.trained.items() if p.grad is not None}
     squared_norm = model.squared_gradient_norm()
     torch.distributed.all_reduce(squared_norm)
     return {
@@ -74,9 +74,7 @@ def losses_of_steps(
     for step, samples in enumerate(steps):
         batch = share(split_folder, np.array(samples), step)
         losses.append(
-            train_step(
-                model, batch, optimizer.step, scale=gradient_scaler(model, optimizer), clip_grad=clip_grad, stop=False
-            ).loss
+            train_step(model, batch, optimizer.step, scale=gradient_scaler(optimizer), clip_grad=clip_grad, stop=False).loss
         )
         optimizer.zero_grad()
     return losses

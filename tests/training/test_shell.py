@@ -1,0 +1,95 @@
+"""When the records of a step are on disk. (Whole runs: tests/test_finetune_end_to_end.py.)"""
+
+import io
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+from rich.console import Console
+
+from finetuning.config import Run, RunConfig
+from finetuning.data.batches import GlobalBatches, RowPlan
+from finetuning.data.ledger import LEDGER_FILE, read_ledger
+from finetuning.data.tokenized import open_split
+from finetuning.parallel.degrees import Degrees
+from finetuning.parallel.mesh import Layout
+from finetuning.training.display import TrainingDisplay
+from finetuning.training.metrics import read_metrics
+from finetuning.training.shell import FineTuning, MeshStrategy, StepRecord
+from tests.models import build
+from tests.processes import run_processes
+from tests.references import random_split
+
+pytestmark = pytest.mark.dist
+
+MAX_STEPS = 6
+
+
+def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[str, Any]:
+    """Six steps, of which the second and the fourth are saved; what is on disk then, while steps run, and at the end."""
+    os.environ["LOCAL_RANK"] = "0"
+    config = RunConfig(hf_model_id=str(model_folder), dataset_path="data", global_batch_size=2, save_every_n_steps=2)
+    run = Run(
+        config, str(folder), device="cpu", model_path=str(model_folder), tokens_dir=str(folder), sources={}, sharding="full",
+        optimizer_states="fp32", activation_checkpointing="none", max_steps=MAX_STEPS, warmup_steps=0, val_check_interval=1,
+        save_every_n_steps=2, end_token_ids=(), initial_weights=None, identity={},
+    )  # fmt: skip
+    split = open_split(folder / "split")
+    at_saves, while_steps_run = [], []
+
+    def on_disk() -> tuple[list[int], list[int]]:
+        entries = list(read_ledger(folder / LEDGER_FILE))
+        return [int(row["step"]) for row in read_metrics(folder / "metrics.csv")], [entry.step for entry in entries]
+
+    def stop_requested() -> bool:
+        while_steps_run.append(on_disk())
+        if len(while_steps_run) == fails_in_step:
+            raise ValueError("not my day")
+        return False
+
+    class Record(StepRecord):
+        def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
+            at_saves.append((step, on_disk()))
+
+    batches = GlobalBatches(
+        split, start_step=0, max_steps=MAX_STEPS, global_batch_size=2, seed=1, data_rank=0, data_parallel_size=1,
+        plan=RowPlan(64, 8, 0.01),
+    )  # fmt: skip
+    display = TrainingDisplay(Console(file=io.StringIO()), Console(file=io.StringIO()), MAX_STEPS, 1)
+    record = Record(run, display, None, validate=None, before_first_step=lambda: None, training_split=split)
+    strategy = MeshStrategy(Layout("cpu", Degrees()), max_steps=MAX_STEPS, identity={}, origin={})
+    trainer = pl.Trainer(
+        accelerator="cpu", devices=1, strategy=strategy, max_steps=MAX_STEPS, max_epochs=-1, callbacks=[record], logger=False,
+        enable_checkpointing=False, limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=folder,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="not my day") if fails_in_step else nullcontext():
+        trainer.fit(FineTuning(run, lambda: build(model_folder), stop_requested), batches)
+    return {"at saves": at_saves, "while steps run": while_steps_run, "at the end": on_disk()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    random_split(tmp_path / "split", [40, 30, 20, 12], [10, 9, 8, 7])
+    return tmp_path
+
+
+def until(step: int) -> tuple[list[int], list[int]]:
+    return list(range(1, step + 1)), list(range(1, step + 1))
+
+
+def test_a_step_is_on_disk_before_the_checkpoint_that_claims_it_and_otherwise_written_in_the_next(
+    tiny_model: Path, folder: Path
+) -> None:
+    (found,) = run_processes(1, train, tiny_model, folder, None)
+    assert found["at saves"] == [(step, until(step)) for step in (2, 4, 6)]
+    assert found["while steps run"] == [until(step) for step in (0, 0, 2, 2, 4, 4)]
+    assert found["at the end"] == until(MAX_STEPS)
+
+
+def test_a_step_is_on_disk_when_the_next_one_fails(tiny_model: Path, folder: Path) -> None:
+    (found,) = run_processes(1, train, tiny_model, folder, 4)
+    assert found["at the end"] == until(3)
