@@ -56,11 +56,13 @@ class FusedBlock:
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
 
-    def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        """Block output [1, T, D]; B is 1."""
+    def __call__(
+        self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Block output [1, T, D], or [1, S, D] of the positions `at_S` only; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self, anchor)
+        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, at_S, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -131,7 +133,7 @@ class BlockAdapters:
 
 class _FusedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, cos, sin, documents, fused, anchor):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, cos, sin, documents, at, fused, anchor):  # type: ignore[no-untyped-def]
         block, heads = fused.block, fused.heads
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
         low = fused.adapters.stacked(x.dtype)
@@ -141,9 +143,9 @@ class _FusedBlock(torch.autograd.Function):
         qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
         q, k, v = split_heads(qkv, heads)
         out, logsumexp = attention_forward(q, k, v, documents)
-        flat_out = out.flatten(1)
+        flat_out = rows_at(out.flatten(1), at)
         t_o = flat_out @ low.a_o.t()
-        x2 = kernels.add_update(x, w_o.forward(flat_out), Update(t_o, low.b_o))
+        x2 = kernels.add_update(rows_at(x, at), w_o.forward(flat_out), Update(t_o, low.b_o))
 
         gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
@@ -154,7 +156,7 @@ class _FusedBlock(torch.autograd.Function):
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(
             x, cos, sin, documents.boundaries, documents.extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2,
-            t_gate_up, t_down, *kept,
+            t_gate_up, t_down, at, *kept,
         )  # fmt: skip
         ctx.fused = fused
         return x3
@@ -164,8 +166,8 @@ class _FusedBlock(torch.autograd.Function):
         fused = ctx.fused
         block, heads, scale = fused.block, fused.heads, fused.adapters.scale
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        (x, cos, sin, boundaries, extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2, t_gate_up, t_down, h1, h2,
-         gate_up) = ctx.saved_tensors  # fmt: skip
+        (x, cos, sin, boundaries, extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2, t_gate_up, t_down, at, h1,
+         h2, gate_up) = ctx.saved_tensors  # fmt: skip
         if not fused.keep_all:
             h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
             gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
@@ -191,8 +193,8 @@ class _FusedBlock(torch.autograd.Function):
         grads, dx2, dt_o = _side_by_side(x2, low.a_o)
         kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3, dx2)
         kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
-        _scaled_product(dt_o, out.flatten(1), scale, d.a_o)
-        dout = w_o.backward_with_adapter(grads, low.a_o)
+        _scaled_product(dt_o, rows_at(out.flatten(1), at), scale, d.a_o)
+        dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x))
         documents = Documents(boundaries, extent)
         q, k, v = split_heads(qkv, heads)
         dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
@@ -202,9 +204,9 @@ class _FusedBlock(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
             dh1 = w_qkv.backward_with_adapter(grads, low.a_qkv)
-            dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, dx2)
+            dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, at_rows(dx2, at, len(x)))
         fused.adapters.add_gradients(gradients)
-        return dx, None, None, None, None, None
+        return dx, None, None, None, None, None, None
 
 
 def grouped_layers(block: Block) -> list[list[nn.Linear]]:
@@ -266,6 +268,16 @@ def adapter_views(flat: Tensor, shapes: list[torch.Size]) -> Adapters:
 def gate_updates(t_gate_up: Tensor, low: Adapters) -> tuple[Update, Update]:
     t_gate, t_up = t_gate_up.chunk(2, -1)
     return Update(t_gate, low.b_gate), Update(t_up, low.b_up)
+
+
+def rows_at(x_TD: Tensor, at_S: Tensor | None) -> Tensor:
+    """Those rows, or all."""
+    return x_TD if at_S is None else x_TD[at_S]
+
+
+def at_rows(x_SD: Tensor, at_S: Tensor | None, num_rows: int) -> Tensor:
+    """The gradient of `rows_at`: these rows in their places [T, D], the others 0."""
+    return x_SD if at_S is None else x_SD.new_zeros(num_rows, x_SD.shape[1]).index_copy_(0, at_S, x_SD)
 
 
 def _scaled_product(dt_TR: Tensor, x_TI: Tensor, scale: float, out_RI: Tensor) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from finetuning.model import kernels
 from finetuning.model.attention import Documents, attention_backward, attention_forward
-from finetuning.model.fused import grouped_layers, split_heads
+from finetuning.model.fused import at_rows, grouped_layers, rows_at, split_heads
 from finetuning.model.llama import Block
 from finetuning.model.trained import GatheredMatrix, TrainedFp8Matrix, TrainedMatrix
 
@@ -102,21 +102,26 @@ class FusedTrainedBlock:
             for parameter in self.block.parameters():
                 parameter.grad = None
 
-    def __call__(self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        """Block output [1, t, D]; B is 1. Every process of the exchange must call it."""
-        out_BtD: Tensor = _FusedTrainedBlock.apply(x_BtD, cos_BTH[0], sin_BTH[0], documents, self)
+    def __call__(
+        self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Block output [1, t, D]; B is 1. Every process of the exchange must call it.
+
+        Without an exchange, `at_S` chooses positions: the output is theirs only, [1, S, D].
+        """
+        out_BtD: Tensor = _FusedTrainedBlock.apply(x_BtD, cos_BTH[0], sin_BTH[0], documents, at_S, self)
         return out_BtD
 
 
 class _FusedTrainedBlock(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BtD, cos, sin, documents, fused):  # type: ignore[no-untyped-def]
+    def forward(ctx, x_BtD, cos, sin, documents, at, fused):  # type: ignore[no-untyped-def]
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
         h1, inverse1 = kernels.norm(x, norm1, fused.eps)
         h1 = exchange.gather(h1)()
         qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
         out, logsumexp = attention_forward(*split_heads(qkv, fused.heads), documents)
-        x2 = x + exchange.sum_and_scatter(fused.w_o.forward(out.flatten(1)))()
+        x2 = rows_at(x, at) + exchange.sum_and_scatter(fused.w_o.forward(rows_at(out.flatten(1), at)))()
 
         h2, inverse2 = kernels.norm(x2, norm2, fused.eps)
         h2 = exchange.gather(h2)()
@@ -127,7 +132,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
 
         kept = (h1, h2, gate_up) if fused.keep_all else ()
         ctx.save_for_backward(
-            x_BtD, cos, sin, documents.boundaries, documents.extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept
+            x_BtD, cos, sin, documents.boundaries, documents.extent, inverse1, qkv, out, logsumexp, x2, inverse2, at, *kept
         )
         ctx.fused = fused
         return x3_BtD
@@ -135,7 +140,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx3_BtD):  # type: ignore[no-untyped-def]
         fused = ctx.fused
-        x_BtD, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, *kept = ctx.saved_tensors
+        x_BtD, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, at, *kept = ctx.saved_tensors
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
         fused.show_gradients()
         dx3 = dx3_BtD[0].contiguous()
@@ -162,8 +167,8 @@ class _FusedTrainedBlock(torch.autograd.Function):
         fused.w_down.add_gradient(whole_dx3, inner)
         del inner
         whole_dx2 = arriving()
-        dout = fused.w_o.backward(whole_dx2)
-        fused.w_o.add_gradient(whole_dx2, out.flatten(1))
+        dout = at_rows(fused.w_o.backward(whole_dx2), at, len(out))
+        fused.w_o.add_gradient(whole_dx2, rows_at(out.flatten(1), at))
         dq, dk, dv = attention_backward(
             dout.view_as(out), *split_heads(qkv, fused.heads), out, logsumexp, Documents(boundaries, extent)
         )
@@ -174,7 +179,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
         dh1 = leaving()
         _add_gradient(norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
         fused.keep_gradients()
-        return kernels.norm_backward(dh1, x, inverse1, norm1, dx2)[None], None, None, None, None
+        return kernels.norm_backward(dh1, x, inverse1, norm1, at_rows(dx2, at, len(x)))[None], None, None, None, None, None
 
 
 def _add_gradient(parameter: nn.Parameter, value: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from finetuning.model.attention import Documents, document_attention
 from finetuning.model.config import LlamaConfig
-from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum
+from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, trained_places
 from finetuning.model.kernels import at_least_float32, quantise_columns
 
 
@@ -28,6 +28,7 @@ class Llama(nn.Module):
         self.config = config
         self.model = Decoder(config)
         self.lm_head = Head(config)
+        self.trims_last_block = False  # its blocks can leave out, after the last attention, what the head does not read
 
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
@@ -43,8 +44,12 @@ class Llama(nn.Module):
             num_trained: how many of the labels are not -100; without it, the CPU waits for the GPU to count them.
             at_S: compute logits [B, S, V] of these S positions only.
         """
-        hidden_BTD = self.model(tokens_BT, positions_BT, documents)
-        if at_S is not None:
+        if self.trims_last_block and labels_BT is not None:
+            at_S = trained_places(labels_BT[0], num_trained)
+            labels_BT = labels_BT[:, at_S]
+        trimmed = self.trims_last_block and at_S is not None and len(at_S) > 0
+        hidden_BTD = self.model(tokens_BT, positions_BT, documents, at_S if trimmed else None)
+        if at_S is not None and not trimmed:
             hidden_BTD = hidden_BTD[:, at_S]
         tied = self.model.embed_tokens.weight if self.config.tie_word_embeddings else None
         return self.lm_head(hidden_BTD, labels_BT, tied, num_trained)
@@ -59,11 +64,16 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(index): Block(config) for index in range(config.num_hidden_layers)})
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents) -> Tensor:
+    def forward(
+        self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, at_S: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Normed hidden states [B, T, D]; with `at_S`, for blocks that take it, [B, S, D] of these positions."""
         hidden_BTD = self.embed_tokens(tokens_BT)
         cos_BTH, sin_BTH = rope_tables(self.config, positions_BT)
-        for layer in self.layers.values():
+        *layers, last = self.layers.values()
+        for layer in layers:
             hidden_BTD = layer(hidden_BTD, cos_BTH, sin_BTH, documents)
+        hidden_BTD = last(hidden_BTD, cos_BTH, sin_BTH, documents, *(() if at_S is None else (at_S,)))
         return self.norm(hidden_BTD)
 
 

@@ -26,6 +26,14 @@ def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Cal
         assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
 
 
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_positions_that_nothing_reads_are_left_out_after_the_attention(make_pair: Callable, keep_all: bool) -> None:
+    model, at = lora_model(make_pair), torch.tensor([0, 3, 4, 10])
+    plain, fused = run(model, False, at=at), run(model, True, keep_all=keep_all, at=at)
+    for name, expected in plain.items():
+        assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+
+
 def test_with_fp8_weights_the_gradients_of_adapters_keep_their_direction(make_pair: Callable) -> None:
     expected, found = run(lora_model(make_pair), True), run(lora_model(make_pair), True, fp8=True)
     for name, value in expected.items():
@@ -39,15 +47,20 @@ def test_the_weights_are_kept_in_fp8_alone_once_they_have_been_used(make_pair: C
     assert model.model.layers["1"].mlp.up_proj.weight.numel() == 0
 
 
-def run(model: Llama, fused: bool, fp8: bool = False, keep_all: bool = True) -> dict[str, torch.Tensor]:
+def run(
+    model: Llama, fused: bool, fp8: bool = False, keep_all: bool = True, at: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:  # fmt: skip
     block = model.model.layers["1"]
     assert isinstance(block, Block)
     generator = torch.Generator().manual_seed(11)
     x = torch.randn(1, 12, 32, generator=generator).requires_grad_()
     cos, sin = rope_tables(model.config, torch.tensor([[*range(5), *range(7)]]))
-    forward = FusedBlock(block, fp8=fp8, keep_all=keep_all) if fused else block
     model.zero_grad()
-    out = forward(x, cos, sin, make_documents([5, 7]))
+    if fused:
+        out = FusedBlock(block, fp8=fp8, keep_all=keep_all)(x, cos, sin, make_documents([5, 7]), at)
+    else:
+        out = block(x, cos, sin, make_documents([5, 7]))
+        out = out if at is None else out[:, at]
     (out * torch.randn(out.shape, generator=generator)).sum().backward()
     grads = {name: p.grad.clone() for name, p in block.named_parameters() if p.grad is not None}
     assert len(grads) == 14

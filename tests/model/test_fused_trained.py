@@ -26,6 +26,16 @@ def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Cal
         assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
 
 
+@pytest.mark.parametrize("keep_all", [True, False])
+def test_positions_that_nothing_reads_are_left_out_after_the_attention(make_pair: Callable, keep_all: bool) -> None:
+    block, at = make_block(make_pair), torch.tensor([0, 3, 4, 10, 15])
+    plain = run(block, lambda *inputs: block(*inputs)[:, at], rows=2)
+    fused = FusedTrainedBlock(block, fp8=False, keep_all=keep_all)
+    found = run(block, lambda *inputs: fused(*inputs, at), rows=2)
+    for name, expected in plain.items():
+        assert (found[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+
+
 def test_gradients_of_the_next_step_start_from_zero(make_pair: Callable) -> None:
     block = make_block(make_pair)
     fused = FusedTrainedBlock(block, fp8=False, keep_all=True)
