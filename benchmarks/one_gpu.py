@@ -150,7 +150,7 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
         "--global_batch_size", str(case.global_batch_size), "--seq_length", str(row_tokens), "--save_every_n_steps", "0",
         "--num_sample_answers", "0", "--experiments_dir", str(experiments), "--warmup_steps", "0", *case.flags, *flags,
     ]  # fmt: skip
-    started = time.monotonic()
+    started, started_at = time.monotonic(), time.time()
     with (work / f"{name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         code = wait_until(process, lambda: len(read_metrics(experiments / name / "metrics.csv")) == case.steps)
@@ -163,8 +163,9 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
         print((work / f"{name}.log").read_text(encoding="utf-8")[-3000:], flush=True)
         return result
     figures = steady_figures(rows, left_out)
-    ended = metrics.stat().st_mtime  # a row is appended at the end of each step
+    ended = metrics.stat().st_mtime  # the last row is appended at the end of its step
     result |= figures | {
+        "command_to_first_step_s": round(ended - started_at - sum(float(row["seconds"]) for row in rows[1:]), 1),
         "matmul_tflops": round(figures["tokens_per_second"] * flop_per_token(config, "lora" in name) / 1e12),
         "window": [ended - sum(float(row["seconds"]) for row in rows[left_out:]), ended],
     }  # fmt: skip

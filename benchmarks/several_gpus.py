@@ -235,9 +235,8 @@ def train(bench: Bench, name: str, gpus: int) -> dict[str, Any]:
     command = bench.command(experiment, gpus, bench.model(bench.layers), lengths, STEPS, batch, save_every=0)
     folder = fresh(bench, experiment)
     code, seconds = run(
-        [*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment,
-        until=lambda: len(read_metrics(folder / "metrics.csv")) == STEPS,
-    )  # fmt: skip
+        [*command, "--profile_steps", str(PROFILED_STEPS), *case.flags], bench, experiment, until=has_steps(folder, STEPS)
+    )
     row: dict[str, Any] = {"part": "speed", "case": name, "gpus": gpus, "exit_code": code, "wall_s": seconds}
     metrics = read_metrics(folder / "metrics.csv")
     if len(metrics) > WARM_UP_STEPS + PROFILED_STEPS:
@@ -273,9 +272,9 @@ def kill_and_resume(bench: Bench, gpus: int) -> dict[str, Any]:
     moved, plain = fresh(bench, f"moved-{gpus}"), fresh(bench, f"plain-{gpus}")
     killed_code, seconds_to_end = run_until_killed([*flags, *before], bench, moved, gpus)
     status = read_status(moved)
-    resumed_code, _ = run([*flags, *after], bench, f"moved-{gpus}-resumed")
+    resumed_code, _ = run([*flags, *after], bench, f"moved-{gpus}-resumed", until=has_steps(moved, RESUME_STEPS))
     plain_flags = [*bench.command(f"plain-{gpus}", gpus, model, "alpaca", RESUME_STEPS, batch, save_every=0), *visible]
-    plain_code, _ = run([*plain_flags, *after], bench, f"plain-{gpus}")
+    plain_code, _ = run([*plain_flags, *after], bench, f"plain-{gpus}", until=has_steps(plain, RESUME_STEPS))
     text = (bench.work / f"moved-{gpus}-resumed.log").read_text(encoding="utf-8")
     losses, expected = (
         [float(entry["train_loss"]) for entry in read_metrics(folder / "metrics.csv")] for folder in (moved, plain)
@@ -310,6 +309,11 @@ def run(command: list[str], bench: Bench, name: str, until: Callable[[], bool] |
     if code != 0:
         print(log_file.read_text(encoding="utf-8")[-3000:], flush=True)
     return code, round(time.monotonic() - started, 1)
+
+
+def has_steps(folder: Path, steps: int) -> Callable[[], bool]:
+    """Whether an experiment has recorded so many."""
+    return lambda: len(read_metrics(folder / "metrics.csv")) == steps
 
 
 def run_until_killed(command: list[str], bench: Bench, folder: Path, gpus: int) -> tuple[int, float | None]:

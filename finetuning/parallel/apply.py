@@ -212,14 +212,18 @@ class ParallelLlama(nn.Module):
                 dist.recv(found, group=self.pipeline.group, group_src=holder)
         return found if dist.get_rank() == 0 else None
 
-    def backward(self, batch: StepBatch) -> Tensor:
+    def backward(self, batch: StepBatch, meanwhile: Callable[[], object] = lambda: None) -> Tensor:
         """Adds the gradients of this process's rows and completes them; returns its share of the summed loss.
 
         The shares of all processes add up to the loss of the whole batch. Every process must call it.
+
+        Args:
+            meanwhile: work for the CPU, done when the device has the first row, or all rows of a pipeline, to compute.
         """
         rows = batch.micro_batches
         if self.pipeline is not None:
             loss_sum = self.pipeline.backward([self._local(row) for row in rows], batch.answer_tokens)
+            meanwhile()
         else:
             loss_sum = torch.zeros((), device=self.device)
             alone = dist.get_world_size() == 1  # nothing to communicate: reduce at once, so that only shards accumulate
@@ -235,6 +239,8 @@ class ParallelLlama(nn.Module):
                 )
                 (loss / batch.answer_tokens).backward()
                 loss_sum = loss_sum + loss.detach()
+                if index == 0:
+                    meanwhile()
         self._complete_gradients()
         return self._counted(loss_sum)
 

@@ -88,7 +88,7 @@ class FineTuning(pl.LightningModule):
         optimizer.zero_grad()
 
     def _meanwhile(self) -> None:
-        """Called in each step when the device has all its work."""
+        """Called in each step when the device is at work."""
         batches = self.trainer.train_dataloader
         assert isinstance(batches, GlobalBatches)
         batches.prepare_next()
@@ -223,6 +223,7 @@ class StepRecord(pl.Callback):
             "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
             "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
         }  # fmt: skip
+        pl_module.catch_up()
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples)
         save_every = self.run.save_every_n_steps
         if save_every and (last or result.stop or step % save_every == 0):

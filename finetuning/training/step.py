@@ -38,19 +38,18 @@ def train_step(
             `finetuning.training.optimizer.gradient_scaler`; called before the number is known to be finite.
         clip_grad: largest global gradient norm; 0: no clipping.
         stop: this rank was asked to stop after the step.
-        meanwhile: work for the CPU, done while the device computes and before anything of the step is known.
+        meanwhile: work for the CPU, see `ParallelLlama.backward`.
 
     Raises:
         RunError: the loss or the gradient norm is not finite; on all ranks together, before any weight has changed.
     """
-    loss_sum = model.backward(batch)
+    loss_sum = model.backward(batch, meanwhile)
     # One message for all that ranks have to agree on. The first stage of a pipeline has no loss of its own.
     asked_to_stop = torch.full((), float(stop), dtype=torch.float64, device=model.device)
     shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), asked_to_stop))
     dist.all_reduce(shared)
     if clip_grad > 0:
         scale((clip_grad / (shared[1].sqrt() + 1e-6)).clamp(max=1.0))
-    meanwhile()
     # The only place where the CPU waits for the device, which has all the work up to here in its queue.
     loss_total, squared_norm, stop_count = shared.tolist()
     loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan

@@ -146,5 +146,5 @@ def test_all_work_but_the_update_is_handed_out_before_anything_of_the_step_is_kn
     tiny_model: Path, split_folder: Path
 ) -> None:
     for calls, (factor, expected) in run_processes(2, order_of_a_step, tiny_model, split_folder):
-        assert calls == ["scale", "meanwhile", "update"]
+        assert calls == ["meanwhile", "scale", "update"]
         assert factor == expected
