@@ -911,10 +911,10 @@ MESSAGES: dict[str, str] = {
     ),
     "fused": "融合區塊",
     (
-        "--blocks fused: nothing is fused in this layout. Fused blocks go without -C, --tensor_overlap and zero_bubble, and "
+        "--blocks fused: nothing is fused in this layout. Fused blocks go without --tensor_overlap and zero_bubble, and "
         "those with LoRA also without -T and with --sharding auto or replicated"
     ): (
-        "--blocks fused：這個配置沒有融合區塊。融合區塊不能與 -C、--tensor_overlap、zero_bubble 並用；"
+        "--blocks fused：這個配置沒有融合區塊。融合區塊不能與 --tensor_overlap、zero_bubble 並用；"
         "有 LoRA 的還不能與 -T 並用，且 --sharding 須為 auto 或 replicated"
     ),
     "also write the table as JSON": "另外把表格寫成 JSON",

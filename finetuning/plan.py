@@ -85,7 +85,7 @@ def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> Memo
 
 def fuses(config: RunConfig, sharding: str) -> bool:
     """Whether blocks on GPUs are the hand-written ones; `finetuning.parallel.apply` finds the same from the model."""
-    if config.compile == "off" or config.context_parallel_size > 1 or config.pipeline_schedule == "zero_bubble":
+    if config.compile == "off" or config.pipeline_schedule == "zero_bubble":
         return False
     if config.peft == "none":
         return not config.tensor_overlap
@@ -124,7 +124,7 @@ def _plan_rank(
     sharding, precision, checkpointing = choices
     states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
     fused = fuses(config, sharding)
-    if fused and not lora and config.data_parallel_size == 1 and precision != "fp32":
+    if fused and not lora and config.data_parallel_size * context == 1 and precision != "fp32":
         gathered = layers * model.layer_parameters * HALF if config.fp8 else 0  # nothing to gather; weights in fp8, twice
     elif sharding == "full":
         units = 2 * model.layer_parameters + tables * table
@@ -138,7 +138,7 @@ def _plan_rank(
     else:
         gathered = trained * HALF
     tokens = config.micro_batch_size * config.seq_length // context
-    kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused)
+    kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused, exchanged=context > 1)
     # In the head, or later in the first block whose backward pass is run.
     working = max(_head_bytes(model, tokens, tensor, lora=lora) if has_last else 0, tokens * computed)
     activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working
@@ -212,11 +212,14 @@ def _adapter_parameters(config: RunConfig, model: LlamaConfig) -> int:
     return config.lora_rank * sum(sizes[name] for name in config.lora_targets)
 
 
-def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fused: bool) -> tuple[int, int]:
+def _activation_bytes(
+    model: LlamaConfig, tensor: int, checkpointing: str, *, fused: bool, exchanged: bool
+) -> tuple[int, int]:  # fmt: skip
     """Bytes a block keeps of a token until its backward pass, and bytes it needs besides while that runs: what is computed
     again, and gradients, four times the MLP's features at most.
 
-    Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well.
+    Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well. With context parallel
+    they keep q, k, v and the attention output once more, as exchanged.
     """
     query, key_value = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     # Two residuals and two normed inputs are spread over tensor-parallel ranks by tokens (the inputs are kept whole as
@@ -224,6 +227,7 @@ def _activation_bytes(model: LlamaConfig, tensor: int, checkpointing: str, *, fu
     # by features.
     by_rank = 2 * model.hidden_size + 2 * query + 2 * key_value
     if fused:
+        by_rank += (2 * query + 2 * key_value) * exchanged
         everything = HALF * ((by_rank + 2 * model.intermediate_size) // tensor + 2 * model.hidden_size)
     else:
         spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size

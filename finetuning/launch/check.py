@@ -130,7 +130,6 @@ def _check_fp8(config: RunConfig) -> list[str]:
     rules = (
         (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
         (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
-        (config.context_parallel_size > 1, "--context_parallel_size", "1"),
         (config.compile == "off", "--compile", "auto"),
         (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
         (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     fused = _fused_ways(config, compared["peft"]) if blocks == "fused" or (blocks == "auto" and visible_gpus) else []
     if blocks == "fused" and not fused:
         problems.append(
-            t("--blocks fused: nothing is fused in this layout. Fused blocks go without -C, --tensor_overlap and zero_bubble, "
+            t("--blocks fused: nothing is fused in this layout. Fused blocks go without --tensor_overlap and zero_bubble, "
               "and those with LoRA also without -T and with --sharding auto or replicated")
         )  # fmt: skip
     if problems:

@@ -102,6 +102,26 @@ def attention_backward(
     return dq, dk, dv
 
 
+class Attended:
+    """Attention of any kind inside a hand-written function; its backward pass is autograd's own."""
+
+    def __init__(
+        self, attend: Callable[..., Tensor], q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents
+    ):  # fmt: skip
+        differentiable = not torch.is_inference_mode_enabled()
+        self._inputs = [x.detach().requires_grad_(differentiable) for x in (q_TNH, k_TKH, v_TKH)]
+        with torch.set_grad_enabled(differentiable):
+            self._out_TNH = attend(*self._inputs, documents)
+
+    @property
+    def out_TNH(self) -> Tensor:
+        return self._out_TNH.detach()
+
+    def backward(self, grad_TNH: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of q, k and v; once."""
+        return torch.autograd.grad(self._out_TNH, self._inputs, grad_TNH)
+
+
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:
     """Name of the kernel that `document_attention` uses there."""
     if not _has_flash(torch.empty(0, device=device, dtype=dtype)):

@@ -10,14 +10,14 @@ There is nothing to compile but a few small kernels, whatever the length of a ro
 Shape letters as in `kernels`; names of gradients begin with d: `dq` is the gradient of q.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from finetuning.model import kernels
-from finetuning.model.attention import Documents, attention_backward, attention_forward
+from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward, document_attention
 from finetuning.model.frozen import Fp8Matrix, Matrix
 from finetuning.model.kernels import Update
 from finetuning.model.llama import Block
@@ -55,6 +55,7 @@ class FusedBlock:
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
+        self.attend = other_attention(block)
 
     def __call__(
         self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
@@ -141,8 +142,14 @@ class _FusedBlock(torch.autograd.Function):
         qkv, h1, inverse1 = w_qkv.normed_forward(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
         qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
-        q, k, v = split_heads(qkv, heads)
-        out, logsumexp = attention_forward(q, k, v, documents)
+        for_attention: tuple[Tensor, ...] = ()
+        attended = None
+        if fused.attend is None:
+            out, logsumexp = attention_forward(*split_heads(qkv, heads), documents)
+            for_attention = (documents.boundaries, documents.extent, qkv, logsumexp)
+        else:
+            attended = Attended(fused.attend, *split_heads(qkv, heads), documents)
+            out = attended.out_TNH
         flat_out = rows_at(out.flatten(1), at)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(rows_at(x, at), w_o.forward(flat_out), Update(t_o, low.b_o))
@@ -155,10 +162,9 @@ class _FusedBlock(torch.autograd.Function):
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(
-            x, cos, sin, documents.boundaries, documents.extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2,
-            t_gate_up, t_down, at, *kept,
-        )  # fmt: skip
-        ctx.fused = fused
+            x, cos, sin, inverse1, t_qkv, out, t_o, x2, inverse2, t_gate_up, t_down, at, *kept, *for_attention
+        )
+        ctx.fused, ctx.attended = fused, attended
         return x3
 
     @staticmethod
@@ -166,8 +172,9 @@ class _FusedBlock(torch.autograd.Function):
         fused = ctx.fused
         block, heads, scale = fused.block, fused.heads, fused.adapters.scale
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
-        (x, cos, sin, boundaries, extent, inverse1, t_qkv, qkv, out, logsumexp, t_o, x2, inverse2, t_gate_up, t_down, at, h1,
-         h2, gate_up) = ctx.saved_tensors  # fmt: skip
+        x, cos, sin, inverse1, t_qkv, out, t_o, x2, inverse2, t_gate_up, t_down, at, h1, h2, gate_up, *for_attention = (
+            ctx.saved_tensors
+        )
         if not fused.keep_all:
             h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
             gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
@@ -179,7 +186,7 @@ class _FusedBlock(torch.autograd.Function):
         dt_down = torch.empty_like(t_down)
         kernels.update_backward(dx3, Update(t_down, low.b_down), dt_down, d.b_down)
         gate, up = gate_up.chunk(2, -1)
-        grads, dgate_up, dt_gate_up = _side_by_side(gate_up, low.a_gate_up)
+        grads, dgate_up, dt_gate_up = _side_by_side(len(gate_up), gate_up.shape[1], low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         kernels.gate_backward_with_adapters(
             w_down.backward(dx3), gate, up, dgate, dup, gate_updates(t_gate_up, low), (dt_down, low.a_down),
@@ -190,15 +197,18 @@ class _FusedBlock(torch.autograd.Function):
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)
         dh2 = w_gate_up.backward_with_adapter(grads, low.a_gate_up)
 
-        grads, dx2, dt_o = _side_by_side(x2, low.a_o)
+        grads, dx2, dt_o = _side_by_side(len(x2), x2.shape[1], low.a_o)
         kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3, dx2)
         kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
         _scaled_product(dt_o, rows_at(out.flatten(1), at), scale, d.a_o)
-        dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x))
-        documents = Documents(boundaries, extent)
-        q, k, v = split_heads(qkv, heads)
-        dq, dk, dv = attention_backward(dout.view_as(out), q, k, v, out, logsumexp, documents)
-        grads, dqkv, dt_qkv = _side_by_side(qkv, low.a_qkv)
+        dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x)).view_as(out)
+        if ctx.attended is None:
+            boundaries, extent, qkv, logsumexp = for_attention
+            documents = Documents(boundaries, extent)
+            dq, dk, dv = attention_backward(dout, *split_heads(qkv, heads), out, logsumexp, documents)
+        else:
+            dq, dk, dv = ctx.attended.backward(dout)
+        grads, dqkv, dt_qkv = _side_by_side(len(x), len(low.b_qkv), low.a_qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv, Update(t_qkv, low.b_qkv), (dt_qkv, d.b_qkv))
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
@@ -207,6 +217,11 @@ class _FusedBlock(torch.autograd.Function):
             dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, at_rows(dx2, at, len(x)))
         fused.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None, None
+
+
+def other_attention(block: Block) -> Callable[..., Tensor] | None:
+    """The block's attention, if something was put around the ordinary one, whose backward pass is written out."""
+    return None if block.self_attn.attend is document_attention else block.self_attn.attend
 
 
 def grouped_layers(block: Block) -> list[list[nn.Linear]]:
@@ -245,11 +260,10 @@ def _frozen_matrix(weights: list[Tensor], room: int) -> Matrix:
     return Matrix(joint[: len(joint) - room], joint if room else None)
 
 
-def _side_by_side(output_TO: Tensor, a_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Room for the gradients of an output and of x A^T in one tensor [T, O + R], and the two parts of it."""
-    outputs = output_TO.shape[1]
+def _side_by_side(tokens: int, outputs: int, a_RI: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for the gradients of an output [T, O] and of x A^T in one tensor [T, O + R], and the two parts of it."""
     width = outputs + len(a_RI)
-    both = output_TO.new_empty(len(output_TO), width + -width % 8)[:, :width]  # rows begin at multiples of 16 bytes
+    both = a_RI.new_empty(tokens, width + -width % 8)[:, :width]  # rows begin at multiples of 16 bytes
     return both, both[:, :outputs], both[:, outputs:]
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from finetuning.model import kernels
-from finetuning.model.attention import Documents, attention_backward, attention_forward
-from finetuning.model.fused import at_rows, grouped_layers, rows_at, split_heads
+from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward
+from finetuning.model.fused import at_rows, grouped_layers, other_attention, rows_at, split_heads
 from finetuning.model.llama import Block
 from finetuning.model.trained import GatheredMatrix, TrainedFp8Matrix, TrainedMatrix
 
@@ -79,6 +79,7 @@ class FusedTrainedBlock:
         head_dim = block.self_attn.head_dim
         self.heads = len(groups[0][0].weight) // head_dim, len(groups[0][1].weight) // head_dim
         self.eps = block.input_layernorm.eps
+        self.attend = other_attention(block)
         kind = TrainedFp8Matrix if fp8 else TrainedMatrix
         self.w_qkv, self.w_o, self.w_gate_up, self.w_down = (
             GatheredMatrix(group) if gathered else kind([layer.weight for layer in group]) for group in groups
@@ -120,7 +121,14 @@ class _FusedTrainedBlock(torch.autograd.Function):
         h1, inverse1 = kernels.norm(x, norm1, fused.eps)
         h1 = exchange.gather(h1)()
         qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
-        out, logsumexp = attention_forward(*split_heads(qkv, fused.heads), documents)
+        for_attention: tuple[Tensor, ...] = ()
+        attended = None
+        if fused.attend is None:
+            out, logsumexp = attention_forward(*split_heads(qkv, fused.heads), documents)
+            for_attention = (documents.boundaries, documents.extent, qkv, logsumexp)
+        else:
+            attended = Attended(fused.attend, *split_heads(qkv, fused.heads), documents)
+            out = attended.out_TNH
         x2 = rows_at(x, at) + exchange.sum_and_scatter(fused.w_o.forward(rows_at(out.flatten(1), at)))()
 
         h2, inverse2 = kernels.norm(x2, norm2, fused.eps)
@@ -130,24 +138,20 @@ class _FusedTrainedBlock(torch.autograd.Function):
         # A tensor of its own, no view: FSDP hangs its hook on it.
         x3_BtD = x2[None] + exchange.sum_and_scatter(down)()
 
-        kept = (h1, h2, gate_up) if fused.keep_all else ()
-        ctx.save_for_backward(
-            x_BtD, cos, sin, documents.boundaries, documents.extent, inverse1, qkv, out, logsumexp, x2, inverse2, at, *kept
-        )
-        ctx.fused = fused
+        kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
+        ctx.save_for_backward(x_BtD, cos, sin, inverse1, out, x2, inverse2, at, *kept, *for_attention)
+        ctx.fused, ctx.attended = fused, attended
         return x3_BtD
 
     @staticmethod
     def backward(ctx, dx3_BtD):  # type: ignore[no-untyped-def]
         fused = ctx.fused
-        x_BtD, cos, sin, boundaries, extent, inverse1, qkv, out, logsumexp, x2, inverse2, at, *kept = ctx.saved_tensors
+        x_BtD, cos, sin, inverse1, out, x2, inverse2, at, h1, h2, gate_up, *for_attention = ctx.saved_tensors
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
         fused.show_gradients()
         dx3 = dx3_BtD[0].contiguous()
         arriving = exchange.gather(dx3)
-        if kept:
-            h1, h2, gate_up = kept
-        else:
+        if not fused.keep_all:
             h1 = exchange.gather(kernels.norm(x, norm1, fused.eps)[0])()
             h2 = exchange.gather(kernels.norm(x2, norm2, fused.eps)[0])()
             gate_up = fused.w_gate_up.forward(h2)
@@ -169,10 +173,14 @@ class _FusedTrainedBlock(torch.autograd.Function):
         whole_dx2 = arriving()
         dout = at_rows(fused.w_o.backward(whole_dx2), at, len(out))
         fused.w_o.add_gradient(whole_dx2, rows_at(out.flatten(1), at))
-        dq, dk, dv = attention_backward(
-            dout.view_as(out), *split_heads(qkv, fused.heads), out, logsumexp, Documents(boundaries, extent)
-        )
-        dqkv = torch.empty_like(qkv)
+        dout = dout.view_as(out)
+        if ctx.attended is None:
+            boundaries, extent, qkv, logsumexp = for_attention
+            documents = Documents(boundaries, extent)
+            dq, dk, dv = attention_backward(dout, *split_heads(qkv, fused.heads), out, logsumexp, documents)
+        else:
+            dq, dk, dv = ctx.attended.backward(dout)
+        dqkv = dout.new_empty(len(out), sum(grad[0].numel() for grad in (dq, dk, dv)))
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         leaving = exchange.sum_and_scatter(fused.w_qkv.backward(dqkv))
         fused.w_qkv.add_gradient(dqkv, h1)

@@ -133,7 +133,7 @@ def build_part(
 
 def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
     """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
-    if not technique.fuse or layout.degrees.cp > 1 or technique.pipeline_schedule == "zero_bubble":
+    if not technique.fuse or technique.pipeline_schedule == "zero_bubble":
         return False
     if technique.lora_rank is None:
         return not technique.tensor_overlap
@@ -307,7 +307,8 @@ class ParallelLlama(nn.Module):
             for name, weight in self.trained.items()
             if weight.grad is not None
             and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
-            and (self.layout.data_rank == 0 or isinstance(weight, DTensor))  # others are whole on every data rank
+            # Others are whole on every process of these axes.
+            and (self.layout.data_rank == self.layout.cp_rank == 0 or isinstance(weight, DTensor))
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
@@ -344,7 +345,7 @@ class ParallelLlama(nn.Module):
             ]
             sum_over(partial, self.layout.group("tp"))
         whole = [w.grad for w in self.trained.values() if w.grad is not None and not isinstance(w, DTensor)]
-        for axis in ("dp_shard", "dp_replicate"):
+        for axis in ("dp_shard", "dp_replicate", "cp"):
             if self.layout.mesh.size(AXES.index(axis)) > 1:
                 sum_over(whole, self.layout.group(axis))
         if self._copies_table() and self.trains_all:

@@ -93,6 +93,13 @@ GROUPS: dict[str, list[Case]] = {
         Case(degrees, replace(LORA, fuse=True, least_memory=True), tied=tied)
         for degrees, tied in ((SHARDED, False), (COPIED, True))
     ],
+    "fused blocks, context parallel": [
+        *(Case(CP, replace(technique, fuse=True, activation_checkpointing=mode))
+          for technique, mode in ((FULL, "none"), (FULL, "selective"), (LORA, "none"), (LORA, "full"))),
+        *(Case(CP, replace(technique, fuse=True), heads=heads)
+          for technique, heads in ((FULL, (8, 1)), (FULL, (9, 3)), (LORA, (3, 3)))),
+        Case(CP, replace(FULL, fuse=True, sharding="step", split_master=True), tied=True),
+    ],
     "fused blocks, all weights": [
         *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
         *(Case(degrees, replace(FULL, fuse=True, split_master=True)) for degrees in (TP, PP)),  # weights whole, not sharded
@@ -142,6 +149,10 @@ GROUPS: dict[str, list[Case]] = {
             Degrees(dp_shard=2, tp=2),
             replace(FULL, fuse=True, sharding="step", activation_checkpointing="selective", split_master=True),
         ),
+    ],
+    "fused blocks, context parallel, pairs": [
+        Case(Degrees(cp=2, tp=2), replace(FULL, fuse=True)), Case(Degrees(cp=2, dp_shard=2), replace(FULL, fuse=True)),
+        Case(Degrees(cp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(cp=2, pp=2), replace(LORA, fuse=True)),
     ],
     "three axes": both(TRIPLES),
     "three axes, exact": both(TRIPLES, **EXACT),

@@ -1,5 +1,6 @@
 """What comes after the gradients is the same in every layout: steps, checkpoints, evaluation, generation and export."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,13 @@ CHAIN = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("technique", "chain"), [(FULL, CHAIN), (LORA, [*CHAIN[1:4], ONE])], ids=["full", "lora"])
+FUSED_CHAIN = [Degrees(dp_shard=2, cp=2), Degrees(pp=2), Degrees(cp=2), ONE]
+
+
+@pytest.mark.parametrize(
+    ("technique", "chain"),
+    [(FULL, CHAIN), (LORA, [*CHAIN[1:4], ONE]), (replace(LORA, fuse=True), FUSED_CHAIN)], ids=["full", "lora", "lora, fused"],
+)  # fmt: skip
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
     tiny_model: Path, tiny_tied_model: Path, tmp_path: Path, technique: Technique, chain: list[Degrees], tied: bool
@@ -110,14 +117,17 @@ def logits_and_release(model: ParallelLlama) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "degrees",
-    [Degrees(tp=2), Degrees(cp=2), Degrees(pp=2), Degrees(dp_shard=2), Degrees(pp=2, tp=2), Degrees(cp=2, tp=2),
-     Degrees(pp=2, cp=2)],
+    ("degrees", "fuse"),
+    [(Degrees(tp=2), False), (Degrees(cp=2), False), (Degrees(pp=2), False), (Degrees(dp_shard=2), False),
+     (Degrees(pp=2, tp=2), False), (Degrees(cp=2, tp=2), False), (Degrees(pp=2, cp=2), False), (Degrees(cp=2), True),
+     (Degrees(dp_shard=2), True)],
     ids=str,
 )  # fmt: skip
-def test_evaluation_and_generation_are_those_of_one_process(tiny_model: Path, tmp_path: Path, degrees: Degrees) -> None:
+def test_evaluation_and_generation_are_those_of_one_process(
+    tiny_model: Path, tmp_path: Path, degrees: Degrees, fuse: bool
+) -> None:
     random_split(tmp_path / "split", LENGTHS, ANSWERS)
-    technique = FULL if degrees.pp == 1 else Technique(sharding="step")
+    technique = Technique(sharding="full" if degrees.pp == 1 else "step", fuse=fuse)
     ((answers, loss, logits),) = run_processes(1, answers_and_loss, tiny_model, FULL, ONE, tmp_path / "split")
     for found in run_processes(degrees.world_size, answers_and_loss, tiny_model, technique, degrees, tmp_path / "split"):
         assert found[0] == answers
