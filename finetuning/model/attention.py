@@ -118,8 +118,8 @@ class Attended:
         return self._out_TNH.detach()
 
     def backward(self, grad_TNH: Tensor) -> tuple[Tensor, ...]:
-        """Gradients of q, k and v; once."""
-        return torch.autograd.grad(self._out_TNH, self._inputs, grad_TNH)
+        """Gradients of q, k and v, contiguous; once."""
+        return tuple(grad.contiguous() for grad in torch.autograd.grad(self._out_TNH, self._inputs, grad_TNH))
 
 
 def attention_kernel(device: torch.device, dtype: torch.dtype) -> str:

@@ -378,6 +378,7 @@ def rotate_heads_backward(
 ) -> None:  # fmt: skip
     num_rows, num_heads, head_dim = grad_q_TNH.shape
     num_key_value_heads = grad_k_TKH.shape[1]
+    assert all(grad.stride()[1:] == (head_dim, 1) for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH))
     t, b, rank = _unpacked(update, out_TC)
     rows, tiles, warps, stages = ROTATE_BACKWARD_TILING
     heads = num_heads + 2 * num_key_value_heads
