@@ -246,7 +246,7 @@ def flop_per_token(config: LlamaConfig, document_tokens: list[int]) -> float:
 
 
 def table(document: dict) -> str:  # type: ignore[type-arg]
-    """The results as Markdown, the fastest first; the ratio is ours in bf16 to the row."""
+    """The results as Markdown, the fastest first; the ratios are ours in bf16, and ours with --fp8, to a peer's row."""
     lines = [
         f"# Ours and the peers, {document['machine']['date']}",
         "",
@@ -258,11 +258,11 @@ def table(document: dict) -> str:  # type: ignore[type-arg]
         rows = [row for row in document["results"].values() if row["lengths"] == lengths]
         if not rows:
             continue
-        ours = document["results"].get(f"ours-{lengths}", {}).get("tokens_per_second")
+        ours = [document["results"].get(f"ours-{lengths}{way}", {}).get("tokens_per_second") for way in ("", "-fp8")]
         lines += [
             f"## {title}",
             "",
-            "| case | tok/s | ours is faster by | TFLOP/s | peak GiB | fill | SM MHz | W |",
+            "| case | tok/s | ours, bf16 / fp8, is faster by | TFLOP/s | peak GiB | fill | SM MHz | W |",
             "| --- " * 8 + "|",
         ]
         for row in sorted(rows, key=lambda row: -row.get("tokens_per_second", 0)):
@@ -271,7 +271,7 @@ def table(document: dict) -> str:  # type: ignore[type-arg]
                 last = [line for line in row.get("error", "").splitlines() if line.strip()][-1:] or [""]
                 lines.append(f"| {row['case']} | failed: {last[0][:150].replace('|', '/')} | | | | | | |")
                 continue
-            ratio = f"{ours / rate:.2f}×" if ours else ""
+            ratio = "" if row["case"].startswith("ours") else " / ".join(f"{own / rate:.2f}×" if own else "–" for own in ours)
             cells = [
                 row["case"],
                 rate,
