@@ -123,7 +123,7 @@ def build_part(
         )
     # Products over tokens in fp8 take a multiple of 16 of them.
     any_number = not (technique.fp8 and technique.lora_rank is None)
-    model.trims_last_block = fused and len(stages) == 1 and layout.degrees.tp == 1 and any_number
+    model.trims_last_block = fused and index == len(stages) - 1 and layout.degrees.tp == 1 and any_number
     if isinstance(model.lm_head, Head):
         model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
     if sharded:
