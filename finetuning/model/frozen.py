@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from finetuning.model import kernels
-from finetuning.model.kernels import quantise_columns, quantise_rows, scaled_product, turn
+from finetuning.model.kernels import LEAST_FACTOR, quantise_columns, quantise_rows, scaled_product, turn
+
+# Least factor of an input beside the largest of an output, where A lies beside the weight: A is divided by it. An input that
+# no output depends on would take all 448 steps from the others.
+LEAST_PART = 2.0**-12
 
 
 class Matrix:
@@ -62,7 +66,9 @@ class Fp8Matrix:
 
     def __init__(self, weight_OI: Tensor, room: int = 0):
         self.outputs, self.room = len(weight_OI), room
-        self.rows, (columns_IO, self.factors_I1) = quantise_rows(weight_OI), quantise_columns(weight_OI)
+        self.rows = quantise_rows(weight_OI)
+        least_factor = max(LEAST_FACTOR, LEAST_PART * self.rows[1].max().item()) if room else LEAST_FACTOR
+        columns_IO, self.factors_I1 = quantise_columns(weight_OI, least_factor)
         self.columns_IO = columns_IO
         if room:
             self.columns_IO = kernels.empty_fp8(len(columns_IO), self.outputs + room, weight_OI.device)

@@ -234,9 +234,7 @@ def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor
     """
     if x_TD.is_cuda:
         return _triton().quantise_rows(x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, LEAST_FACTOR)
-    wide = x_TD.float() if columns_D is None else x_TD.float() * columns_D
-    factor_T1 = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST_FACTOR * FP8_MAX) / FP8_MAX
-    return (wide / factor_T1).to(torch.float8_e4m3fn), factor_T1
+    return _quantised(x_TD.float() if columns_D is None else x_TD.float() * columns_D, LEAST_FACTOR)
 
 
 def empty_fp8(rows: int, columns: int, device: torch.device) -> Tensor:
@@ -256,11 +254,14 @@ def quantise_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor) -> Tensor:
     return multipliers_R1[:, 0]
 
 
-def quantise_columns(x_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """The same for columns: the transpose of x in fp8 [D, T] and the factor of each column [D, 1]."""
+def quantise_columns(x_TD: Tensor, least_factor: float = LEAST_FACTOR) -> tuple[Tensor, Tensor]:
+    """The same for columns: the transpose of x in fp8 [D, T] and the factor of each column [D, 1].
+
+    With a larger least factor, the values of columns that are small beside the others do not reach 448.
+    """
     if x_TD.is_cuda:
-        return _triton().quantise_columns(x_TD, FP8_MAX, LEAST_FACTOR)
-    return quantise_rows(x_TD.t())
+        return _triton().quantise_columns(x_TD, FP8_MAX, least_factor)
+    return _quantised(x_TD.t().float(), least_factor)
 
 
 def turn(x_OI: Tensor) -> Tensor:
@@ -296,6 +297,11 @@ def _triton() -> ModuleType:
     from finetuning.model import triton_kernels
 
     return triton_kernels
+
+
+def _quantised(wide_TD: Tensor, least_factor: float) -> tuple[Tensor, Tensor]:
+    factor_T1 = wide_TD.abs().amax(-1, keepdim=True).clamp_min(least_factor * FP8_MAX) / FP8_MAX
+    return (wide_TD / factor_T1).to(torch.float8_e4m3fn), factor_T1
 
 
 def _low_rank(update: Update) -> Tensor:
