@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from finetuning.config import LORA_TARGETS, RunConfig
+from finetuning.config import LORA_TARGETS, MOST_FUSED_RANK, RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
@@ -90,7 +90,8 @@ def fuses(config: RunConfig, sharding: str) -> bool:
     if config.peft == "none":
         return not config.tensor_overlap
     every_layer = sorted(config.lora_targets) == sorted(LORA_TARGETS)
-    return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer
+    small = config.lora_rank <= MOST_FUSED_RANK
+    return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer and small
 
 
 def least_memory_on_host_gib(config: RunConfig, model: LlamaConfig) -> float:

@@ -11,7 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from finetuning.config import LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
+from finetuning.config import LORA_TARGETS, MOST_FUSED_RANK, PROFILE_AFTER_STEPS, RunConfig
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
 
@@ -129,6 +129,7 @@ def _check_fp8(config: RunConfig) -> list[str]:
         return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
     rules = (
         (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
+        (config.lora_rank > MOST_FUSED_RANK, "--lora_rank", f"≤ {MOST_FUSED_RANK}"),
         (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
         (config.compile == "off", "--compile", "auto"),
         (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
@@ -143,6 +144,7 @@ def _check_least_memory(config: RunConfig) -> list[str]:
         return []
     rules = (
         (config.peft != "lora", "--peft", "lora"),
+        (config.lora_rank > MOST_FUSED_RANK, "--lora_rank", f"≤ {MOST_FUSED_RANK}"),
         (
             config.peft == "lora" and sorted(config.lora_targets) != sorted(LORA_TARGETS),
             "--lora_targets",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from finetuning.config import MOST_FUSED_RANK
 from finetuning.model import kernels
 from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward, document_attention
 from finetuning.model.frozen import Fp8Matrix, Matrix
@@ -29,9 +30,12 @@ WITH_ROOM = (0, 1, 2)  # groups whose joint weight has room for A beside it
 
 
 def can_fuse(block: Block) -> bool:
-    """Whether every linear layer of the block has adapters of one rank and scale."""
+    """Whether every linear layer of the block has adapters of one rank, not too large, and one scale."""
     layers = [layer for group in grouped_layers(block) for layer in group]
-    return all(isinstance(layer, LoraLinear) for layer in layers) and len({_shape(layer) for layer in layers}) == 1
+    if not all(isinstance(layer, LoraLinear) for layer in layers):
+        return False
+    shapes = {_shape(layer) for layer in layers}
+    return len(shapes) == 1 and max(rank for rank, _ in shapes) <= MOST_FUSED_RANK
 
 
 class FusedBlock:

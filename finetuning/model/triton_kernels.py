@@ -15,6 +15,8 @@ from torch import Tensor
 LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.Update`
 
 LEAST_RANK = 16
+LARGE_RANK = 128  # padded; from it on, several tiles in flight are more than the shared memory of most cards
+LEAST_DEPTH = 16  # of a product of tiles
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
 ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
 MOST_HEADS = 8  # that a program turns one after the other
@@ -207,6 +209,7 @@ def update_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_OR: Tens
     t, b = update
     rank = b.shape[1]
     rows, columns, tiles, warps, stages = UPDATE_BACKWARD_TILING
+    stages = _in_flight(stages, rank)
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     dt_parts, db_parts = _dt_parts(grid[0], grad_TO, rank), _db_parts(grid[1], 1, size, rank, grad_TO.device)
     _update_backward[grid](
@@ -379,8 +382,17 @@ def rotate_heads_backward(
     num_rows, num_heads, head_dim = grad_q_TNH.shape
     num_key_value_heads = grad_k_TKH.shape[1]
     assert all(grad.stride()[1:] == (head_dim, 1) for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH))
+    if update is not None and gradients is not None and head_dim < 2 * LEAST_DEPTH:  # too small for products of half a head
+        rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, None, None)
+        sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
+        per_kind = (out_TC.split(sizes, -1), update[0].chunk(3, -1), update[1].split(sizes), gradients[0].chunk(3, -1),
+                    gradients[1].split(sizes))  # fmt: skip
+        for grad, t, b, dt, db in zip(*per_kind, strict=True):
+            update_backward(grad, (t, b), dt, db)
+        return
     t, b, rank = _unpacked(update, out_TC)
     rows, tiles, warps, stages = ROTATE_BACKWARD_TILING
+    stages = _in_flight(stages, rank)
     heads = num_heads + 2 * num_key_value_heads
     grid = (heads, triton.cdiv(num_rows, rows * tiles))
     dt_parts = db_parts = out_TC
@@ -508,6 +520,7 @@ def gate_backward_with_adapters(
     ((t_gate, b_gate), (t_up, b_up)), (dt, a) = updates, through
     rank = b_gate.shape[1]
     rows, columns, tiles, warps, stages = GATE_SUMS_TILING
+    stages = _in_flight(stages, rank)
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     parts = _db_parts(grid[1], 3, size, rank, grad_TF.device)
     _gate_backward[grid](
@@ -760,6 +773,12 @@ def _gather_rows(table, tokens, out, size: tl.constexpr, BLOCK: tl.constexpr):
 def _unpacked(update: LowRank | None, other: Tensor) -> tuple[Tensor, Tensor, int]:
     """t, b and rank; without an update rank 0, and any tensor in place of t and b, which are not read then."""
     return (other, other, 0) if update is None else (*update, update[1].shape[1])
+
+
+def _in_flight(stages: int, rank: int) -> int:
+    """One tile with a large rank, but on Hopper and on Blackwell for data centres, which have the shared memory for more."""
+    plenty = _padded(rank) < LARGE_RANK or torch.cuda.get_device_capability()[0] in (9, 10)
+    return stages if plenty else 1
 
 
 def _padded(rank: int) -> int:

@@ -90,3 +90,10 @@ def test_weights_loaded_into_the_block_reach_the_joint_matrices(make_pair: Calla
 def test_a_block_whose_layers_are_not_all_adapted_cannot_be_fused(make_pair: Callable) -> None:
     assert can_fuse(lora_model(make_pair).model.layers["0"])
     assert not can_fuse(lora_model(make_pair, ("q_proj", "v_proj")).model.layers["0"])
+
+
+def test_adapters_of_a_rank_that_no_gpu_has_room_for_are_not_fused(make_pair: Callable) -> None:
+    for rank, fits in ((256, True), (257, False)):
+        model, _ = make_pair()
+        add_lora(model, rank, 8.0, ALL)
+        assert can_fuse(model.model.layers["0"]) == fits

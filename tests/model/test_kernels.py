@@ -73,18 +73,20 @@ def test_heads_are_turned_and_updated(head_dim: int) -> None:
     )  # fmt: skip
 
 
-def test_heads_are_turned_back() -> None:
-    cos, sin = tables(64)
-    grads = [matrix(ROWS, count * 64).view(ROWS, count, 64) for count in (4, 2, 2)]
-    agrees(with_output(kernels.rotate_heads_backward, 1), *grads, cos, sin, matrix(ROWS, 512))
+@pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
+def test_heads_are_turned_back(head_dim: int) -> None:
+    cos, sin = tables(head_dim)
+    size = 8 * head_dim
+    grads = [matrix(ROWS, count * head_dim).view(ROWS, count, head_dim) for count in (4, 2, 2)]
+    agrees(with_output(kernels.rotate_heads_backward, 1), *grads, cos, sin, matrix(ROWS, size))
 
     def with_update(q, k, v, cos, sin, t, b, out, dt, db):  # type: ignore[no-untyped-def]
         kernels.rotate_heads_backward(q, k, v, cos, sin, out, Update(t, b), (dt, db))
 
-    both = matrix(ROWS, 512 + 3 * RANK)
+    both = matrix(ROWS, size + 3 * RANK)
     agrees(
-        with_output(with_update, 3), *grads, cos, sin, matrix(ROWS, 3 * RANK), matrix(512, RANK), both[:, :512], both[:, 512:],
-        matrix(512, RANK),
+        with_output(with_update, 3), *grads, cos, sin, matrix(ROWS, 3 * RANK), matrix(size, RANK), both[:, :size],
+        both[:, size:], matrix(size, RANK),
     )  # fmt: skip
 
 
