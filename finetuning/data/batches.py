@@ -51,7 +51,8 @@ class StepBatch(NamedTuple):
 def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
     """Concatenates samples into one packed row of `length` positions.
 
-    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own.
+    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own; after a
+    single document it is the end of that, as attention has a faster kernel for a row of one. Nothing before it sees it.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
@@ -70,8 +71,12 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
         documents.append(count)
         start += count
     if start < length:
-        positions[start:] = np.arange(length - start)
-        documents.append(length - start)
+        if len(documents) == 1:
+            first, documents = start, [length]
+        else:
+            first = 0
+            documents.append(length - start)
+        positions[start:] = np.arange(first, first + length - start)
     tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
     return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_trained(labels_1T))
 

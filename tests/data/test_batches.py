@@ -70,6 +70,14 @@ def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_
     assert row.documents.boundaries[: count + 1].tolist() == [0, 2, 6, 8], "padding is a document of its own"
 
 
+def test_padding_after_a_single_document_is_its_end(tmp_path: Path) -> None:
+    row = make_row(make_split(tmp_path / "split", [5]), [0], length=8)
+    assert row.tokens.tolist() == [[1, 2, 3, 4, 0, 0, 0, 0]]
+    assert row.labels[0, 4:].eq(IGNORED_LABEL).all()
+    assert row.positions.tolist() == [list(range(8))]
+    assert row.documents.extent.tolist() == [1, 8]
+
+
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30), ranks=st.integers(1, 4), plan=plans)
 def test_packing_keeps_every_token_and_every_label(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ranks: int, plan: RowPlan
@@ -143,8 +151,11 @@ def test_ranks_without_samples_get_empty_rows_so_that_they_can_join_the_collecti
 
 
 def documents_of(row: MicroBatch) -> list[tuple[list[int], list[int]]]:
-    """(tokens, labels) of each document of a row; padding has tokens 0 only."""
+    """(tokens, labels) of each document of a row; a document of padding has tokens 0 only, other padding is left out."""
     count = int(row.documents.extent[0])
     lengths = row.documents.boundaries[: count + 1].diff().tolist()
     tokens, labels = row.tokens[0].split(lengths), row.labels[0].split(lengths)
+    if count == 1:
+        assert row.labels[0, row.tokens[0] == 0].eq(IGNORED_LABEL).all()
+        tokens, labels = ([x[row.tokens[0] != 0]] for x in (row.tokens[0], row.labels[0]))
     return [(t.tolist(), y.tolist()) for t, y in zip(tokens, labels, strict=True)]
