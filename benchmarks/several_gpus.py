@@ -68,6 +68,7 @@ PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "dp2-fused": (2, ("--blocks", "fused")),
     "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),
     "pp2-fused": (2, ("-P", "2", "--blocks", "fused")),
+    "cp2-fused": (2, ("-C", "2", "--blocks", "fused")),
     "tp2-pp2": (4, ("-T", "2", "-P", "2")),
     "tp2-cp2": (4, ("-T", "2", "-C", "2")),
     "cp2-dp2": (4, ("-C", "2")),
