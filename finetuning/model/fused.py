@@ -146,14 +146,7 @@ class _FusedBlock(torch.autograd.Function):
         qkv, h1, inverse1 = w_qkv.normed_forward(x, block.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
         qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
-        for_attention: tuple[Tensor, ...] = ()
-        attended = None
-        if fused.attend is None:
-            out, logsumexp = attention_forward(*split_heads(qkv, heads), documents)
-            for_attention = (documents.boundaries, documents.extent, qkv, logsumexp)
-        else:
-            attended = Attended(fused.attend, *split_heads(qkv, heads), documents)
-            out = attended.out_TNH
+        out, for_attention, attended = forward_attention(fused.attend, qkv, heads, documents)
         flat_out = rows_at(out.flatten(1), at)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(rows_at(x, at), w_o.forward(flat_out), Update(t_o, low.b_o))
@@ -206,12 +199,7 @@ class _FusedBlock(torch.autograd.Function):
         kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
         _scaled_product(dt_o, rows_at(out.flatten(1), at), scale, d.a_o)
         dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x)).view_as(out)
-        if ctx.attended is None:
-            boundaries, extent, qkv, logsumexp = for_attention
-            documents = Documents(boundaries, extent)
-            dq, dk, dv = attention_backward(dout, *split_heads(qkv, heads), out, logsumexp, documents)
-        else:
-            dq, dk, dv = ctx.attended.backward(dout)
+        dq, dk, dv = backward_attention(dout, out, heads, for_attention, ctx.attended)
         grads, dqkv, dt_qkv = _side_by_side(len(x), len(low.b_qkv), low.a_qkv)
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv, Update(t_qkv, low.b_qkv), (dt_qkv, d.b_qkv))
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
@@ -226,6 +214,27 @@ class _FusedBlock(torch.autograd.Function):
 def other_attention(block: Block) -> Callable[..., Tensor] | None:
     """The block's attention, if something was put around the ordinary one, whose backward pass is written out."""
     return None if block.self_attn.attend is document_attention else block.self_attn.attend
+
+
+def forward_attention(
+    attend: Callable[..., Tensor] | None, qkv_TC: Tensor, heads: tuple[int, int], documents: Documents
+) -> tuple[Tensor, tuple[Tensor, ...], Attended | None]:
+    """Output [T, N, H], tensors to save for `backward_attention`, and the attention if it is not the ordinary one."""
+    if attend is None:
+        out_TNH, logsumexp = attention_forward(*split_heads(qkv_TC, heads), documents)
+        return out_TNH, (documents.boundaries, documents.extent, qkv_TC, logsumexp), None
+    attended = Attended(attend, *split_heads(qkv_TC, heads), documents)
+    return attended.out_TNH, (), attended
+
+
+def backward_attention(
+    dout_TNH: Tensor, out_TNH: Tensor, heads: tuple[int, int], saved: Sequence[Tensor], attended: Attended | None
+) -> tuple[Tensor, ...]:
+    """Gradients of q, k and v."""
+    if attended is not None:
+        return attended.backward(dout_TNH)
+    boundaries, extent, qkv_TC, logsumexp = saved
+    return attention_backward(dout_TNH, *split_heads(qkv_TC, heads), out_TNH, logsumexp, Documents(boundaries, extent))
 
 
 def grouped_layers(block: Block) -> list[list[nn.Linear]]:

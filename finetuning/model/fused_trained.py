@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from finetuning.model import kernels
-from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward
-from finetuning.model.fused import at_rows, grouped_layers, other_attention, rows_at, split_heads
+from finetuning.model.attention import Documents
+from finetuning.model.fused import at_rows, backward_attention, forward_attention, grouped_layers, other_attention, rows_at
 from finetuning.model.llama import Block
 from finetuning.model.trained import GatheredMatrix, TrainedFp8Matrix, TrainedMatrix
 
@@ -121,14 +121,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
         h1, inverse1 = kernels.norm(x, norm1, fused.eps)
         h1 = exchange.gather(h1)()
         qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
-        for_attention: tuple[Tensor, ...] = ()
-        attended = None
-        if fused.attend is None:
-            out, logsumexp = attention_forward(*split_heads(qkv, fused.heads), documents)
-            for_attention = (documents.boundaries, documents.extent, qkv, logsumexp)
-        else:
-            attended = Attended(fused.attend, *split_heads(qkv, fused.heads), documents)
-            out = attended.out_TNH
+        out, for_attention, attended = forward_attention(fused.attend, qkv, fused.heads, documents)
         x2 = rows_at(x, at) + exchange.sum_and_scatter(fused.w_o.forward(rows_at(out.flatten(1), at)))()
 
         h2, inverse2 = kernels.norm(x2, norm2, fused.eps)
@@ -174,12 +167,7 @@ class _FusedTrainedBlock(torch.autograd.Function):
         dout = at_rows(fused.w_o.backward(whole_dx2), at, len(out))
         fused.w_o.add_gradient(whole_dx2, rows_at(out.flatten(1), at))
         dout = dout.view_as(out)
-        if ctx.attended is None:
-            boundaries, extent, qkv, logsumexp = for_attention
-            documents = Documents(boundaries, extent)
-            dq, dk, dv = attention_backward(dout, *split_heads(qkv, fused.heads), out, logsumexp, documents)
-        else:
-            dq, dk, dv = ctx.attended.backward(dout)
+        dq, dk, dv = backward_attention(dout, out, fused.heads, for_attention, ctx.attended)
         dqkv = dout.new_empty(len(out), sum(grad[0].numel() for grad in (dq, dk, dv)))
         kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
         leaving = exchange.sum_and_scatter(fused.w_qkv.backward(dqkv))

@@ -204,14 +204,6 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     return losses[:, 0]
 
 
-def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
-    if logits_TV.is_cuda:
-        return _triton().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
-    losses_T = cross_entropy(logits_TV, labels_T)
-    return losses_T, quantise_rows(logits_TV)
-
-
 def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:
     """Overwrites logits with the gradient of their cross-entropies.
 
