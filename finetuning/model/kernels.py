@@ -4,7 +4,7 @@ Low-rank updates ride along where there are any. Between two matrix products a t
 `scale * t B^T` of a LoRA layer (t = x A^T, rank columns) is added inside the pass that reads the layer's output
 anyway, where it costs nothing, instead of in a pass of its own. Everything is computed in float32 and rounded once.
 
-On CUDA these are Triton kernels (`finetuning.model.triton_kernels`); elsewhere the same formulas in plain PyTorch,
+On CUDA these are Triton kernels (`finetuning.model.triton_kernels`, `triton_fp8`); elsewhere the same formulas in plain PyTorch,
 which are also what the kernels are tested against.
 
 Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
@@ -225,7 +225,9 @@ def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor
     With `columns` (float32), the columns are multiplied by these numbers first.
     """
     if x_TD.is_cuda:
-        return _triton().quantise_rows(x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, LEAST_FACTOR)
+        return _triton_fp8().quantise_rows(
+            x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, LEAST_FACTOR
+        )
     return _quantised(x_TD.float() if columns_D is None else x_TD.float() * columns_D, LEAST_FACTOR)
 
 
@@ -240,7 +242,7 @@ def quantise_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor) -> Tensor:
     Returns a multiplier [R] (float32) of each column: a = multiplier * factor * fp8, the largest value of a column at 448.
     """
     if a_RI.is_cuda:
-        return _triton().quantise_beside(a_RI, factors_I1, out_IR, FP8_MAX, LEAST_FACTOR)
+        return _triton_fp8().quantise_beside(a_RI, factors_I1, out_IR, FP8_MAX, LEAST_FACTOR)
     quantised_RI, multipliers_R1 = quantise_rows(a_RI.float() / factors_I1.t())
     out_IR.copy_(quantised_RI.t())
     return multipliers_R1[:, 0]
@@ -252,14 +254,14 @@ def quantise_columns(x_TD: Tensor, least_factor: float = LEAST_FACTOR) -> tuple[
     With a larger least factor, the values of columns that are small beside the others do not reach 448.
     """
     if x_TD.is_cuda:
-        return _triton().quantise_columns(x_TD, FP8_MAX, least_factor)
+        return _triton_fp8().quantise_columns(x_TD, FP8_MAX, least_factor)
     return _quantised(x_TD.t().float(), least_factor)
 
 
 def turn(x_OI: Tensor) -> Tensor:
     """The transpose [I, O] of a matrix in fp8, contiguous."""
     if x_OI.is_cuda:
-        return _triton().turn(x_OI)
+        return _triton_fp8().turn(x_OI)
     return x_OI.view(torch.uint8).t().contiguous().view(x_OI.dtype)
 
 
@@ -289,6 +291,12 @@ def _triton() -> ModuleType:
     from finetuning.model import triton_kernels
 
     return triton_kernels
+
+
+def _triton_fp8() -> ModuleType:
+    from finetuning.model import triton_fp8
+
+    return triton_fp8
 
 
 def _quantised(wide_TD: Tensor, least_factor: float) -> tuple[Tensor, Tensor]:
