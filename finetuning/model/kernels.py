@@ -4,8 +4,8 @@ Low-rank updates ride along where there are any. Between two matrix products a t
 `scale * t B^T` of a LoRA layer (t = x A^T, rank columns) is added inside the pass that reads the layer's output
 anyway, where it costs nothing, instead of in a pass of its own. Everything is computed in float32 and rounded once.
 
-On CUDA these are Triton kernels (`finetuning.model.triton_kernels`, `triton_fp8`); elsewhere the same formulas in plain PyTorch,
-which are also what the kernels are tested against.
+On CUDA these are Triton kernels (`triton_kernels` and `triton_fp8` beside this module); elsewhere the same formulas in plain
+PyTorch, which are also what the kernels are tested against.
 
 Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
 H head dimension, C = (N + 2K) * H, V vocabulary, O outputs of a layer. Matrices may be columns of a wider tensor: only
@@ -273,9 +273,10 @@ def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
 
 
 def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-    """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows; summed in float32, returned in `dtype`.
+    """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows, returned in `dtype`.
 
-    On CUDA, T may be anything; O and I must be multiples of 16.
+    On CUDA, T may be anything; O and I must be multiples of 16. Hopper adds 32 products and the sum so far with some 14 bits: not
+    for sums of many small terms beside large ones that cancel over rows, like a softmax gradient's (`benchmarks/fp8_sums.py`).
     """
     (x_TI, x_factors_T1), (y_OI, y_factors_O1) = x, y
     if not x_TI.is_cuda:  # the same numbers, slowly
