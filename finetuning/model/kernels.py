@@ -275,8 +275,9 @@ def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
 def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows, returned in `dtype`.
 
-    On CUDA, T may be anything; O and I must be multiples of 16. Hopper adds 32 products and the sum so far with some 14 bits: not
-    for sums of many small terms beside large ones that cancel over rows, like a softmax gradient's (`benchmarks/fp8_sums.py`).
+    On CUDA, T may be anything; O and I must be multiples of 16. Hopper adds 32 products and the sum so far with some 14 bits:
+    not for many small terms beside large ones where the sums nearly cancel over rows, as with a softmax gradient and the head
+    (`benchmarks/fp8_sums.py`).
     """
     (x_TI, x_factors_T1), (y_OI, y_factors_O1) = x, y
     if not x_TI.is_cuda:  # the same numbers, slowly
