@@ -1,13 +1,15 @@
 """No process outlives its parent: torchrun ends with the launcher, workers with torchrun (Linux only).
 
 Whoever kills the launcher in a way that it cannot pass on — SIGKILL, the out-of-memory killer — must not leave workers
-behind that hold the GPUs.
+behind that hold the GPUs. Nor do workers wait for one that has failed.
 """
 
 import ctypes
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 LAUNCHER_PID = "FINETUNE_LAUNCHER_PID"  # environment variable of the workers
@@ -33,3 +35,36 @@ def launcher_is_gone() -> bool:
     except FileNotFoundError:
         return True
     return fields[1] != launcher  # state, parent's pid, …
+
+
+def end_with_siblings(trains: Callable[[], bool]) -> None:
+    """Ends this process at once when SIGTERM arrives while it trains and another worker of its torchrun is gone (Linux).
+
+    That is how torchrun tells that a worker has failed; it kills the others 30 s later. By then they hang in a message to the
+    lost one, where no handler written in Python runs. But the signal's number is written for a thread to read. To be called
+    by the main thread, after SIGTERM was given a handler.
+    """
+    if sys.platform != "linux":
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while numbers := os.read(read, 64):
+            if signal.SIGTERM in numbers and trains() and _living_workers() < int(os.environ["LOCAL_WORLD_SIZE"]):
+                os._exit(128 + signal.SIGTERM)
+
+    threading.Thread(target=watch, name="siblings", daemon=True).start()
+
+
+def _living_workers() -> int:
+    """Children of this process's parent, itself included."""
+    parent, living = os.getppid(), 0
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            continue
+        living += state not in "ZX"
+    return living

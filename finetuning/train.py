@@ -43,7 +43,7 @@ from finetuning.evaluate import Evaluation, evaluate
 from finetuning.failures import write_failure
 from finetuning.generate import generate
 from finetuning.i18n import set_language, t
-from finetuning.lifeline import end_with_parent, launcher_is_gone
+from finetuning.lifeline import end_with_parent, end_with_siblings, launcher_is_gone
 from finetuning.model.config import LlamaConfig, read_llama_config
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.context import plan_context
@@ -70,6 +70,7 @@ def main(run_file: Path) -> int:
         return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
+    end_with_siblings(lambda: stop.training)
     try:
         try:
             start_process_group(run.device)
