@@ -60,10 +60,10 @@ TIMEOUT_S = 900.0
 # Layout -> GPUs and flags of `finetune selftest`.
 PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "one": (1, ()),
-    "tp2": (2, ("-T", "2")),
-    "cp2": (2, ("-C", "2")),
-    "pp2": (2, ("-P", "2")),
-    "dp2": (2, ()),
+    "tp2": (2, ("-T", "2", "--blocks", "plain")),
+    "cp2": (2, ("-C", "2", "--blocks", "plain")),
+    "pp2": (2, ("-P", "2", "--blocks", "plain")),
+    "dp2": (2, ("--blocks", "plain")),
     "tp2-overlap": (2, ("-T", "2", "--tensor_overlap")),
     "dp2-fused": (2, ("--blocks", "fused")),
     "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),

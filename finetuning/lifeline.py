@@ -9,9 +9,12 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+SIBLINGS_GRACE_S = 5.0  # for a worker that does not hang to end by itself
 LAUNCHER_PID = "FINETUNE_LAUNCHER_PID"  # environment variable of the workers
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -38,11 +41,12 @@ def launcher_is_gone() -> bool:
 
 
 def end_with_siblings(trains: Callable[[], bool]) -> None:
-    """Ends this process at once when SIGTERM arrives while it trains and another worker of its torchrun is gone (Linux).
+    """Ends this process soon when SIGTERM arrives while it trains and another worker of its torchrun is gone (Linux).
 
     That is how torchrun tells that a worker has failed; it kills the others 30 s later. By then they hang in a message to the
-    lost one, where no handler written in Python runs. But the signal's number is written for a thread to read. To be called
-    by the main thread, after SIGTERM was given a handler.
+    lost one, where no handler written in Python runs. But the signal's number is written for a thread to read. Those that
+    fail for themselves at the same time have a few seconds to say so. To be called by the main thread, after SIGTERM was
+    given a handler.
     """
     if sys.platform != "linux":
         return
@@ -52,19 +56,22 @@ def end_with_siblings(trains: Callable[[], bool]) -> None:
 
     def watch() -> None:
         while numbers := os.read(read, 64):
-            if signal.SIGTERM in numbers and trains() and _living_workers() < int(os.environ["LOCAL_WORLD_SIZE"]):
-                os._exit(128 + signal.SIGTERM)
+            if signal.SIGTERM in numbers and trains() and _has_lost_siblings():
+                time.sleep(SIBLINGS_GRACE_S)
+                if trains():
+                    os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, name="siblings", daemon=True).start()
 
 
-def _living_workers() -> int:
-    """Children of this process's parent, itself included."""
+def _has_lost_siblings() -> bool:
+    """Whether fewer workers live than torchrun has started here; no, where the system does not tell."""
     parent, living = os.getppid(), 0
-    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            continue
-        living += state not in "ZX"
-    return living
+    try:
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    for pid in children:
+        with suppress(FileNotFoundError, ProcessLookupError):  # reaped a moment ago
+            living += Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return living < int(os.environ["LOCAL_WORLD_SIZE"])

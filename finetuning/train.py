@@ -70,7 +70,7 @@ def main(run_file: Path) -> int:
         return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
-    end_with_siblings(lambda: stop.training)
+    end_with_siblings(lambda: stop.waits)
     try:
         try:
             start_process_group(run.device)
@@ -96,6 +96,7 @@ class StopSwitch:
     def __init__(self) -> None:
         self.requested = False
         self.training = False
+        self.waits = False  # for messages of other workers, perhaps
         self.listen()
 
     def listen(self) -> None:
@@ -103,7 +104,7 @@ class StopSwitch:
             signal.signal(number, self._receive)
 
     def set_training(self, training: bool) -> None:
-        self.training = training
+        self.training = self.waits = training
         if self.requested and not training:
             raise StopRequested
 
@@ -168,7 +169,10 @@ class Worker:
         # Lightning 2.6 would turn SIGTERM into an exception without a checkpoint; ours finishes the step and saves.
         trainer._signal_connector.register_signal_handlers = self.stop.listen  # type: ignore[method-assign]
         self.stop.set_training(True)
-        trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
+        try:
+            trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
+        finally:
+            self.stop.waits = False
         if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
             self._say(_stopped_message(trainer.global_step, run))
             self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=run.save_every_n_steps > 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.lifeline import LAUNCHER_PID, launcher_is_gone
+from finetuning.lifeline import LAUNCHER_PID, SIBLINGS_GRACE_S, launcher_is_gone
 
 pytestmark = [pytest.mark.unit, pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc")]
 
@@ -38,48 +38,59 @@ from finetuning.lifeline import end_with_parent, end_with_siblings
 
 end_with_parent()
 signal.signal(signal.SIGTERM, lambda *_: None)
-end_with_siblings(lambda: True)
-folder, rank = Path(sys.argv[1]), os.environ["RANK"]
+folder, rank, trains = Path(sys.argv[1]), os.environ["RANK"], sys.argv[2] == "trains"
+end_with_siblings(lambda: trains)
 (folder / rank).touch()
 while True:
-    if rank == "1" and (folder / "0").exists():
+    if rank == "1" and all((folder / str(other)).exists() for other in range(int(os.environ["WORLD_SIZE"]))):
         (folder / "killed").touch()
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(0.05)
 """
 
 
-def start_torchrun(folder: Path, workers: int) -> subprocess.Popen[bytes]:
+def start_torchrun(folder: Path, workers: int, *, trains: bool = True) -> subprocess.Popen[bytes]:
     script = folder / "worker.py"
     script.write_text(HANGS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers), str(script)]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    return subprocess.Popen([*command, str(folder)], env=environment, stderr=subprocess.DEVNULL)
+    arguments = [str(folder), "trains" if trains else "exports"]
+    return subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.dist
-def test_workers_of_torchrun_end_at_once_when_one_of_them_was_killed(tmp_path: Path) -> None:
-    process = start_torchrun(tmp_path, 2)
+def test_workers_of_torchrun_end_soon_when_one_of_them_was_killed(tmp_path: Path) -> None:
+    process = start_torchrun(tmp_path, 4)
     assert process.wait(timeout=120) == 1
     assert time.time() - (tmp_path / "killed").stat().st_mtime < 20, "torchrun's own patience is 30 s"
 
 
 @pytest.mark.dist
-def test_sigterm_alone_does_not_end_a_worker_whose_siblings_are_well(tmp_path: Path) -> None:
-    process = start_torchrun(tmp_path, 1)
+@pytest.mark.parametrize(("lost", "trains"), [(False, True), (True, False)], ids=["siblings are well", "does not train"])
+def test_sigterm_alone_does_not_end_a_worker(tmp_path: Path, lost: bool, trains: bool) -> None:
+    process = start_torchrun(tmp_path, 2 if lost else 1, trains=trains)
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "0").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        (worker,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        os.kill(int(worker), signal.SIGTERM)
-        time.sleep(1)
-        os.kill(int(worker), 0)
+        wait_for(tmp_path / ("killed" if lost else "0"))
+        if not lost:
+            (worker,) = children_of(process.pid)
+            os.kill(worker, signal.SIGTERM)
+        time.sleep(SIBLINGS_GRACE_S + 2)  # torchrun itself sends SIGTERM where one was lost
+        (worker,) = children_of(process.pid)
         assert "Z" not in Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2]
     finally:
         process.kill()
         process.wait()
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def parent_of(pid: int) -> int:

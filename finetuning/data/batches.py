@@ -18,6 +18,8 @@ from finetuning.data.tokenized import Split
 from finetuning.model.attention import Documents, make_documents, sent
 from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
+LITTLE_PADDING = 128  # positions, as rows on GPUs are rounded up to
+
 
 class MicroBatch(NamedTuple):
     """One packed row: tokens, positions and labels [1, T] (int64), its document boundaries, and how many labels are trained.
@@ -51,8 +53,8 @@ class StepBatch(NamedTuple):
 def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
     """Concatenates samples into one packed row of `length` positions.
 
-    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own; after a
-    single document it is the end of that, as attention has a faster kernel for a row of one. Nothing before it sees it.
+    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own; a little
+    of it after a single document is the end of that, as attention has a faster kernel for a row of one.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
@@ -71,7 +73,7 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
         documents.append(count)
         start += count
     if start < length:
-        if len(documents) == 1:
+        if len(documents) == 1 and length - start <= LITTLE_PADDING:
             first, documents = start, [length]
         else:
             first = 0

@@ -23,7 +23,7 @@ from torch import Tensor
 
 FLASH_4_VERSION = "4.0.0b36"
 # From this length on, a row that is one document goes to FlashAttention-4 without boundaries, which is up to 10 % faster. That
-# is a second pair of kernels to compile; packed rows of shorter documents, where one may be alone by chance, never need it.
+# is a second pair of kernels to compile, at the first such row; shorter documents, which may be alone by chance, never need it.
 WITHOUT_BOUNDARIES_FROM = 4096
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetuning.data.batches import GlobalBatches, MicroBatch, make_row, make_step_batch
+from finetuning.data.batches import LITTLE_PADDING, GlobalBatches, MicroBatch, make_row, make_step_batch
 from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import TokenizedSplit, open_split, write_split
 from finetuning.model.cross_entropy import IGNORED_LABEL
@@ -68,6 +68,12 @@ def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_
     assert row.positions.tolist() == [[0, 1, 0, 1, 2, 3, 0, 1]]
     count = int(row.documents.extent[0])
     assert row.documents.boundaries[: count + 1].tolist() == [0, 2, 6, 8], "padding is a document of its own"
+
+
+def test_much_padding_after_a_single_document_is_one_of_its_own(tmp_path: Path) -> None:
+    row = make_row(make_split(tmp_path / "split", [5]), [0], length=4 + LITTLE_PADDING + 1)
+    assert row.documents.extent.tolist() == [2, LITTLE_PADDING + 1]
+    assert row.positions[0, 3:6].tolist() == [3, 0, 1]
 
 
 def test_padding_after_a_single_document_is_its_end(tmp_path: Path) -> None:
