@@ -154,9 +154,11 @@ def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool) -> 
     if tensor > 1:
         return min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor
     chunk = HEAD_CHUNK_TOKENS if lora else TRAINED_HEAD_CHUNK_TOKENS
-    several = tokens > chunk  # each chunk's gradient of the head, in bfloat16, is added to a sum in float32
-    gradient = 0 if lora else model.vocab_size * model.hidden_size * (HALF + SINGLE * several)
-    return min(tokens, chunk) * model.vocab_size * HALF + gradient
+    logits, table = min(tokens, chunk) * model.vocab_size * HALF, model.vocab_size * model.hidden_size
+    if lora or tokens <= chunk:
+        return logits + (0 if lora else table * HALF)
+    # Each chunk's gradient of the head, in bfloat16, is added to a sum in float32, which is then multiplied and rounded.
+    return max(logits + table * (SINGLE + HALF), table * (2 * SINGLE + HALF))
 
 
 def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:

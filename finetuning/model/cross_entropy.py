@@ -76,5 +76,5 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
-            grad_weight = grad_weight.mul_(grad_total.to(grad_weight.dtype)).to(ctx.weight_dtype)  # no second one in float32
+            grad_weight = (grad_weight * grad_total.to(grad_weight.dtype)).to(ctx.weight_dtype)
         return grad_hidden, grad_weight, None, None
