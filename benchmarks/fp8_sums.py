@@ -72,7 +72,7 @@ def hopper(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtyp
 
 def promoted(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
     pairs = zip(x[0].float().split(PROMOTED_AFTER, 1), y[0].float().split(PROMOTED_AFTER, 1), strict=True)
-    return (sum(hopper_sums(*pair) for pair in pairs) * x[1] * y[1].t()).to(dtype)  # type: ignore[union-attr]
+    return (torch.stack([hopper_sums(*pair) for pair in pairs]).sum(0) * x[1] * y[1].t()).to(dtype)
 
 
 def hopper_sums(x_TI: Tensor, y_OI: Tensor) -> Tensor:
