@@ -120,7 +120,7 @@ class Bench:
     layers: int
 
     @property
-    def row_tokens(self) -> int:
+    def row_length(self) -> int:
         return 1024 if self.small else 8192
 
     def model(self, layers: int) -> Path:
@@ -141,7 +141,7 @@ class Bench:
         return os.environ | hidden | {"PYTHONPATH": os.pathsep.join(paths)}
 
     def command(self, name: str, gpus: int, model: Path, lengths: str, steps: int, batch: int, save_every: int) -> list[str]:
-        tokens = self.row_tokens if lengths == "alpaca" else int(lengths)
+        tokens = self.row_length if lengths == "alpaca" else int(lengths)
         return [
             sys.executable, str(ROOT / "finetune.py"), "--executor", "local", "--experiment", name, "--num_gpus", str(gpus),
             "--hf_model_id", str(model), "--dataset_path", str(self.data(lengths)), "--max_steps", str(steps),
@@ -244,7 +244,7 @@ def train(bench: Bench, name: str, gpus: int) -> dict[str, Any]:
         row |= steady_figures(metrics, WARM_UP_STEPS + PROFILED_STEPS)
         row["tokens_per_second_of_each"] = round(row["tokens_per_second"] / gpus)
         run_file = read_run(folder / "run.yaml")
-        choices = Choices(run_file.sharding, run_file.optimizer_states, run_file.activation_checkpointing)
+        choices = Choices(run_file.sharding, run_file.optimizer_states, run_file.activation_checkpointing, run_file.row_length)
         plan = plan_memory(run_file.config, read_llama_config(Path(run_file.model_path)), choices)
         row |= {"planned_gib": round(plan.total_gib, 2), "choices": choices._asdict(), "waits": share_of_messages(folder)}
     shutil.rmtree(folder, ignore_errors=True)  # an export takes 16 GB

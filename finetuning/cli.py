@@ -60,7 +60,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
     "Training": [
         ("max_steps", None, "optimizer steps; left out: one epoch"),
         ("global_batch_size", "-g", "samples per optimizer step; a multiple of micro_batch_size x data parallel size"),
-        ("micro_batch_size", "-m", "a packed row holds at most micro_batch_size x seq_length tokens"),
+        ("micro_batch_size", "-m", "a packed row may hold micro_batch_size x seq_length tokens"),
     ],
     "Model parallelism": [
         ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
@@ -99,6 +99,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
     "Memory and speed": [
         ("activation_checkpointing", None, "recompute in backward; selective: cheap or wide; full: all; auto: the least"),
         ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
+        ("row_length", None, "tokens of a packed row; left out: micro_batch_size x seq_length, more where GPUs have room"),
         ("fp8", None, "products of linear layers in fp8: faster, a little less exact"),
         ("least_memory", None, "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower"),
         ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit"),

@@ -77,8 +77,9 @@ class RunConfig:
     # Batch and schedule. Batch sizes count samples; the global batch is per optimizer step, over all ranks.
     max_steps: int | None = None  # optimizer steps; None: one epoch
     global_batch_size: int = 2048
-    micro_batch_size: int = 1  # a packed row holds at most micro_batch_size * seq_length tokens
+    micro_batch_size: int = 1  # a packed row may hold micro_batch_size * seq_length tokens
     seq_length: int = 8192  # tokens of the longest sample
+    row_length: int | None = None  # a packed row holds at most these, instead; None: at least micro_batch_size * seq_length
     truncation: str = "refuse"  # of a longer one: refuse the data, cut its input, drop it
     skip_bad_samples: bool = False  # drop and list what cannot be used, instead of refusing the data
 
@@ -165,6 +166,7 @@ class Run:
     sharding: str  # full | step | replicated: what "auto" became
     optimizer_states: str  # fp32 | bf16 | 8bit: likewise
     activation_checkpointing: str  # none | selective | full: likewise
+    row_length: int  # that a packed row holds at most
     max_steps: int
     warmup_steps: int
     val_check_interval: int
@@ -241,6 +243,7 @@ def read_run(path: Path) -> Run:
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = config_from_dict(values.pop("config"), str(path))
     values["end_token_ids"] = tuple(values["end_token_ids"])
+    values.setdefault("row_length", config.micro_batch_size * config.seq_length)  # of before rows could be longer
     return Run(config=config, **values)
 
 

@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("-g", "--global_batch_size", type=int, default=DEFAULTS.global_batch_size, metavar="N",
                        help=t("samples per optimizer step, for the steps of an epoch and the packing"))  # fmt: skip
     check.add_argument("-m", "--micro_batch_size", type=int, default=DEFAULTS.micro_batch_size, metavar="N",
-                       help=t("a packed row holds at most micro_batch_size x seq_length tokens"))  # fmt: skip
+                       help=t("a packed row may hold micro_batch_size x seq_length tokens"))  # fmt: skip
     check.add_argument("--data_parallel_size", type=int, default=1, metavar="N", help=t("ranks that share a global batch"))
     check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
     check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))

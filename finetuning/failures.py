@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _out_of_memory(config: RunConfig | None) -> str:
-    advice = [t("lower --seq_length or --micro_batch_size (a row holds seq_length x micro_batch_size tokens)")]
+    advice = [t("lower --row_length or --seq_length (tokens of a packed row, and of the longest sample)")]
     if config is None or config.activation_checkpointing in ("auto", "none"):
         advice.append("--activation_checkpointing full")
     if config is None or config.peft == "none":

@@ -26,9 +26,7 @@ MESSAGES: dict[str, str] = {
     "samples per optimizer step; a multiple of micro_batch_size x data parallel size": (
         "每個最佳化器步的樣本數；須為 micro_batch_size × 資料平行數的倍數"
     ),
-    "a packed row holds at most micro_batch_size x seq_length tokens": (
-        "每個打包列最多放 micro_batch_size × seq_length 個 token"
-    ),
+    "a packed row may hold micro_batch_size x seq_length tokens": ("每個打包列可放 micro_batch_size × seq_length 個 token"),
     "Model parallelism": "模型平行化",
     "tensor parallel degree": "張量平行數",
     "pipeline parallel degree": "管線平行數",
@@ -189,8 +187,8 @@ MESSAGES: dict[str, str] = {
         "{path}：不是完整的檢查點（{file} 不存在或大小不對）"
     ),
     # finetuning/failures.py, finetuning/status.py
-    "lower --seq_length or --micro_batch_size (a row holds seq_length x micro_batch_size tokens)": (
-        "調低 --seq_length 或 --micro_batch_size（每列放 seq_length × micro_batch_size 個 token）"
+    "lower --row_length or --seq_length (tokens of a packed row, and of the longest sample)": (
+        "調低 --row_length 或 --seq_length（打包列的 token 數，以及最長樣本的 token 數）"
     ),
     "more GPUs (weights and optimizer are spread over them)": "更多 GPU（權重與最佳化器狀態會分散到各 GPU）",
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
@@ -201,6 +199,8 @@ MESSAGES: dict[str, str] = {
     "must be greater than 0": "必須大於 0",
     "must be at least 0 and less than 1": "必須大於等於 0 且小於 1",
     "must be 2 or more": "必須大於等於 2",
+    "--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
+    "leave it out": "--row_length {given}：打包列必須放得下最長樣本（--seq_length {longest}）；請給 {longest} 以上，或省略",
     "--{name} {value}: must be finite": "--{name} {value}：必須是有限的數",
     "--{name} {value}: {rule}": "--{name} {value}：{rule}",
     "--{name} {value}: must be {limit} or less": "--{name} {value}：必須小於等於 {limit}",
@@ -1358,6 +1358,9 @@ MESSAGES: dict[str, str] = {
     "1 without --peft lora": "1（不用 --peft lora 時）",
     "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit": (
         "全參數微調：梯度與動量用 fp32 或 bf16，動量用 8bit"
+    ),
+    "tokens of a packed row; left out: micro_batch_size x seq_length, more where GPUs have room": (
+        "打包列的 token 數；省略時為 micro_batch_size × seq_length，GPU 記憶體有餘裕時更多"
     ),
     "products of linear layers in fp8: faster, a little less exact": "線性層的矩陣乘法用 fp8：較快，精確度略降",
     "recompute in backward; selective: cheap or wide; full: all; auto: the least": (

@@ -19,6 +19,10 @@ ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
 LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
+# Longer rows are faster, up to here: what a kernel takes besides its work counts less. The share they may fill is smaller, as
+# they are never needed. 8B on one H200, LoRA: 1.5 to 2 % faster with 16 384 than with 8192, 0.6 % more with 24 576.
+LONG_ROW_TOKENS = 24576
+USABLE_FOR_LONG_ROWS = 0.85
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
 
@@ -42,16 +46,19 @@ class Choices(NamedTuple):
     sharding: str
     optimizer_states: str
     activation_checkpointing: str
+    row_length: int
 
 
 def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool) -> Choices:
     """Replaces `auto`: the first combination that fits, or else the last.
 
     States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again. Sharding: the least
-    communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else.
+    communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else. Rows on GPUs:
+    longer than asked for, where nothing is computed again and that fits as well; not in a pipeline, which wants many of them.
     """
+    tokens = config.row_length or config.micro_batch_size * config.seq_length
     if config.least_memory:
-        return Choices("replicated", "fp32", "none")  # blocks that choose for themselves
+        return Choices("replicated", "fp32", "none", tokens)  # blocks that choose for themselves
     lora = config.peft == "lora"
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"
     shardings: tuple[str, ...] = ("replicated", "step", last)
@@ -63,17 +70,25 @@ def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, 
     states = states if config.optimizer_states == "auto" else (config.optimizer_states,)
     modes = modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,)
     if lora:
-        ways = [Choices(*way) for way in product(shardings, states, modes)]
+        ways = [Choices(*way, tokens) for way in product(shardings, states, modes)]
     else:
-        ways = [Choices(sharding, state, mode) for state, mode, sharding in product(states, modes, shardings)]
-    limit = (gpu_memory_gib or ASSUMED_GPU_GIB) * USABLE
-    return next((way for way in ways if plan_memory(config, model, way).total_gib <= limit), ways[-1])
+        ways = [Choices(sharding, state, mode, tokens) for state, mode, sharding in product(states, modes, shardings)]
+    memory = gpu_memory_gib or ASSUMED_GPU_GIB
+    fits = (way for way in ways if plan_memory(config, model, way).total_gib <= memory * USABLE)
+    chosen = next(fits, ways[-1])
+    given = config.row_length is not None or chosen.activation_checkpointing != "none"  # who asks for less memory gets less
+    if given or config.pipeline_model_parallel_size > 1 or not on_gpu:
+        return chosen
+    counts = range(LONG_ROW_TOKENS // config.seq_length, config.micro_batch_size, -1)
+    longer = (chosen._replace(row_length=count * config.seq_length) for count in counts)
+    limit = memory * USABLE_FOR_LONG_ROWS
+    return next((way for way in longer if plan_memory(config, model, way).total_gib <= limit), chosen)
 
 
 def plan_memory(config: RunConfig, model: LlamaConfig, choices: Choices) -> MemoryPlan:
-    """Memory of the fullest rank, training rows of micro_batch_size * seq_length tokens in bfloat16."""
+    """Memory of the fullest rank, training in bfloat16."""
     if config.least_memory:
-        return _plan_least(config, model)
+        return _plan_least(config, model, choices.row_length)
     pipeline = config.pipeline_model_parallel_size
     if pipeline == 1:
         return _plan_rank(config, model, choices, [range(model.num_hidden_layers)], [0], 1)
@@ -94,11 +109,10 @@ def fuses(config: RunConfig, sharding: str) -> bool:
     return config.tensor_model_parallel_size == 1 and sharding == "replicated" and every_layer and small
 
 
-def least_memory_on_host_gib(config: RunConfig, model: LlamaConfig) -> float:
+def least_memory_on_host_gib(model: LlamaConfig, row_length: int) -> float:
     """What a process keeps in host memory with --least_memory: the embedding and, of a row, what blocks but the last keep."""
     table = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
-    tokens = config.micro_batch_size * config.seq_length
-    kept = tokens * (model.num_hidden_layers - 1) * (model.hidden_size + model.num_attention_heads * model.head_dim)
+    kept = row_length * (model.num_hidden_layers - 1) * (model.hidden_size + model.num_attention_heads * model.head_dim)
     return HALF * (table + kept) / 2**30
 
 
@@ -122,7 +136,7 @@ def _plan_rank(
     base = (layers * model.layer_parameters + tables * table + has_last * model.hidden_size) // tensor
     trained = layers * _adapter_parameters(config, model) // tensor if lora else base
     frozen = base if lora else 0
-    sharding, precision, checkpointing = choices
+    sharding, precision, checkpointing, row_length = choices
     states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
     fused = fuses(config, sharding)
     if fused and not lora and config.data_parallel_size * context == 1 and precision != "fp32":
@@ -138,30 +152,32 @@ def _plan_rank(
         gathered = trained * (HALF + SINGLE) + (frozen * HALF if sharding == "step" else 0)
     else:
         gathered = trained * HALF
-    tokens = config.micro_batch_size * config.seq_length // context
+    tokens = row_length // context
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused, exchanged=context > 1)
     # In the head, or later in the first block whose backward pass is run.
-    working = max(_head_bytes(model, tokens, tensor, lora=lora) if has_last else 0, tokens * computed)
+    in_fp8 = fused and lora and config.fp8
+    working = max(_head_bytes(model, tokens, tensor, lora=lora, fp8=in_fp8) if has_last else 0, tokens * computed)
+    states += table if has_last and in_fp8 else 0
     activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working
     return MemoryPlan(states, gathered, activations)
 
 
-def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool) -> int:
-    """A chunk of logits in bfloat16, overwritten with its gradient, and the gradient of a head that is trained.
+def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool, fp8: bool) -> int:
+    """A chunk of logits in bfloat16, overwritten with its gradient or beside it in fp8, and that of a head that is trained.
 
     Under tensor parallel the logits are copied to float32, and so is their gradient.
     """
     if tensor > 1:
         return min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor
     chunk = HEAD_CHUNK_TOKENS if lora else TRAINED_HEAD_CHUNK_TOKENS
-    logits, table = min(tokens, chunk) * model.vocab_size * HALF, model.vocab_size * model.hidden_size
+    logits, table = min(tokens, chunk) * model.vocab_size * (HALF + fp8), model.vocab_size * model.hidden_size
     if lora or tokens <= chunk:
         return logits + (0 if lora else table * HALF)
     # Each chunk's gradient of the head, in bfloat16, is added to a sum in float32, which is then multiplied and rounded.
     return max(logits + table * (SINGLE + HALF), table * (2 * SINGLE + HALF))
 
 
-def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
+def _plan_least(config: RunConfig, model: LlamaConfig, tokens: int) -> MemoryPlan:
     """Memory of a GPU with --least_memory; the embedding is on the host, unless it is the head as well.
 
     What is there at once, at the worst of three moments, besides the kept input and attention output of one block:
@@ -178,7 +194,6 @@ def _plan_least(config: RunConfig, model: LlamaConfig) -> MemoryPlan:
     trained = trained_parameters(config, model)
     blocks = model.num_hidden_layers * model.layer_parameters
     frozen = blocks * (1 if config.fp8 else HALF) + (model.vocab_size + 1) * hidden * HALF
-    tokens = config.micro_batch_size * config.seq_length
     piece = min(tokens, LEAST_TOKENS)
     kept = HALF * (hidden + query)
     projected = HALF * (query + 2 * key_value)

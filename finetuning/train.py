@@ -319,15 +319,14 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
 
     Where blocks are compiled for each length, there are at most eight, which is where torch.compile gives up.
     """
-    capacity = run.config.micro_batch_size * run.config.seq_length
     granularity, on_gpu = GRANULARITY[run.device], run.device == "cuda"
     compiled = compiles(run.config, on_gpu) and not (on_gpu and fuses(run.config, run.sharding))
     if run.activation_checkpointing == "selective" and compiled:
-        granularity = max(granularity, -(-capacity // MOST_LENGTHS))
+        granularity = max(granularity, -(-run.row_length // MOST_LENGTHS))
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
     rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)
-    return RowPlan(capacity, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
+    return RowPlan(run.row_length, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
 
 
 def first_samples(split: Split, source: Path, count: int) -> list[Sample]:

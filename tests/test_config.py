@@ -194,6 +194,7 @@ def make_run(config: RunConfig) -> Run:
         sharding="full",
         optimizer_states="bf16",
         activation_checkpointing="none",
+        row_length=16384,
         max_steps=100,
         warmup_steps=10,
         val_check_interval=10,

@@ -38,8 +38,8 @@ def test_other_errors_are_shown_with_their_type() -> None:
 )
 def test_out_of_memory_says_what_to_change(make: Any) -> None:
     assert explain(make(), given()) == (
-        "Out of memory. What helps, in this order: lower --seq_length or --micro_batch_size (a row holds seq_length x "
-        "micro_batch_size tokens); --activation_checkpointing full; --peft lora; more GPUs (weights and optimizer are spread "
+        "Out of memory. What helps, in this order: lower --row_length or --seq_length (tokens of a packed row, and "
+        "of the longest sample); --activation_checkpointing full; --peft lora; more GPUs (weights and optimizer are spread "
         "over them)"
     )
 

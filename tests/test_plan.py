@@ -48,7 +48,9 @@ def test_the_number_of_trained_parameters_is_that_of_the_model(targets: tuple[st
 
 
 def plan_of(on_gpu: bool = False, **changed: Any) -> MemoryPlan:
+    """With rows as long as asked for, however much memory there is."""
     config = given(**changed)
+    config = dataclasses.replace(config, row_length=config.micro_batch_size * config.seq_length)
     return plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=on_gpu))
 
 
@@ -137,7 +139,39 @@ def test_weights_are_held_with_the_least_communication_that_fits(
 def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
     changed: dict[str, Any], gib: float, expected: tuple[str, str]
 ) -> None:
-    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:] == expected
+    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:3] == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "gib", "expected"),
+    [
+        ({}, 141.0, 24576),  # LoRA on one H200
+        ({}, 80.0, 8192),
+        ({}, 40.0, 8192),
+        ({"activation_checkpointing": "selective"}, 141.0, 8192),  # who asks for less memory gets less
+        ({"seq_length": 2048}, 141.0, 24576),
+        ({"seq_length": 5000}, 141.0, 20000),  # whole samples of the longest
+        ({"seq_length": 32768}, 180.0, 32768),
+        ({"micro_batch_size": 4}, 180.0, 32768),  # as asked for
+        ({"row_length": 9000}, 141.0, 9000),
+        ({"row_length": 9000, "least_memory": True}, 141.0, 9000),
+        ({"least_memory": True}, 141.0, 8192),
+        ({"num_gpus": 2, "pipeline_model_parallel_size": 2}, 141.0, 8192),  # many rows, or stages wait
+        ({"peft": "none"}, 141.0, 8192),
+        ({"peft": "none", "num_gpus": 8}, 141.0, 16384),
+    ],
+    ids=str,
+)
+def test_rows_are_longer_where_that_fits_as_well(changed: dict[str, Any], gib: float, expected: int) -> None:
+    config = given(**{"peft": "lora", "num_gpus": 1} | changed)
+    choices = choose(config, LLAMA31_8B, gib, on_gpu=True)
+    assert choices.row_length == expected, choices
+    asked = dataclasses.replace(config, row_length=config.row_length or config.micro_batch_size * config.seq_length)
+    assert choices[:3] == choose(asked, LLAMA31_8B, gib, on_gpu=True)[:3], "nothing else changes for it"
+
+
+def test_rows_on_cpus_are_as_asked_for() -> None:
+    assert choose(given(peft="lora", num_gpus=1), LLAMA31_8B, 1000.0, on_gpu=False).row_length == 8192
 
 
 @pytest.mark.parametrize(("fp8", "gib"), [(False, 15.6), (True, 9.2)])
@@ -157,9 +191,8 @@ def test_the_least_memory_of_adapters_of_8b_is_that_of_the_arithmetic_by_hand(fp
 
 
 def test_what_waits_on_the_host_is_the_embedding_and_the_kept_tensors_of_all_blocks_but_the_last() -> None:
-    config = given(num_gpus=1, peft="lora", least_memory=True)
     expected = 128256 * 4096 * 2 / 2**30 + 31 * 128 / 1024  # input and attention output, 64 MiB each, for 8192 tokens
-    assert least_memory_on_host_gib(config, LLAMA31_8B) == pytest.approx(expected)
+    assert least_memory_on_host_gib(LLAMA31_8B, 8192) == pytest.approx(expected)
 
 
 def test_the_least_memory_leaves_the_embedding_on_the_host_unless_it_is_the_head() -> None:
@@ -185,7 +218,7 @@ def test_the_table_of_the_documentation_is_the_plan_s(name: str) -> None:
             copies = re.search(r"--data_parallel_replicate_size (\d)", in_words)
             config = given(
                 num_nodes=max(1, gpus // 8), num_gpus=min(gpus, 8), peft="lora" if index < 2 else "none",
-                data_parallel_replicate_size=int(copies[1]) if copies else 1,
+                data_parallel_replicate_size=int(copies[1]) if copies else 1, row_length=8192,
             )  # fmt: skip
             choices = choose(config, LLAMA31_8B, gib, on_gpu=True)
             planned = f"{plan_memory(config, LLAMA31_8B, choices).total_gib:.0f} GiB"
@@ -214,7 +247,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 def assert_near_the_plan(measured_gib: float, **way: Any) -> None:
     """Below the plan, whose allowance is also for what the allocator does not count, and by 5 % at most."""
-    config = given(num_gpus=1, **way)
+    config = given(num_gpus=1, row_length=8192, **way)
     planned = plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=True)).total_gib
     assert 0.95 * planned < measured_gib <= planned, f"planned {planned:.1f} GiB"
 
@@ -225,7 +258,9 @@ def test_memory_that_was_measured_is_the_planned_one(file: str) -> None:
     assert len(results) == 3
     for result in results:
         peft = "lora" if result["case"].startswith("lora") else "none"
-        assert_near_the_plan(result["memory_gib"], peft=peft, fp8="fp8" in result["case"])
+        fp8 = "fp8" in result["case"]
+        since = 128256 * 4096 / 2**30 if fp8 else 0.0  # GiB of the head in fp8
+        assert_near_the_plan(result["memory_gib"] + since, peft=peft, fp8=fp8)
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ AT_LEAST_ONE = (
     "max_new_tokens",
     "save_time_s",
     "cpus_per_task",
+    "row_length",
 )
 AT_LEAST_ZERO = (
     "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers",
@@ -37,7 +38,7 @@ ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
 # Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
 AT_MOST = {
     "num_nodes": 100_000, "num_gpus": 1024, "global_batch_size": 2**20, "micro_batch_size": 2**20, "seq_length": 2**24,
-    "max_steps": 10**9, "seed": 2**63 - 1,
+    "row_length": 2**26,     "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
 ZERO_BUBBLE_TORCH = (2, 13)  # what is tested; 2.11 fails, 2.12 was not tried
@@ -66,6 +67,11 @@ def check_settings(config: RunConfig) -> list[str]:
                 problems.append(t("--{name} {value}: must be finite", name=name, value=value))
             elif value is not None and not holds(value):
                 problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
+    if config.row_length is not None and 0 < config.row_length < config.seq_length:
+        problems.append(
+            t("--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
+              "leave it out", given=config.row_length, longest=config.seq_length)
+        )  # fmt: skip
     for name, limit in AT_MOST.items():
         if (getattr(config, name) or 0) > limit:
             problems.append(t("--{name} {value}: must be {limit} or less", name=name, value=getattr(config, name), limit=limit))

@@ -20,10 +20,10 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
     if not isinstance(training, TokenizedSplit):
         return
     folder.mkdir(exist_ok=True)
-    capacity = config.micro_batch_size * config.seq_length
+    plan = RowPlan(prepared.run.row_length, GRANULARITY[prepared.run.device], prepared.model.attention_cost)
     facts = packing_facts(
         training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
-        plan=RowPlan(capacity, GRANULARITY[prepared.run.device], prepared.model.attention_cost), seed=config.seed,
+        plan=plan, seed=config.seed,
     )  # fmt: skip
     cut_to = config.seq_length if config.truncation == CUT_INPUT else None
     previews = [

@@ -103,6 +103,7 @@ def prepare(
         sharding=choices.sharding,
         optimizer_states=choices.optimizer_states,
         activation_checkpointing=choices.activation_checkpointing,
+        row_length=choices.row_length,
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,
@@ -114,7 +115,7 @@ def prepare(
     )
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
     if config.least_memory and visible_gpus:
-        gib = least_memory_on_host_gib(config, model)
+        gib = least_memory_on_host_gib(model, choices.row_length)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
 

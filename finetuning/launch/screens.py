@@ -50,7 +50,7 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("schedule"), _schedule(prepared))
     if gpu_memory_gib is not None:
-        choices = Choices(run.sharding, run.optimizer_states, run.activation_checkpointing)
+        choices = Choices(run.sharding, run.optimizer_states, run.activation_checkpointing, run.row_length)
         _line(
             console, t("memory"),
             t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, choices).total_gib,
@@ -100,8 +100,7 @@ def _layout(prepared: Prepared) -> str:
     run, config, split = prepared.run, prepared.run.config, prepared.dataset.splits["training"]
     samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
     rows_multiple = num_rows_rule(config.pipeline_schedule, config.pipeline_model_parallel_size)
-    capacity = config.micro_batch_size * config.seq_length
-    plan = RowPlan(capacity, 1, prepared.model.attention_cost, rows_multiple=rows_multiple)
+    plan = RowPlan(run.row_length, 1, prepared.model.attention_cost, rows_multiple=rows_multiple)
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, plan)
     return t(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.kernels import at_least_float32, cross_entropy
+from finetuning.model.kernels import at_least_float32, cross_entropy, cross_entropy_and_quantise, scaled_product
 
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048
@@ -19,19 +19,22 @@ TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one pro
 
 
 def linear_cross_entropy_sum(
-    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, chunk_tokens: int = CHUNK_TOKENS, num_trained: int | None = None
-) -> Tensor:
+    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, columns: tuple[Tensor, Tensor] | None = None,
+    chunk_tokens: int = CHUNK_TOKENS, num_trained: int | None = None,
+) -> Tensor:  # fmt: skip
     """Sum of the cross-entropies of the trained positions, float32 (or float64) scalar; differentiable in hidden and weight.
 
     Args:
         hidden_TD: last hidden states.
         weight_VD: output head.
         labels_T: the token that follows each position, or IGNORED_LABEL where it is not trained.
+        columns: a frozen head in fp8, as `quantise_columns` gives it. The gradient of the hidden states is then a product in
+            fp8; logits and loss stay as they are.
         chunk_tokens: rows of logits that exist at once, with a frozen head.
         num_trained: see `trained_places`.
     """
     trained = trained_places(labels_T, num_trained)
-    return _LinearCrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], chunk_tokens)
+    return _LinearCrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], columns, chunk_tokens)
 
 
 def trained_places(labels_T: Tensor, count: int | None) -> Tensor:
@@ -47,7 +50,7 @@ def count_trained(labels: Tensor) -> int:
 
 class _LinearCrossEntropySum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, labels, chunk_tokens):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, labels, columns, chunk_tokens):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight, *_ = ctx.needs_input_grad
         total = at_least_float32(hidden.new_zeros(()))
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
@@ -58,6 +61,11 @@ class _LinearCrossEntropySum(torch.autograd.Function):
         for start in range(0, len(hidden), chunk):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight)
+            if columns is not None and grad_hidden is not None:
+                losses, quantised = cross_entropy_and_quantise(logits, labels[part])
+                total += losses.sum()
+                grad_hidden[part] = scaled_product(quantised, columns, hidden.dtype, fast_sums=False)
+                continue
             total += cross_entropy(logits, labels[part]).sum()
             grad_logits = logits  # overwritten
             if grad_hidden is not None:
@@ -77,4 +85,4 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total.to(grad_weight.dtype)).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

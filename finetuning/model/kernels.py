@@ -204,6 +204,14 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     return losses[:, 0]
 
 
+def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
+    if logits_TV.is_cuda:
+        return _triton().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
+    losses_T = cross_entropy(logits_TV, labels_T)
+    return losses_T, quantise_rows(logits_TV)
+
+
 def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:
     """Overwrites logits with the gradient of their cross-entropies.
 
@@ -272,19 +280,24 @@ def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
     return table_VD[tokens_T]
 
 
-def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+def scaled_product(
+    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast_sums: bool = True
+) -> Tensor:  # fmt: skip
     """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows, returned in `dtype`.
 
-    On CUDA, T may be anything; O and I must be multiples of 16. Hopper adds 32 products and the sum so far with some 14 bits:
-    not for many small terms beside large ones where the sums nearly cancel over rows, as with a softmax gradient and the head
-    (`benchmarks/fp8_sums.py`).
+    On CUDA, T may be anything; O and I must be multiples of 16.
+
+    Args:
+        fast_sums: let Hopper add 32 products and the sum so far with some 14 bits. Otherwise the sum goes into float32 every
+            128 products or so, which takes 5 % longer. Needed for many small terms beside large ones where the sums nearly
+            cancel over rows, as with a softmax gradient and the head (`benchmarks/fp8_sums.py`).
     """
     (x_TI, x_factors_T1), (y_OI, y_factors_O1) = x, y
     if not x_TI.is_cuda:  # the same numbers, slowly
         return ((x_TI.float() @ y_OI.float().t()) * x_factors_T1 * y_factors_O1.t()).to(dtype)
     # The row-wise scaled product has no public name up to torch 2.13.
     return torch._scaled_mm(
-        x_TI, y_OI.t(), scale_a=x_factors_T1, scale_b=y_factors_O1.t(), out_dtype=dtype, use_fast_accum=True
+        x_TI, y_OI.t(), scale_a=x_factors_T1, scale_b=y_factors_O1.t(), out_dtype=dtype, use_fast_accum=fast_sums
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from finetuning.model.attention import Documents, document_attention
 from finetuning.model.config import LlamaConfig
 from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, trained_places
-from finetuning.model.kernels import at_least_float32
+from finetuning.model.kernels import at_least_float32, quantise_columns
 
 
 class Llama(nn.Module):
@@ -132,11 +132,14 @@ class Head(nn.Module):
     """Output head: logits, or with labels the summed cross-entropy without materialising them.
 
     A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files.
+    With `fp8_gradient`, for a frozen weight, the gradient of the hidden states is computed in fp8.
     """
 
     def __init__(self, config: LlamaConfig):
         super().__init__()
+        self.fp8_gradient = False
         self.chunk_tokens = CHUNK_TOKENS  # rows of logits that exist at once, with a frozen weight
+        self._columns: tuple[Tensor, Tensor] | None = None  # the weight in fp8
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
@@ -144,8 +147,10 @@ class Head(nn.Module):
         weight_VD = self.weight if tied_VD is None else tied_VD
         if labels_BT is None:
             return F.linear(hidden_BTD, weight_VD)
+        if self.fp8_gradient and self._columns is None:
+            self._columns = quantise_columns(weight_VD.detach())
         return linear_cross_entropy_sum(
-            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self.chunk_tokens, num_trained
+            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens, num_trained
         )
 
 

@@ -578,14 +578,34 @@ def _gate_backward(
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     losses = _row_factors(logits_TV)
     if len(losses):
-        _cross_entropy[(len(losses),)](logits_TV, labels_T, losses, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, num_warps=16)
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, logits_TV, losses, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=False,
+            num_warps=16,
+        )  # fmt: skip
     return losses
 
 
+def cross_entropy_and_quantise(
+    logits_TV: Tensor, labels_T: Tensor, largest: float, least_factor: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+    losses, factors = _row_factors(logits_TV), _row_factors(logits_TV)
+    quantised = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
+    if len(losses):
+        _cross_entropy[(len(losses),)](
+            logits_TV, labels_T, losses, quantised, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
+            largest=largest, least_factor=least_factor, num_warps=16,
+        )  # fmt: skip
+    return losses, (quantised, factors[:, None])
+
+
 @triton.jit
-def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constexpr):
+def _cross_entropy(
+    logits, labels, losses, gradients, factors, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
+    gradients += row * size
     places = tl.arange(0, BLOCK)
     label = tl.load(labels + row)
     highest = -float("inf")
@@ -596,13 +616,21 @@ def _cross_entropy(logits, labels, losses, size: tl.constexpr, BLOCK: tl.constex
         total = total * _exp(highest - new_highest) + tl.sum(_exp(part - new_highest))
         highest = new_highest
     logsumexp = highest + tl.log(total)
-    tl.store(losses + row, logsumexp - tl.load(logits + label).to(tl.float32))
+    loss = logsumexp - tl.load(logits + label).to(tl.float32)
+    tl.store(losses + row, loss)
+    if QUANTISE:
+        # No other entry is larger than the label's, 1 - p: the others add up to it.
+        factor = tl.maximum((1 - _exp(-loss)) / largest, least_factor)
+        tl.store(factors + row, factor)
+        inverse = 1 / factor
     tl.debug_barrier()  # the label's logit has been read before it is overwritten
     for start in range(0, size, BLOCK):
         columns = start + places
         part = tl.load(logits + columns, mask=columns < size, other=-float("inf")).to(tl.float32)
         gradient = _exp(part - logsumexp) - tl.where(columns == label, 1.0, 0.0)
-        tl.store(logits + columns, gradient.to(logits.dtype.element_ty), mask=columns < size)
+        if QUANTISE:
+            gradient = tl.clamp(gradient * inverse, -largest, largest)
+        tl.store(gradients + columns, gradient.to(gradients.dtype.element_ty), mask=columns < size)
 
 
 def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
 from finetuning.model.fused import FusedBlock, can_fuse
 from finetuning.model.fused_trained import Accumulation, FusedTrainedBlock
-from finetuning.model.llama import Block, Llama
+from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
@@ -124,6 +124,8 @@ def build_part(
     # Products over tokens in fp8 take a multiple of 16 of them.
     any_number = not (technique.fp8 and technique.lora_rank is None)
     model.trims_last_block = fused and index == len(stages) - 1 and layout.degrees.tp == 1 and any_number
+    if isinstance(model.lm_head, Head):
+        model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
     if sharded:
         model.to_empty(device=device)
     return model

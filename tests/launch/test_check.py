@@ -42,6 +42,11 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"warmup_steps": -1}, "--warmup_steps -1: must be 0 or more"),
         ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"seq_length": 1}, "--seq_length 1: must be 2 or more"),
+        ({"row_length": 0}, "--row_length 0: must be 1 or more"),
+        (
+            {"row_length": 4096},
+            "--row_length 4096: a row must hold the longest sample, --seq_length 8192; give 8192 or more, or leave it out",
+        ),
         ({"lr": 0.0}, "--lr 0.0: must be greater than 0"),
         ({"lr": math.nan}, "--lr nan: must be greater than 0"),
         ({"lr": math.inf}, "--lr inf: must be finite"),

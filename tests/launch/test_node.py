@@ -117,7 +117,7 @@ def experiment(folder: Path) -> Path:
     run = Run(
         config=config, experiment_dir=str(folder), device="cpu", model_path="m", tokens_dir="t", sources={}, max_steps=10,
         warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None, identity={},
-        sharding="full", optimizer_states="fp32", activation_checkpointing="none",
+        sharding="full", optimizer_states="fp32", activation_checkpointing="none", row_length=8192,
     )  # fmt: skip
     write_run(run, folder / "run.yaml")
     return folder / "run.yaml"

@@ -298,5 +298,5 @@ def run(folder: Path, **changed: Any) -> Run:
         model_path=str(folder / "model"), tokens_dir=str(folder / "experiments" / "a" / "data" / "x"),
         sources={"training": str(folder / "data" / "training.jsonl")},
         max_steps=10, warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None,
-        identity={}, sharding="full", optimizer_states="bf16", activation_checkpointing="none",
+        identity={}, sharding="full", optimizer_states="bf16", activation_checkpointing="none", row_length=8192,
     )  # fmt: skip

@@ -158,6 +158,22 @@ def test_a_norm_is_quantised_as_it_is_stored(size: int) -> None:
     agrees(lambda x, weight: kernels.norm_and_quantise(x, weight, 1e-5)[0], x, weight)
 
 
+@pytest.mark.parametrize("size", [500, 128256])
+def test_the_gradient_of_the_softmax_is_quantised_to_its_largest_value(size: int) -> None:
+    labels = torch.randint(0, size, (ROWS,), generator=torch.Generator().manual_seed(3)).cuda()
+    logits = matrix(ROWS, size) * 5
+    logits[7, labels[7]] = 200.0  # a label without doubt: no gradient
+    gradient = logits.clone()
+    expected = kernels.cross_entropy(gradient, labels)
+    losses, (quantised, factors) = kernels.cross_entropy_and_quantise(logits, labels)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    found = quantised.float() * factors
+    assert found.isfinite().all()
+    # Half a step of fp8, and the bfloat16 of the plain gradient.
+    error = (found - gradient.float()).abs()
+    assert (error <= gradient.float().abs() * (1 / 16 + 2**-8) + factors * 2**-9 + 1e-6).all()
+
+
 def same_in_fp8(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
     assert torch.equal(found[0].float(), expected[0].float())
     assert torch.equal(found[1], expected[1])

@@ -34,8 +34,8 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     config = RunConfig(hf_model_id=str(model_folder), dataset_path="data", global_batch_size=2, save_every_n_steps=2)
     run = Run(
         config, str(folder), device="cpu", model_path=str(model_folder), tokens_dir=str(folder), sources={}, sharding="full",
-        optimizer_states="fp32", activation_checkpointing="none", max_steps=MAX_STEPS, warmup_steps=0, val_check_interval=1,
-        save_every_n_steps=2, end_token_ids=(), initial_weights=None, identity={},
+        optimizer_states="fp32", activation_checkpointing="none", row_length=8192, max_steps=MAX_STEPS, warmup_steps=0,
+        val_check_interval=1, save_every_n_steps=2, end_token_ids=(), initial_weights=None, identity={},
     )  # fmt: skip
     split = open_split(folder / "split")
     at_saves, while_steps_run = [], []
