@@ -2,7 +2,8 @@
 
 The same random 8B shape, lengths, order of samples and packed rows for all; LoRA r = 16 on all seven linears, AdamW. Ours runs
 through the ordinary command (one_gpu.py); each peer is a process of its own with the packages of its site (peers_sites.py).
-Only real tokens count. A peer that fails does not stop the others: the end of its output is its result.
+Only real tokens count. Peers pack into rows of --row_length, ours chooses. A peer that fails does not stop the others: the end
+of its output is its result.
 
     python benchmarks/peers.py --work /tmp/bench --sites /tmp/sites --cases ours-8192 automodel-8192 --out results
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=DEFAULT_CASES)
     parser.add_argument("--layers", type=int, default=one_gpu.SHAPE_8B["num_hidden_layers"], help="fewer, to try the script")
     parser.add_argument("--flags", default="", help="more flags for ours, separated by spaces")
+    parser.add_argument("--row_length", type=int, default=8192, help="tokens of a peer's packed row at most")
     parser.add_argument("--budget_s", type=float, default=float("inf"), help="start no further case after this many seconds")
     parser.add_argument("--out", type=Path, help="folder for DATE-peers.json and DATE-peers.md")
     arguments = parser.parse_args()
@@ -112,7 +114,7 @@ def main() -> None:
     model = arguments.work / f"llama-8b-{arguments.layers}"
     if not model.is_dir():
         one_gpu.make_model(model, arguments.layers)
-    bench = Bench(model, arguments.work, arguments.sites, arguments.flags.split())
+    bench = Bench(model, arguments.work, arguments.sites, arguments.flags.split(), arguments.row_length)
     for name in arguments.cases:
         if time.monotonic() - started > arguments.budget_s:
             print(f"{name}: not started, the budget of {arguments.budget_s:.0f} s is spent", flush=True)
@@ -124,8 +126,8 @@ def main() -> None:
 class Bench:
     """The results so far, and what all cases need."""
 
-    def __init__(self, model: Path, work: Path, sites: Path, flags: list[str]):
-        self.model, self.work, self.sites, self.flags = model, work, sites, flags
+    def __init__(self, model: Path, work: Path, sites: Path, flags: list[str], row_length: int):
+        self.model, self.work, self.sites, self.flags, self.row_length = model, work, sites, flags, row_length
         self.config = read_llama_config(model)
         self.file = work / "peers.json"
         self.results: dict[str, dict[str, object]] = {}
@@ -137,11 +139,13 @@ class Bench:
         data = self.work / f"data-{case.lengths}"
         if not data.is_dir():
             one_gpu.make_data(data, self.model, case.lengths)
-        workload = self.work / f"workload-{case.lengths}.pt"
+        workload = self.work / f"workload-{case.lengths}-{self.row_length}.pt"
         if not workload.is_file():
-            write_workload(workload, data, self.model, self.config, SAMPLES_PER_STEP[case.lengths])
+            write_workload(workload, data, self.model, self.config, SAMPLES_PER_STEP[case.lengths], self.row_length)
         with GpuSampler() as sampler:
             found = self._ours(name, case) if case.program == "ours" else self._peer(name, case, workload)
+        if case.program != "ours" and self.row_length != 8192:
+            name = f"{name}, rows of {self.row_length}"
         result = {"case": name, "lengths": case.lengths, "at": time.strftime("%Y-%m-%d %H:%M:%S")} | found
         if "tokens_per_second" in found:
             flop = flop_per_token(self.config, torch.load(workload)["document_tokens"])
@@ -212,13 +216,15 @@ class Bench:
             (out / f"{date}-peers.md").write_text(table(document), encoding="utf-8")
 
 
-def write_workload(file: Path, data: Path, model: Path, config: LlamaConfig, samples_per_step: int) -> None:
+def write_workload(
+    file: Path, data: Path, model: Path, config: LlamaConfig, samples_per_step: int, row_length: int
+) -> None:  # fmt: skip
     """The samples of the first steps, as our command orders and packs them; a document of n tokens counts n - 1, as with us."""
     prompt_format = load_prompt_format(model, None, None)
     lines = (data / "training.jsonl").read_text(encoding="utf-8").splitlines()
     raw = [json.loads(line) for line in lines]
     encoded = prompt_format.encode_all([Sample(number + 1, r["input"], r["output"]) for number, r in enumerate(raw)])
-    plan = RowPlan(8192, 128, config.attention_cost)
+    plan = RowPlan(row_length, 128, config.attention_cost)
     tokens, labels, steps = [], [], []
     for step in range(PEER_STEPS):
         members = samples_of_step(step, samples_per_step, len(encoded), SEED)

@@ -95,6 +95,7 @@ CASES = {
     "lora": Case(LORA),
     "lora-fp8": Case((*LORA, "--fp8"), needs_cuda=True),
     "full": Case(()),
+    "full-rows-8192": Case(("--row_length", "8192")),
     "full-gathered-for-each-use": Case(("--sharding", "full"), degree=2),
     "full-prefetch": Case(("--sharding", "full", "--prefetch_blocks", "2"), degree=2),
     "full-tp2": Case(("-T", "2"), degree=2),

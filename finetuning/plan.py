@@ -19,10 +19,11 @@ ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
 HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
 LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 USABLE = 0.92  # share of a GPU's memory that a plan may fill
-# Longer rows are faster, up to here: what a kernel takes besides its work counts less. The share they may fill is smaller, as
-# they are never needed. 8B on one H200, LoRA: 1.5 to 2 % faster with 16 384 than with 8192, 0.6 % more with 24 576.
+# Of short samples, longer rows are faster, up to here: what a kernel takes besides its work counts less (8B on one H200, LoRA:
+# 1 to 2 % with 24 576 instead of 8192). The share of the memory they may fill is smaller, as they are never needed.
 LONG_ROW_TOKENS = 24576
 USABLE_FOR_LONG_ROWS = 0.85
+SHORT_SAMPLES = 0.5  # mean length, as a share of a row; nothing is gained with longer ones
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
 
@@ -49,12 +50,18 @@ class Choices(NamedTuple):
     row_length: int
 
 
-def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool) -> Choices:
+def choose(
+    config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, *, on_gpu: bool, mean_sample: float = 0.0
+) -> Choices:  # fmt: skip
     """Replaces `auto`: the first combination that fits, or else the last.
 
     States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again. Sharding: the least
     communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else. Rows on GPUs:
-    longer than asked for, where nothing is computed again and that fits as well; not in a pipeline, which wants many of them.
+    longer than asked for, where samples are short, nothing is computed again and that fits as well; not in a pipeline, which
+    wants many of them.
+
+    Args:
+        mean_sample: tokens of a training sample, on average.
     """
     tokens = config.row_length or config.micro_batch_size * config.seq_length
     if config.least_memory:
@@ -77,7 +84,7 @@ def choose(config: RunConfig, model: LlamaConfig, gpu_memory_gib: float | None, 
     fits = (way for way in ways if plan_memory(config, model, way).total_gib <= memory * USABLE)
     chosen = next(fits, ways[-1])
     given = config.row_length is not None or chosen.activation_checkpointing != "none"  # who asks for less memory gets less
-    if given or config.pipeline_model_parallel_size > 1 or not on_gpu:
+    if given or config.pipeline_model_parallel_size > 1 or not on_gpu or mean_sample > SHORT_SAMPLES * tokens:
         return chosen
     counts = range(LONG_ROW_TOKENS // config.seq_length, config.micro_batch_size, -1)
     longer = (chosen._replace(row_length=count * config.seq_length) for count in counts)

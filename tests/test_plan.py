@@ -170,6 +170,12 @@ def test_rows_are_longer_where_that_fits_as_well(changed: dict[str, Any], gib: f
     assert choices[:3] == choose(asked, LLAMA31_8B, gib, on_gpu=True)[:3], "nothing else changes for it"
 
 
+def test_rows_of_long_samples_are_as_asked_for() -> None:
+    config = given(peft="lora", num_gpus=1)
+    found = [choose(config, LLAMA31_8B, 141.0, on_gpu=True, mean_sample=mean).row_length for mean in (4096.0, 4097.0)]
+    assert found == [24576, 8192]
+
+
 def test_rows_on_cpus_are_as_asked_for() -> None:
     assert choose(given(peft="lora", num_gpus=1), LLAMA31_8B, 1000.0, on_gpu=False).row_length == 8192
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetuning.data.order import samples_of_step
 from finetuning.data.rows import RowPlan, measure, plan_rows
 from finetuning.data.tokenized import Split
-from finetuning.model.attention import LONG_DOCUMENT, Documents, make_documents, sent
+from finetuning.model.attention import Documents, make_documents, sent
 from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
 LITTLE_PADDING = 128  # positions, as rows on GPUs are rounded up to
@@ -54,7 +54,7 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
     """Concatenates samples into one packed row of `length` positions.
 
     A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own; a little
-    of it after a long document is the end of that, as attention is faster where all documents are long.
+    of it after a single document is the end of that, as attention has a faster kernel for a row of one.
 
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
@@ -73,9 +73,8 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
         documents.append(count)
         start += count
     if start < length:
-        if documents and documents[-1] >= LONG_DOCUMENT and length - start <= LITTLE_PADDING:
-            first = documents[-1]
-            documents[-1] += length - start
+        if len(documents) == 1 and length - start <= LITTLE_PADDING:
+            first, documents = start, [length]
         else:
             first = 0
             documents.append(length - start)

@@ -75,7 +75,8 @@ def prepare(
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
     memory = gpu_memory_gib() if visible_gpus else None
-    choices = choose(config, model, memory, on_gpu=visible_gpus > 0)
+    mean_sample = dataset.splits["training"].num_tokens / num_samples
+    choices = choose(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
     if config.fp8 and config.peft == "lora" and choices.sharding != "replicated":
         raise InputError(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "

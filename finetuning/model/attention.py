@@ -22,24 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLASH_4_VERSION = "4.0.0b36"
-# A row of documents that are all as long as this goes to FlashAttention-4 one document after the other, without boundaries,
-# which is up to 10 % faster. That is a second pair of kernels to compile, at the first such row; shorter documents, which may
-# be alone by chance, never need it.
-LONG_DOCUMENT = 4096
-MOST_LONG_DOCUMENTS = 8
+# From this length on, a row that is one document goes to FlashAttention-4 without boundaries, which is up to 10 % faster. That
+# is a second pair of kernels to compile, at the first such row; shorter documents, which may be alone by chance, never need it.
+WITHOUT_BOUNDARIES_FROM = 4096
 
 
 class Documents(NamedTuple):
     """Document boundaries of one packed row of T tokens.
 
     Example: documents of 3 and 2 tokens in a row of 5 have boundaries [0, 3, 5, …] (the rest is unused) and
-    extent [2, 3, 0, …]; of 5000 and 4500 tokens extent [2, 5000, 5000, 9500, 0, …].
+    extent [2, 3].
     """
 
     boundaries: Tensor  # int32 on the device, fixed length for a row length; entries 0 … count are valid
-    # int64 [2 + MOST_LONG_DOCUMENTS] on the CPU: number of documents, tokens of the longest one, and where documents end if all
-    # of them are long (0 for what is not there). Always of one shape, or compiled blocks would be compiled again.
-    extent: Tensor
+    extent: Tensor  # int64 [2] on the CPU: number of documents, tokens of the longest one
 
     def to(self, device: torch.device) -> "Documents":
         return Documents(sent(self.boundaries, device), self.extent)
@@ -55,11 +51,7 @@ def make_documents(lengths: list[int]) -> Documents:
     ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     boundaries = torch.zeros(int(ends[-1]) + 1, dtype=torch.int32)
     boundaries[: len(ends)] = ends
-    extent = torch.zeros(2 + MOST_LONG_DOCUMENTS, dtype=torch.int64)
-    extent[0], extent[1] = len(lengths), max(lengths)
-    if min(lengths) >= LONG_DOCUMENT and len(lengths) <= MOST_LONG_DOCUMENTS:
-        extent[2 : 2 + len(lengths)] = ends[1:]
-    return Documents(boundaries, extent)
+    return Documents(boundaries, torch.tensor([len(lengths), max(lengths)]))
 
 
 def document_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
@@ -72,8 +64,7 @@ def document_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: D
 def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> tuple[Tensor, Tensor]:
     """Output [T, N, H] and what `attention_backward` needs besides: log-sum-exp [N, T] (empty on the CPU).
 
-    Of long documents, the log-sum-exp is that of the first [N, L], then that of the second, and so on. Not differentiable by
-    itself.
+    Not differentiable by itself.
     """
     if not _has_flash(q_TNH):
         out = _attention_per_document(q_TNH, k_TKH, v_TKH, documents)
@@ -81,15 +72,9 @@ def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Do
     cut, longest = _cut(documents)
     if (flash_4 := _flash_4()) is None:
         found = torch.ops.aten._flash_attention_forward(q_TNH, k_TKH, v_TKH, cut, cut, longest, longest, 0.0, True, False)
-    elif pieces := _long_documents(documents):
-        out = torch.empty_like(q_TNH, memory_format=torch.contiguous_format)
-        logsumexp = torch.empty(q_TNH.shape[1], q_TNH.shape[0], dtype=torch.float32, device=q_TNH.device)
-        for part in pieces:
-            flash_4.forward(
-                *(x[None, part] for x in (q_TNH, k_TKH, v_TKH)), causal=True, pack_gqa=False, return_lse=True,
-                out=out[None, part], lse=_of_document(logsumexp, part)[None],
-            )  # fmt: skip
-        return out, logsumexp
+    elif _without_boundaries(q_TNH, longest):
+        rows = (x[None] for x in (q_TNH, k_TKH, v_TKH))
+        found = [x[0] for x in flash_4.forward(*rows, causal=True, pack_gqa=False, return_lse=True)[:2]]
     else:
         found = flash_4.forward(
             q_TNH, k_TKH, v_TKH, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
@@ -110,17 +95,12 @@ def attention_backward(
         return dq, dk, dv
     cut, longest = _cut(documents)
     if (flash_4 := _flash_4()) is not None:
-        inputs = (q_TNH, k_TKH, v_TKH, out_TNH, grad_TNH)
-        if pieces := _long_documents(documents):
-            dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
-            for part in pieces:
-                flash_4.backward(
-                    *(x[None, part] for x in inputs), _of_document(logsumexp, part)[None], causal=True, dq=dq[None, part],
-                    dk=dk[None, part], dv=dv[None, part],
-                )  # fmt: skip
+        inputs = (q_TNH, k_TKH, v_TKH, out_TNH, grad_TNH, logsumexp)
+        if _without_boundaries(q_TNH, longest):
+            dq, dk, dv = (grad[0] for grad in flash_4.backward(*(x[None] for x in inputs), causal=True)[:3])
         else:
             dq, dk, dv = flash_4.backward(
-                *inputs, logsumexp, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True
+                *inputs, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True
             )[:3]
         return dq, dk, dv
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=q_TNH.device)  # the random state that dropout would need
@@ -185,21 +165,13 @@ def _flash_4() -> _Flash4 | None:
     return _Flash4(_flash_attn_fwd, _flash_attn_bwd)
 
 
-def _long_documents(documents: Documents) -> list[slice]:
-    """The positions of each document, if all are long; else nothing."""
-    ends = [end for end in documents.extent.tolist()[2:] if end]
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def _of_document(logsumexp_NT: Tensor, part: slice) -> Tensor:
-    """Log-sum-exp of a long document [N, L], contiguous."""
-    heads = len(logsumexp_NT)
-    return logsumexp_NT.view(-1)[heads * part.start : heads * part.stop].view(heads, -1)
+def _without_boundaries(q_TNH: Tensor, longest: int) -> bool:
+    return longest == len(q_TNH) >= WITHOUT_BOUNDARIES_FROM
 
 
 def _cut(documents: Documents) -> tuple[Tensor, int]:
     """The valid boundaries and the longest document, as the flash kernel wants them."""
-    count, longest, *_ = documents.extent.tolist()
+    count, longest = documents.extent.tolist()
     return documents.boundaries[: count + 1], longest
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from finetuning.data.batches import LITTLE_PADDING, GlobalBatches, MicroBatch, make_row, make_step_batch
 from finetuning.data.rows import RowPlan, plan_rows
 from finetuning.data.tokenized import TokenizedSplit, open_split, write_split
-from finetuning.model.attention import LONG_DOCUMENT
 from finetuning.model.cross_entropy import IGNORED_LABEL
 
 pytestmark = pytest.mark.unit
@@ -71,23 +70,18 @@ def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_
     assert row.documents.boundaries[: count + 1].tolist() == [0, 2, 6, 8], "padding is a document of its own"
 
 
-def test_much_padding_after_a_long_document_is_one_of_its_own(tmp_path: Path) -> None:
-    row = make_row(make_split(tmp_path / "split", [LONG_DOCUMENT + 1]), [0], length=LONG_DOCUMENT + LITTLE_PADDING + 1)
-    assert row.documents.extent[:3].tolist() == [2, LONG_DOCUMENT, 0]
-    assert row.positions[0, LONG_DOCUMENT - 1 : LONG_DOCUMENT + 2].tolist() == [LONG_DOCUMENT - 1, 0, 1]
+def test_much_padding_after_a_single_document_is_one_of_its_own(tmp_path: Path) -> None:
+    row = make_row(make_split(tmp_path / "split", [5]), [0], length=4 + LITTLE_PADDING + 1)
+    assert row.documents.extent.tolist() == [2, LITTLE_PADDING + 1]
+    assert row.positions[0, 3:6].tolist() == [3, 0, 1]
 
 
-@pytest.mark.parametrize("before", [[], [LONG_DOCUMENT + 7], [6]], ids=["alone", "after a long one", "after a short one"])
-def test_a_little_padding_after_a_long_document_is_its_end(tmp_path: Path, before: list[int]) -> None:
-    sizes = [*before, LONG_DOCUMENT + 1]
-    start = sum(size - 1 for size in before)
-    length = start + LONG_DOCUMENT + LITTLE_PADDING
-    row = make_row(make_split(tmp_path / "split", sizes), list(range(len(sizes))), length)
-    assert row.tokens[0, -LITTLE_PADDING:].eq(0).all()
-    assert row.labels[0, -LITTLE_PADDING:].eq(IGNORED_LABEL).all()
-    assert row.positions[0, start:].tolist() == list(range(length - start))
-    assert row.documents.boundaries[: len(sizes) + 1].tolist() == [0, start, length] if before else [0, length]
-    assert bool(row.documents.extent[2]) == (before != [6]), "all are long"
+def test_padding_after_a_single_document_is_its_end(tmp_path: Path) -> None:
+    row = make_row(make_split(tmp_path / "split", [5]), [0], length=8)
+    assert row.tokens.tolist() == [[1, 2, 3, 4, 0, 0, 0, 0]]
+    assert row.labels[0, 4:].eq(IGNORED_LABEL).all()
+    assert row.positions.tolist() == [list(range(8))]
+    assert row.documents.extent.tolist() == [1, 8]
 
 
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30), ranks=st.integers(1, 4), plan=plans)
