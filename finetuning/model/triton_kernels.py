@@ -1,7 +1,8 @@
 """Triton kernels behind `finetuning.model.kernels`, which says what each computes.
 
 A program handles some whole rows (norms) or a tile of rows and columns. Row strides are arguments, so that a matrix
-may be part of a wider one. The rank of an update is padded to 16, the least that the matrix units take; padded columns
+may be part of a wider one; numbers of rows are not specialised, or the first one that 16 divides would be compiled for again
+in the middle of a run. The rank of an update is padded to 16, the least that the matrix units take; padded columns
 are zero.
 """
 
@@ -129,7 +130,7 @@ def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Te
     return parts.sum(0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _norm_weight_gradient(
     grad, x, inverse, parts, num_rows, size: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr
 ):
@@ -180,7 +181,7 @@ def add_update(x_TD: Tensor, y_TD: Tensor, update: LowRank) -> Tensor:
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _add_update(
     x, y, y_stride, t, t_stride, b, out, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -210,7 +211,7 @@ def update_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_OR: Tens
     _add_db(db_parts, (db_OR,), rank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _update_backward(
     grad, grad_stride, t, t_stride, b, dt_parts, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
@@ -260,7 +261,7 @@ def _add_dt(parts: Tensor, counts: tuple[int, int], dt_TR: Tensor, rank: int) ->
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "first_count", "other_count"])
 def _add_dt_parts(
     parts, dt, dt_stride, num_rows, first_count, other_count, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -287,7 +288,7 @@ def _add_db(parts: Tensor, sums: tuple[Tensor, ...], rank: int, scale: float = 1
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts"])
 def _add_db_parts(
     parts, first, second, third, num_parts, scale, count: tl.constexpr, size: tl.constexpr, rank: tl.constexpr,
     RANK: tl.constexpr, COLUMNS: tl.constexpr,
@@ -331,7 +332,7 @@ def _heads_together(heads: tuple[int, int]) -> int:
     return math.gcd(*heads, MOST_HEADS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rotate_heads(
     qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
     num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
@@ -400,7 +401,7 @@ def rotate_heads_backward(
         _add_db(db_parts, (db,), rank)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _rotate_heads_backward(
     grad_q, q_stride, grad_k, k_stride, grad_v, v_stride, cos, sin, out, out_stride, t, t_stride, b, dt_parts, db_parts,
     num_rows, num_heads: tl.constexpr, num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr,
@@ -466,7 +467,7 @@ def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None
     return out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _gate(
     gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
     RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
@@ -521,7 +522,7 @@ def gate_backward_with_adapters(
     _add_db(parts, gradients, rank, scale)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _gate_backward(
     grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
     out, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
