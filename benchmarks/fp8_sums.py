@@ -9,7 +9,7 @@ float32. From there the gradients of one batch are compared, by layer, with thos
 
     exact          fp8 operands, sums in float32
     hopper         sums as Hopper makes them
-    head-...       with adapters: the gradient of the hidden states through the head in fp8, too
+    head-...       with adapters: the gradient of the hidden states through the head in fp8, too; the command does head-promoted
     promoted-...   with all weights: weight gradients added up in float32 every 128 products
 
     python benchmarks/fp8_sums.py --work /tmp/sums                # 10 minutes on two cores
@@ -32,7 +32,8 @@ from one_gpu import machine
 from torch import Tensor
 
 from finetuning.checkpoint.huggingface import load_base_weights
-from finetuning.model import cross_entropy, frozen, kernels, trained
+from finetuning.model import cross_entropy, frozen, trained
+from finetuning.model.llama import Head
 from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.weights import fill
 from finetuning.train import Worker
@@ -134,15 +135,15 @@ class Sums(Study):
         assert reference is not None, report
         worker = self._worker("data-second", f"--peft {self._peft} --max_steps {self.steps}")
         for name, way in ways.items():
-            net = self._in_fp8(worker)
+            net = self._in_fp8(worker, head=way.head is not None)
             self._fill(net, worker)
             for key, view in views(net).items():
                 fill(view, reference.trained[key])
             with added_up(way):
                 yield name, cosine_by_layer(reference.gradients, self._gradients(worker, net))
 
-    def _in_fp8(self, worker: Worker) -> ParallelLlama:
-        """What the command builds for --fp8 on a GPU; it refuses that on a CPU."""
+    def _in_fp8(self, worker: Worker, *, head: bool) -> ParallelLlama:
+        """What the command builds for --fp8 on a GPU, where it refuses that on a CPU; without fp8 in the head, if so asked."""
         config, lora = worker.config, self.mode == "lora"
         technique = Technique(
             lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
@@ -150,6 +151,9 @@ class Sums(Study):
         )  # fmt: skip
         net = build_model(worker.llama_config, worker.layout, self.device, technique)
         load_base_weights(worker.model_path, net)
+        for module in net.modules():
+            if isinstance(module, Head):
+                module.fp8_gradient = head
         return net
 
 
@@ -166,22 +170,9 @@ def added_up(way: Way) -> Iterator[None]:
         patch.object(frozen, "scaled_product", way.products),
         patch.object(trained, "scaled_product", way.products),
         patch.object(trained.TrainedFp8Matrix, "add_gradient", with_weight_gradients),
-        patch.object(cross_entropy, "torch", _TorchWithHead(way.head) if way.head else torch),
+        patch.object(cross_entropy, "scaled_product", lambda x, y, dtype, fast_sums: (way.head or exact)(x, y, dtype)),
     ):
         yield
-
-
-class _TorchWithHead:
-    """torch, whose `mm` makes its products in fp8: the loss has only the one of the softmax gradient and the head."""
-
-    def __init__(self, product: Product):
-        self.product = product
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(torch, name)
-
-    def mm(self, gradient_TV: Tensor, weight_VD: Tensor, out: Tensor) -> None:
-        out.copy_(self.product(kernels.quantise_rows(gradient_TV), kernels.quantise_columns(weight_VD), out.dtype))
 
 
 if __name__ == "__main__":
