@@ -109,6 +109,9 @@ def main() -> None:
     parser.add_argument("--budget_s", type=float, default=float("inf"), help="start no further case after this many seconds")
     parser.add_argument("--out", type=Path, help="folder for DATE-peers.json and DATE-peers.md")
     arguments = parser.parse_args()
+    fixed = [name for name in arguments.cases if CASES[name].program == "unsloth" or "padded" in CASES[name].options]
+    if arguments.row_length != 8192 and fixed:
+        parser.error(f"--row_length {arguments.row_length}: {', '.join(fixed)} would go on with 8192; choose others by --cases")
     started = time.monotonic()
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = arguments.work / f"llama-8b-{arguments.layers}"

@@ -17,6 +17,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 MOST_FUSED_RANK = 256  # of adapters in hand-written blocks: tiles of more do not fit the shared memory of any GPU
+FP8_MULTIPLE = 16  # of the number of terms, and of outputs, of a product in fp8
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
 

@@ -66,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
                        help=t("samples per optimizer step, for the steps of an epoch and the packing"))  # fmt: skip
     check.add_argument("-m", "--micro_batch_size", type=int, default=DEFAULTS.micro_batch_size, metavar="N",
                        help=t("a packed row may hold micro_batch_size x seq_length tokens"))  # fmt: skip
+    check.add_argument("--row_length", type=int, metavar="N",
+                       help=t("tokens of a packed row; left out: micro_batch_size x seq_length"))  # fmt: skip
     check.add_argument("--data_parallel_size", type=int, default=1, metavar="N", help=t("ranks that share a global batch"))
     check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
     check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))
@@ -282,7 +284,7 @@ def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -
     name = next(iter(report.counts), None)
     if name is None or not len(report.counts[name]):
         return None
-    capacity = given.micro_batch_size * given.seq_length
+    capacity = given.row_length or given.micro_batch_size * given.seq_length
     return packing_facts(
         report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
         plan=RowPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,

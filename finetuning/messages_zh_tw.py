@@ -547,9 +547,9 @@ MESSAGES: dict[str, str] = {
     ),
     # Speed
     "compiled or fused blocks; auto: with CUDA only": "編譯或融合區塊；auto：只在有 CUDA 時",
-    "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
-    "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
-        "--fp8 讓每個 GPU 都保有完整的凍結權重，但放不下；請降低 --seq_length 或 --micro_batch_size，"
+    "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
+    "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
+        "--fp8 讓每個 GPU 都保有完整的凍結權重，但放不下；請降低 --row_length 或 --seq_length，"
         "或給 --activation_checkpointing full，或提高 --pipeline_model_parallel_size"
     ),
     "--fp8 needs {flag} {value}": "--fp8 需要 {flag} {value}",
@@ -956,8 +956,9 @@ MESSAGES: dict[str, str] = {
     "--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}": (
         "--data_parallel_replicate_size {copies}：必須整除資料平行數 {data}；可用 {choices}"
     ),
-    "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens": (
-        "{world} 個 {kind} = {axes} · 每步 {samples} 個樣本，打包成 {rows} 列，約 {tokens:,} 個 token"
+    "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
+    "{tokens:,} tokens": (
+        "{world} 個 {kind} = {axes} · 每步 {samples} 個樣本，打包成 {rows} 列（每列最多 {length:,}），約 {tokens:,} 個 token"
     ),
     "tensor parallel": "張量平行",
     "context parallel": "上下文平行",
@@ -1358,6 +1359,9 @@ MESSAGES: dict[str, str] = {
     "1 without --peft lora": "1（不用 --peft lora 時）",
     "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit": (
         "全參數微調：梯度與動量用 fp32 或 bf16，動量用 8bit"
+    ),
+    "tokens of a packed row; left out: micro_batch_size x seq_length": (
+        "打包列的 token 數；省略時為 micro_batch_size × seq_length"
     ),
     "tokens of a packed row; left out: micro_batch_size x seq_length, more where GPUs have room": (
         "打包列的 token 數；省略時為 micro_batch_size × seq_length，GPU 記憶體有餘裕時更多"

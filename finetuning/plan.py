@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from finetuning.config import LORA_TARGETS, MOST_FUSED_RANK, RunConfig
+from finetuning.config import FP8_MULTIPLE, LORA_TARGETS, MOST_FUSED_RANK, RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
@@ -23,7 +23,7 @@ USABLE = 0.92  # share of a GPU's memory that a plan may fill
 # 1 to 2 % with 24 576 instead of 8192). The share of the memory they may fill is smaller, as they are never needed.
 LONG_ROW_TOKENS = 24576
 USABLE_FOR_LONG_ROWS = 0.85
-SHORT_SAMPLES = 0.5  # mean length, as a share of a row; nothing is gained with longer ones
+SHORT_SAMPLES = 4096  # mean length, or half a row; nothing is gained with longer ones
 ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
 
 
@@ -57,8 +57,8 @@ def choose(
 
     States of full training on GPUs: bf16, then 8bit. Then as little as possible is computed again. Sharding: the least
     communication first (with all weights in fused blocks, or in a pipeline), for LoRA before anything else. Rows on GPUs:
-    longer than asked for, where samples are short, nothing is computed again and that fits as well; not in a pipeline, which
-    wants many of them.
+    longer than asked for, where samples are short, nothing is computed again and that fits as well, in a memory that is known;
+    not in a pipeline, which wants many of them.
 
     Args:
         mean_sample: tokens of a training sample, on average.
@@ -83,8 +83,11 @@ def choose(
     memory = gpu_memory_gib or ASSUMED_GPU_GIB
     fits = (way for way in ways if plan_memory(config, model, way).total_gib <= memory * USABLE)
     chosen = next(fits, ways[-1])
-    given = config.row_length is not None or chosen.activation_checkpointing != "none"  # who asks for less memory gets less
-    if given or config.pipeline_model_parallel_size > 1 or not on_gpu or mean_sample > SHORT_SAMPLES * tokens:
+    if config.row_length is not None or chosen.activation_checkpointing != "none":  # who asks for less memory gets less
+        return chosen
+    if not on_gpu or gpu_memory_gib is None or config.pipeline_model_parallel_size > 1:
+        return chosen
+    if mean_sample > max(SHORT_SAMPLES, tokens / 2):
         return chosen
     counts = range(LONG_ROW_TOKENS // config.seq_length, config.micro_batch_size, -1)
     longer = (chosen._replace(row_length=count * config.seq_length) for count in counts)
@@ -162,7 +165,7 @@ def _plan_rank(
     tokens = row_length // context
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused, exchanged=context > 1)
     # In the head, or later in the first block whose backward pass is run.
-    in_fp8 = fused and lora and config.fp8
+    in_fp8 = fused and lora and config.fp8 and model.vocab_size % FP8_MULTIPLE == 0
     working = max(_head_bytes(model, tokens, tensor, lora=lora, fp8=in_fp8) if has_last else 0, tokens * computed)
     states += table if has_last and in_fp8 else 0
     activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working

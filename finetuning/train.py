@@ -7,6 +7,7 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from finetuning.checkpoint.nemo import nemo_source, open_nemo
 from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
 from finetuning.checkpoint.origin import make_origin
 from finetuning.checkpoint.store import load_weights
-from finetuning.config import Run, RunConfig, read_run
+from finetuning.config import FP8_MULTIPLE, Run, RunConfig, read_run
 from finetuning.data.batches import GlobalBatches
 from finetuning.data.formats import Sample
 from finetuning.data.rows import GRANULARITY, RowPlan
@@ -325,6 +326,8 @@ def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
         granularity = max(granularity, -(-run.row_length // MOST_LENGTHS))
     wanted = degrees_of(run.config)
     multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
+    if run.config.fp8 and run.config.peft == "none":
+        multiple = math.lcm(multiple, FP8_MULTIPLE)  # weight gradients are products over tokens
     rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)
     return RowPlan(run.row_length, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
 

@@ -176,6 +176,22 @@ def test_rows_of_long_samples_are_as_asked_for() -> None:
     assert found == [24576, 8192]
 
 
+def test_rows_are_not_longer_for_a_memory_that_nobody_knows() -> None:
+    config = given(peft="lora", num_gpus=1, seq_length=2048)
+    assert choose(config, LLAMA31_8B, None, on_gpu=True).row_length == 2048
+    assert choose(config, LLAMA31_8B, 80.0, on_gpu=True).row_length > 2048
+
+
+@pytest.mark.parametrize(("vocabulary", "in_fp8"), [(128256, True), (128264, False)])
+def test_the_head_in_fp8_is_counted_where_its_products_can_be_in_fp8(vocabulary: int, in_fp8: bool) -> None:
+    model = dataclasses.replace(LLAMA31_8B, vocab_size=vocabulary)
+    config = given(peft="lora", num_gpus=1, row_length=8192)
+    plain, fp8 = (
+        plan_memory(way, model, choose(way, model, 1e6, on_gpu=True)) for way in (config, dataclasses.replace(config, fp8=True))
+    )
+    assert fp8.states - plain.states == in_fp8 * vocabulary * 4096
+
+
 def test_rows_on_cpus_are_as_asked_for() -> None:
     assert choose(given(peft="lora", num_gpus=1), LLAMA31_8B, 1000.0, on_gpu=False).row_length == 8192
 

@@ -38,7 +38,7 @@ ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
 # Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
 AT_MOST = {
     "num_nodes": 100_000, "num_gpus": 1024, "global_batch_size": 2**20, "micro_batch_size": 2**20, "seq_length": 2**24,
-    "row_length": 2**26,     "max_steps": 10**9, "seed": 2**63 - 1,
+    "row_length": 2**26, "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
 ZERO_BUBBLE_TORCH = (2, 13)  # what is tested; 2.11 fails, 2.12 was not tried

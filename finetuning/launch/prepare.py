@@ -1,11 +1,11 @@
 """From what the user asked for to a run that can be started: checks, model, data, schedule, start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuning.checkpoint.on_disk import check_weights, fingerprint
-from finetuning.config import Run, RunConfig
+from finetuning.config import Run, RunConfig, read_run
 from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
 from finetuning.errors import InputError
@@ -16,7 +16,7 @@ from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.sbatch import JobPlan
 from finetuning.model.config import LlamaConfig, read_llama_config
-from finetuning.plan import choose, least_memory_on_host_gib
+from finetuning.plan import Choices, choose, least_memory_on_host_gib
 
 if TYPE_CHECKING:
     from finetuning.checkpoint.nemo import NemoCheckpoint
@@ -79,8 +79,8 @@ def prepare(
     choices = choose(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
     if config.fp8 and config.peft == "lora" and choices.sharding != "replicated":
         raise InputError(
-            t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --seq_length or "
-              "--micro_batch_size, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
+            t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
+              "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
         )  # fmt: skip
     if config.prefetch_blocks > 0 and choices.sharding == "replicated":
         raise InputError(
@@ -93,6 +93,8 @@ def prepare(
     weights = _weights_fingerprint(model_path, nemo) if with_weights or nemo is not None else None
     identity = _identity(config, weights, model, dataset) | {"optimizer_states": choices.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
+    if start.checkpoint is not None:
+        choices = _with_rows_so_far(choices, config, model, experiment_dir, memory, on_gpu=visible_gpus > 0)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
         config=config,
@@ -224,6 +226,24 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
         "lora_alpha": config.lora_alpha if lora else None,
         "lora_targets": ",".join(sorted(config.lora_targets)) if lora else None,
     }
+
+
+def _with_rows_so_far(
+    choices: Choices, config: RunConfig, model: LlamaConfig, experiment_dir: Path, memory: float | None, *, on_gpu: bool
+) -> Choices:  # fmt: skip
+    """Rows of an experiment that goes on stay as long as they were, unless asked for or too long now.
+
+    Other rows have other rounding, and on the same layout losses are to be the same to the bit.
+    """
+    file = experiment_dir / "run.yaml"
+    if not file.is_file():
+        return choices
+    before = read_run(file)
+    if any(getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")):
+        return choices
+    same = choices._replace(row_length=before.row_length)
+    asked = replace(config, row_length=before.row_length)
+    return same if choose(asked, model, memory, on_gpu=on_gpu) == same else choices
 
 
 def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:

@@ -104,7 +104,8 @@ def _layout(prepared: Prepared) -> str:
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, plan)
     return t(
-        "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows, about {tokens:,} tokens",
+        "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
+        "{tokens:,} tokens", length=run.row_length,
         world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
         axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
     )  # fmt: skip

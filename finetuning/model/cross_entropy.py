@@ -65,6 +65,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                 losses, quantised = cross_entropy_and_quantise(logits, labels[part])
                 total += losses.sum()
                 grad_hidden[part] = scaled_product(quantised, columns, hidden.dtype, fast_sums=False)
+                del logits, quantised  # before there are those of the next chunk
                 continue
             total += cross_entropy(logits, labels[part]).sum()
             grad_logits = logits  # overwritten
@@ -74,6 +75,7 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                 grad_weight += grad_logits.t() @ hidden[part]
             elif grad_weight is not None:
                 torch.mm(grad_logits.t(), hidden, out=grad_weight)
+            del logits, grad_logits
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
         return total

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from finetuning.config import FP8_MULTIPLE
 from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
@@ -125,7 +126,7 @@ def build_part(
     any_number = not (technique.fp8 and technique.lora_rank is None)
     model.trims_last_block = fused and index == len(stages) - 1 and layout.degrees.tp == 1 and any_number
     if isinstance(model.lm_head, Head):
-        model.lm_head.fp8_gradient = fused and technique.fp8 and technique.lora_rank is not None
+        model.lm_head.fp8_gradient = fused and head_in_fp8(config, technique)
     if sharded:
         model.to_empty(device=device)
     return model
@@ -144,6 +145,11 @@ def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
     """Nothing to shard, and trained weights are held in the dtype that they are computed in."""
     degrees = layout.degrees
     return technique.split_master and degrees.data_parallel * degrees.cp == 1
+
+
+def head_in_fp8(config: LlamaConfig, technique: Technique) -> bool:
+    """Whether the gradient through a frozen head, a sum over the vocabulary, is a product in fp8 in fused blocks."""
+    return technique.fp8 and technique.lora_rank is not None and config.vocab_size % FP8_MULTIPLE == 0
 
 
 class ParallelLlama(nn.Module):

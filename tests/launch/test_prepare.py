@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.config import RunConfig
+from finetuning.config import RunConfig, write_run
 from finetuning.errors import InputError
-from finetuning.launch.prepare import Prepared, prepare
+from finetuning.launch.prepare import Prepared, _with_rows_so_far, prepare
+from finetuning.model.config import read_llama_config
+from finetuning.plan import choose
 
 pytestmark = pytest.mark.unit
 
@@ -77,6 +79,35 @@ def test_warm_up_as_long_as_the_run_is_refused(settings: Settings, tmp_path: Pat
     assert problems_of(settings(warmup_steps=5), tmp_path) == [
         "--warmup_steps 5: must be less than the 5 steps of the run, or the learning rate never reaches its peak"
     ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({}, 192),
+        ({"row_length": 256}, 256),  # asked for
+        ({"micro_batch_size": 3}, 384),  # this, too
+        ({"seq_length": 256}, 256),
+    ],
+    ids=str,
+)
+def test_rows_of_an_experiment_that_goes_on_stay_as_long_as_they_were(
+    changed: dict[str, int], expected: int, settings: Settings, tiny_model: Path, tmp_path: Path
+) -> None:
+    config, model = settings(peft="lora", seq_length=128), read_llama_config(tiny_model)
+    run = dataclasses.replace(prepared(config, tmp_path).run, row_length=192)  # as on a GPU with room
+    write_run(run, tmp_path / "run.yaml")
+    now = dataclasses.replace(config, **changed)
+    choices = choose(now, model, None, on_gpu=False)
+    assert _with_rows_so_far(choices, now, model, tmp_path, None, on_gpu=False).row_length == expected
+
+
+def test_rows_that_do_not_fit_any_more_become_as_asked_for(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
+    config, model = settings(peft="lora", seq_length=128), read_llama_config(tiny_model)
+    before = dataclasses.replace(prepared(config, tmp_path).run, row_length=2**24)
+    write_run(before, tmp_path / "run.yaml")
+    choices = choose(config, model, 4.0, on_gpu=True)
+    assert _with_rows_so_far(choices, config, model, tmp_path, 4.0, on_gpu=True) == choices
 
 
 def test_longer_samples_than_the_model_has_positions_are_refused(settings: Settings, tmp_path: Path) -> None:
