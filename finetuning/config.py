@@ -142,6 +142,10 @@ class RunConfig:
         return self.lr if self.lr is not None else (1e-4 if self.peft == "lora" else 5e-6)
 
     @property
+    def asked_row_length(self) -> int:
+        return self.row_length or self.micro_batch_size * self.seq_length
+
+    @property
     def world_size(self) -> int:
         return self.num_nodes * self.num_gpus
 
@@ -241,11 +245,19 @@ def write_run(run: Run, path: Path) -> None:
 
 
 def read_run(path: Path) -> Run:
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    config = config_from_dict(values.pop("config"), str(path))
-    values["end_token_ids"] = tuple(values["end_token_ids"])
-    values.setdefault("row_length", config.micro_batch_size * config.seq_length)  # of before rows could be longer
-    return Run(config=config, **values)
+    """What `write_run` wrote, also of earlier versions.
+
+    Raises:
+        InputError: the file is damaged, or of a version that knows other settings.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = config_from_dict(values.pop("config"), str(path))
+        values["end_token_ids"] = tuple(values["end_token_ids"])
+        values.setdefault("row_length", config.asked_row_length)  # of before rows could be longer
+        return Run(config=config, **values)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=error)) from None
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from finetuning.data.sources import SPLITS, SUFFIXES, Source, find_sources, read
 from finetuning.data.template import PromptFormat, load_prompt_format
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
+from finetuning.launch.check import check_settings
 from finetuning.launch.hub import find_model
 from finetuning.launch.verbs.parser import add_common_flags
 from finetuning.model.config import read_llama_config
@@ -44,8 +46,19 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if given.lang:
         set_language(given.lang)
+    _refuse_bad_numbers(given)
     action: Callable[[argparse.Namespace, Console], int] = given.action
     return action(given, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+
+
+def _refuse_bad_numbers(given: argparse.Namespace) -> None:
+    names = ("global_batch_size", "micro_batch_size", "row_length", "seq_length")
+    problems = check_settings(replace(DEFAULTS, **{name: getattr(given, name) for name in names if hasattr(given, name)}))
+    if getattr(given, "data_parallel_size", 1) < 1:
+        problems.append(t("--{name} {value}: {rule}", name="data_parallel_size", value=given.data_parallel_size,
+                          rule=t("must be 1 or more")))  # fmt: skip
+    if problems:
+        raise InputError(problems)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -201,6 +201,7 @@ MESSAGES: dict[str, str] = {
     "must be 2 or more": "必須大於等於 2",
     "--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
     "leave it out": "--row_length {given}：打包列必須放得下最長樣本（--seq_length {longest}）；請給 {longest} 以上，或省略",
+    "{file}: not the settings of a run: {error}": "{file}：不是一次執行的設定：{error}",
     "--{name} {value}: must be finite": "--{name} {value}：必須是有限的數",
     "--{name} {value}: {rule}": "--{name} {value}：{rule}",
     "--{name} {value}: must be {limit} or less": "--{name} {value}：必須小於等於 {limit}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
 
-from finetuning.config import FP8_MULTIPLE, LORA_TARGETS, MOST_FUSED_RANK, RunConfig
+from finetuning.config import LORA_TARGETS, MOST_FUSED_RANK, RunConfig
 from finetuning.model.config import LlamaConfig
 from finetuning.parallel.stages import assign_layers, stage_indices
 
@@ -63,7 +63,7 @@ def choose(
     Args:
         mean_sample: tokens of a training sample, on average.
     """
-    tokens = config.row_length or config.micro_batch_size * config.seq_length
+    tokens = config.asked_row_length
     if config.least_memory:
         return Choices("replicated", "fp32", "none", tokens)  # blocks that choose for themselves
     lora = config.peft == "lora"
@@ -165,7 +165,7 @@ def _plan_rank(
     tokens = row_length // context
     kept, computed = _activation_bytes(model, tensor, checkpointing, fused=fused, exchanged=context > 1)
     # In the head, or later in the first block whose backward pass is run.
-    in_fp8 = fused and lora and config.fp8 and model.vocab_size % FP8_MULTIPLE == 0
+    in_fp8 = fused and lora and config.fp8 and model.head_fits_fp8
     working = max(_head_bytes(model, tokens, tensor, lora=lora, fp8=in_fp8) if has_last else 0, tokens * computed)
     states += table if has_last and in_fp8 else 0
     activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working

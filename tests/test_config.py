@@ -205,6 +205,23 @@ def make_run(config: RunConfig) -> Run:
     )
 
 
+@pytest.mark.parametrize("text", ["", "- 1", "config: [", "config: {hf_model_id: m, dataset_path: d}", "sharding: full"])
+def test_a_run_file_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_run(file)
+    assert caught.value.problems[0].startswith(f"{file}: not the settings of a run: ")
+
+
+def test_a_run_of_before_rows_could_be_longer_has_those_it_asked_for(tmp_path: Path) -> None:
+    config = RunConfig(hf_model_id="model", dataset_path="data", micro_batch_size=2, seq_length=1024)
+    write_run(make_run(config), tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(text.replace("row_length: 16384\n", ""), encoding="utf-8")
+    assert read_run(tmp_path / "run.yaml").row_length == 2048
+
+
 def write_and_read(run: Run, folder: Path) -> Run:
     write_run(run, folder / "run.yaml")
     return read_run(folder / "run.yaml")

@@ -17,8 +17,7 @@ from finetuning.checkpoint.megatron import model_keys
 from finetuning.checkpoint.models import find_model_in
 from finetuning.checkpoint.nemo import TOKENIZER_FILES, NemoCheckpoint, is_nemo, open_nemo
 from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE as ADAPTER_FILE
-from finetuning.checkpoint.on_disk import ADAPTER_WEIGHTS_FILE, INFO_FILE, Checkpoint, open_checkpoint
-from finetuning.checkpoint.origin import run_of
+from finetuning.checkpoint.on_disk import ADAPTER_WEIGHTS_FILE, INFO_FILE, Checkpoint, open_checkpoint, run_of
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.checkpoint.source import DTYPES, HuggingFaceSource
 from finetuning.errors import InputError

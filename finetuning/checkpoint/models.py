@@ -14,8 +14,8 @@ from finetuning.checkpoint.gguf_header import is_gguf
 from finetuning.checkpoint.low_rank import Adapter, MergedSource, checkpoint_adapter, read_adapter, read_settings
 from finetuning.checkpoint.nemo import cache_folder, describe_nemo, is_nemo, nemo_source, open_nemo
 from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE as ADAPTER_FILE
-from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint
-from finetuning.checkpoint.origin import check_base, make_origin, read_origin, run_of
+from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, run_of
+from finetuning.checkpoint.origin import check_base, make_origin, read_origin
 from finetuning.checkpoint.sharded_files import ShardedFiles
 from finetuning.checkpoint.source import CheckpointSource, HuggingFaceSource, WeightSource
 from finetuning.data.golden import open_prompt_format

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from finetuning.config import Run, read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.model.config import LlamaConfig
@@ -133,3 +134,9 @@ def remove_incomplete(folder: Path) -> None:
     for pattern in (".incomplete-*", ".deleted-*"):
         for path in folder.glob(pattern):
             shutil.rmtree(path)
+
+
+def run_of(checkpoint: Path) -> Run | None:
+    """The run that wrote a checkpoint, while it is in its experiment's folder."""
+    file = checkpoint.resolve().parent.parent / "run.yaml"
+    return read_run(file) if file.is_file() else None

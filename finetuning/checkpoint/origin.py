@@ -11,7 +11,7 @@ from typing import Any
 from finetuning.checkpoint.huggingface import ORIGIN_FILE
 from finetuning.checkpoint.nemo import cache_folder, is_nemo, nemo_fingerprint, open_nemo
 from finetuning.checkpoint.on_disk import INFO_FILE, fingerprint
-from finetuning.config import Run, read_run
+from finetuning.config import Run
 from finetuning.data.golden import prompt_record
 from finetuning.data.template import PromptFormat
 from finetuning.errors import InputError
@@ -45,12 +45,6 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
             except (ValueError, TypeError, AttributeError) as error:
                 raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
     return None
-
-
-def run_of(checkpoint: Path) -> Run | None:
-    """The run that wrote a checkpoint, while it is in its experiment's folder."""
-    file = checkpoint.resolve().parent.parent / "run.yaml"
-    return read_run(file) if file.is_file() else None
 
 
 def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from finetuning.data.order import samples_of_step
-from finetuning.data.rows import RowPlan, measure, plan_rows
+from finetuning.data.rows import GRANULARITY, RowPlan, measure, plan_rows
 from finetuning.data.tokenized import Split
 from finetuning.model.attention import Documents, make_documents, sent
 from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
-LITTLE_PADDING = 128  # positions, as rows on GPUs are rounded up to
+LITTLE_PADDING = GRANULARITY["cuda"]  # positions
 
 
 class MicroBatch(NamedTuple):

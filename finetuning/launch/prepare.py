@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning.checkpoint.on_disk import check_weights, fingerprint
-from finetuning.config import Run, RunConfig, read_run
+from finetuning.checkpoint.on_disk import check_weights, fingerprint, run_of
+from finetuning.config import Run, RunConfig
 from finetuning.data.configure import Dataset, check_files, configure_dataset
 from finetuning.data.order import steps_per_epoch
 from finetuning.errors import InputError
@@ -94,7 +94,7 @@ def prepare(
     identity = _identity(config, weights, model, dataset) | {"optimizer_states": choices.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
     if start.checkpoint is not None:
-        choices = _with_rows_so_far(choices, config, model, experiment_dir, memory, on_gpu=visible_gpus > 0)
+        choices = _with_rows_so_far(choices, config, model, start.checkpoint.path, memory, on_gpu=visible_gpus > 0)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
         config=config,
@@ -229,17 +229,19 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
 
 
 def _with_rows_so_far(
-    choices: Choices, config: RunConfig, model: LlamaConfig, experiment_dir: Path, memory: float | None, *, on_gpu: bool
+    choices: Choices, config: RunConfig, model: LlamaConfig, checkpoint: Path, memory: float | None, *, on_gpu: bool
 ) -> Choices:  # fmt: skip
     """Rows of an experiment that goes on stay as long as they were, unless asked for or too long now.
 
     Other rows have other rounding, and on the same layout losses are to be the same to the bit.
     """
-    file = experiment_dir / "run.yaml"
-    if not file.is_file():
-        return choices
-    before = read_run(file)
-    if any(getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")):
+    try:
+        before = run_of(checkpoint)
+    except InputError:  # damaged: it is written anew
+        before = None
+    if before is None or any(
+        getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")
+    ):
         return choices
     same = choices._replace(row_length=before.row_length)
     asked = replace(config, row_length=before.row_length)

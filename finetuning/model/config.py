@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetuning.config import FP8_MULTIPLE
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
@@ -48,6 +49,11 @@ class LlamaConfig:
         heads = 2 * self.num_attention_heads + 2 * self.num_key_value_heads
         linears = heads * self.head_dim * self.hidden_size + 3 * self.hidden_size * self.intermediate_size
         return linears + 2 * self.hidden_size
+
+    @property
+    def head_fits_fp8(self) -> bool:
+        """Whether a product that sums over the vocabulary can be in fp8."""
+        return self.vocab_size % FP8_MULTIPLE == 0
 
     @property
     def num_parameters(self) -> int:

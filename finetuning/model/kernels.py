@@ -4,8 +4,8 @@ Low-rank updates ride along where there are any. Between two matrix products a t
 `scale * t B^T` of a LoRA layer (t = x A^T, rank columns) is added inside the pass that reads the layer's output
 anyway, where it costs nothing, instead of in a pass of its own. Everything is computed in float32 and rounded once.
 
-On CUDA these are Triton kernels (`triton_kernels` and `triton_fp8` beside this module); elsewhere the same formulas in plain
-PyTorch, which are also what the kernels are tested against.
+On CUDA these are Triton kernels (`triton_kernels`, `triton_rows` and `triton_fp8` beside this module); elsewhere the same
+formulas in plain PyTorch, which are also what the kernels are tested against.
 
 Shape letters: T tokens of a row, D hidden size, F intermediate size, R LoRA rank, N query heads, K key/value heads,
 H head dimension, C = (N + 2K) * H, V vocabulary, O outputs of a layer. Matrices may be columns of a wider tensor: only
@@ -34,7 +34,7 @@ class Update(NamedTuple):
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """RMS norm: normalised rows [T, D] and 1 / root mean square [T] (float32)."""
     if x_TD.is_cuda:
-        return _triton().norm(x_TD, weight_D, eps)
+        return _triton_rows().norm(x_TD, weight_D, eps)
     wide = x_TD.float()
     inverse_T = torch.rsqrt(wide.pow(2).mean(-1) + eps)
     return ((wide * inverse_T[:, None]).to(x_TD.dtype) * weight_D), inverse_T
@@ -48,7 +48,7 @@ def norm_backward(
     With n = x * inverse and g = weight * grad: inverse * (g - n * mean(g * n)).
     """
     if x_TD.is_cuda:
-        return _triton().norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out_TD)
+        return _triton_rows().norm_backward(grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, out_TD)
     normed = x_TD.float() * inverse_T[:, None]
     scaled = grad_TD.float() * weight_D.float()
     grad = inverse_T[:, None] * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
@@ -59,7 +59,7 @@ def norm_backward(
 def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """`norm`, and its rows as `quantise_rows` gives them."""
     if x_TD.is_cuda:
-        return _triton().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
+        return _triton_rows().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
     out_TD, inverse_T = norm(x_TD, weight_D, eps)
     return out_TD, inverse_T, quantise_rows(out_TD)
 
@@ -67,7 +67,7 @@ def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tenso
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
     """Gradient of the norm's weight [D], float32: the sum over rows of grad * x * inverse."""
     if x_TD.is_cuda:
-        return _triton().norm_weight_gradient(grad_TD, x_TD, inverse_T)
+        return _triton_rows().norm_weight_gradient(grad_TD, x_TD, inverse_T)
     return (grad_TD.float() * x_TD.float() * inverse_T[:, None]).sum(0)
 
 
@@ -194,7 +194,7 @@ def _gate_backward(grad: Tensor, gate: Tensor, up: Tensor, grad_gate_TF: Tensor,
 def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     """Cross-entropy of each row [T], float32 or wider; overwrites the logits with their gradient, softmax minus one-hot."""
     if logits_TV.is_cuda and logits_TV.dtype in (torch.bfloat16, torch.float16):
-        return _triton().cross_entropy(logits_TV, labels_T)
+        return _triton_rows().cross_entropy(logits_TV, labels_T)
     wide = at_least_float32(logits_TV)
     logsumexp = torch.logsumexp(wide, -1, keepdim=True)
     losses = logsumexp - wide.gather(1, labels_T[:, None])
@@ -207,7 +207,7 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
 def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
     if logits_TV.is_cuda:
-        return _triton().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
+        return _triton_rows().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
     losses_T = cross_entropy(logits_TV, labels_T)
     return losses_T, quantise_rows(logits_TV)
 
@@ -276,7 +276,7 @@ def turn(x_OI: Tensor) -> Tensor:
 def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
     """Rows of a table [T, D], on the device of the tokens; for tokens on a GPU, the table lies in pinned host memory."""
     if tokens_T.is_cuda:
-        return _triton().gather_rows(table_VD, tokens_T)
+        return _triton_rows().gather_rows(table_VD, tokens_T)
     return table_VD[tokens_T]
 
 
@@ -306,6 +306,12 @@ def _triton() -> ModuleType:
     from finetuning.model import triton_kernels
 
     return triton_kernels
+
+
+def _triton_rows() -> ModuleType:
+    from finetuning.model import triton_rows
+
+    return triton_rows
 
 
 def _triton_fp8() -> ModuleType:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from finetuning.config import FP8_MULTIPLE
 from finetuning.data.batches import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.config import LlamaConfig
@@ -149,7 +148,7 @@ def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
 
 def head_in_fp8(config: LlamaConfig, technique: Technique) -> bool:
     """Whether the gradient through a frozen head, a sum over the vocabulary, is a product in fp8 in fused blocks."""
-    return technique.fp8 and technique.lora_rank is not None and config.vocab_size % FP8_MULTIPLE == 0
+    return technique.fp8 and technique.lora_rank is not None and config.head_fits_fp8
 
 
 class ParallelLlama(nn.Module):

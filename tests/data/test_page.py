@@ -18,6 +18,7 @@ from finetuning.data.scan import ScanSettings
 from finetuning.data.sources import find_sources, read_samples_at
 from finetuning.data.template import PromptFormat
 from finetuning.data_command import main, previews_of
+from finetuning.errors import InputError
 from finetuning.i18n import set_language
 from tests.data.defects import write_defects
 
@@ -144,6 +145,33 @@ def test_the_verb_writes_screen_json_and_page(
     assert "errors stop a training" in screen
     assert main(["check", str(EXAMPLE)]) == 0
     assert "✓ no errors, 0 warnings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["-m", "0"], "--micro_batch_size 0: must be 1 or more"),
+        (["--data_parallel_size", "0"], "--data_parallel_size 0: must be 1 or more"),
+        (
+            ["--row_length", "5"],
+            "--row_length 5: a row must hold the longest sample, --seq_length 512; give 512 or more, or leave it out",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_with_the_rule(flags: list[str], problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        main(["check", str(EXAMPLE), "--seq_length", "512", *flags])
+    assert caught.value.problems == [problem]
+
+
+def test_packing_is_that_of_the_rows_asked_for(model_path: Path, tmp_path: Path) -> None:
+    fills = []
+    for row_length in ("512", "4096"):
+        out = tmp_path / f"{row_length}.json"
+        main(["check", str(EXAMPLE), "--hf_model_id", str(model_path), "--seq_length", "512", "--row_length", row_length,
+              "-g", "64", "--json", str(out)])  # fmt: skip
+        fills.append(json.loads(out.read_text(encoding="utf-8"))["packing"])
+    assert fills[0] != fills[1]
 
 
 def test_a_preview_shows_what_is_trained_and_keeps_its_promises(

@@ -18,6 +18,7 @@ from finetuning.plan import choose
 pytestmark = pytest.mark.unit
 
 Settings = Callable[..., RunConfig]
+CHECKPOINT = "checkpoints/step=000001"
 
 
 def prepared(config: RunConfig, tmp_path: Path, *, with_weights: bool = True) -> Prepared:
@@ -99,7 +100,7 @@ def test_rows_of_an_experiment_that_goes_on_stay_as_long_as_they_were(
     write_run(run, tmp_path / "run.yaml")
     now = dataclasses.replace(config, **changed)
     choices = choose(now, model, None, on_gpu=False)
-    assert _with_rows_so_far(choices, now, model, tmp_path, None, on_gpu=False).row_length == expected
+    assert _with_rows_so_far(choices, now, model, tmp_path / CHECKPOINT, None, on_gpu=False).row_length == expected
 
 
 def test_rows_that_do_not_fit_any_more_become_as_asked_for(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
@@ -107,7 +108,18 @@ def test_rows_that_do_not_fit_any_more_become_as_asked_for(settings: Settings, t
     before = dataclasses.replace(prepared(config, tmp_path).run, row_length=2**24)
     write_run(before, tmp_path / "run.yaml")
     choices = choose(config, model, 4.0, on_gpu=True)
-    assert _with_rows_so_far(choices, config, model, tmp_path, 4.0, on_gpu=True) == choices
+    assert _with_rows_so_far(choices, config, model, tmp_path / CHECKPOINT, 4.0, on_gpu=True) == choices
+
+
+@pytest.mark.parametrize("text", [None, "", "config: [", "config: {hf_model_id: m, dataset_path: d, from_the_future: 1}"])
+def test_settings_of_before_that_cannot_be_read_change_nothing(
+    text: str | None, settings: Settings, tiny_model: Path, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    config, model = settings(peft="lora"), read_llama_config(tiny_model)
+    choices = choose(config, model, None, on_gpu=False)
+    assert _with_rows_so_far(choices, config, model, tmp_path / CHECKPOINT, None, on_gpu=False) == choices
 
 
 def test_longer_samples_than_the_model_has_positions_are_refused(settings: Settings, tmp_path: Path) -> None:
