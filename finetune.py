@@ -3,7 +3,7 @@
 
 import sys
 
-from finetuning.cli import main
+from finetuning.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(program="python finetune.py"))

@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from finetuning.data.rows import RowPlan, measure, plan_rows
+from finetuning.data.batches.packing import RowPlan, measure, plan_rows
 
 CAPACITY, ATTENTION_COST = 8192, 1.75e-5
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from data_tokenise import ROOT, TRAINING_FILE
 
-COMMAND = "import sys; from finetuning.data_command import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from finetuning.cli.data import main; sys.exit(main(sys.argv[1:]))"
 
 
 def write_lines(path: Path, size: int) -> int:

@@ -59,7 +59,7 @@ OURS = """
 import json, resource, sys, time
 started = time.monotonic()
 from pathlib import Path
-from finetuning.data.configure import build_once, configure_dataset
+from finetuning.data.tokens.configure import build_once, configure_dataset
 if __name__ == "__main__":
     dataset = configure_dataset(sys.argv[1], sys.argv[2], sys.argv[3], seq_length=8192)
     split = dataset.splits["training"]

@@ -18,8 +18,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from examples.make_tiny_model import make_tiny_model
-from finetuning.checkpoint.source import llama_shapes
-from finetuning.model.config import read_llama_config
+from finetuning.config.llama import read_llama_config
+from finetuning.formats.weight_source import llama_shapes
 
 SHAPE = {
     "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
@@ -31,7 +31,7 @@ SHAPE = {
 COMMAND = """
 import atexit, sys
 from pathlib import Path
-from finetuning.cli import console
+from finetuning.cli.main import console
 def tell(): print([line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line][0], file=sys.stderr)
 atexit.register(tell)
 console()

@@ -20,9 +20,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.export_memory import COMMAND, make_checkpoint
-from finetuning.checkpoint.gguf import gguf_name, rope_divisors
-from finetuning.checkpoint.models import open_model
-from finetuning.model.config import read_llama_config
+from finetuning.config.llama import read_llama_config
+from finetuning.formats.gguf.weights import gguf_name, rope_divisors
+from finetuning.formats.recognize import open_model
 
 RANK = 16
 

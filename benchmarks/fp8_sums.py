@@ -31,10 +31,10 @@ from numerics import REFERENCE, Scale, Study, cosine_by_layer, make_tiny_model, 
 from one_gpu import machine
 from torch import Tensor
 
-from finetuning.checkpoint.huggingface import load_base_weights
+from finetuning.formats.huggingface.sharded import load_base_weights
 from finetuning.model import cross_entropy, frozen, trained
 from finetuning.model.llama import Head
-from finetuning.parallel.apply import ParallelLlama, Technique, build_model
+from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
 from finetuning.parallel.weights import fill
 from finetuning.train import Worker
 

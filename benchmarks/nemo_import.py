@@ -19,11 +19,11 @@ from pathlib import Path
 
 import torch
 
-from finetuning.checkpoint.fill import BYTES_AT_ONCE
-from finetuning.checkpoint.megatron_write import PREFIX, TorchDistWriter, megatron_pieces
-from finetuning.checkpoint.nemo import nemo_source, open_nemo
-from finetuning.checkpoint.source import llama_shapes
-from finetuning.model.config import LlamaConfig, RopeScaling
+from finetuning.config.llama import LlamaConfig, RopeScaling
+from finetuning.formats.load_sharded import BYTES_AT_ONCE
+from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
+from finetuning.formats.nemo.write import PREFIX, TorchDistWriter, megatron_pieces
+from finetuning.formats.weight_source import llama_shapes
 
 LLAMA_8B = LlamaConfig(
     vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,

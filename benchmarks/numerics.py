@@ -44,17 +44,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 
 from make_tiny_model import make_tiny_model  # noqa: E402
 
-from finetuning.checkpoint.adapters import initialise_adapters  # noqa: E402
-from finetuning.checkpoint.huggingface import load_base_weights  # noqa: E402
-from finetuning.cli import build_parser  # noqa: E402
-from finetuning.config import config_from_dict  # noqa: E402
-from finetuning.data.batches import GlobalBatches, StepBatch  # noqa: E402
+from finetuning.cli.main import build_parser  # noqa: E402
+from finetuning.config.settings import config_from_dict  # noqa: E402
+from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.errors import InputError  # noqa: E402
-from finetuning.evaluate import evaluate  # noqa: E402
+from finetuning.formats.huggingface.sharded import load_base_weights  # noqa: E402
+from finetuning.formats.peft.sharded import initialise_adapters  # noqa: E402
 from finetuning.launch.prepare import prepare  # noqa: E402
-from finetuning.parallel.apply import ParallelLlama, Technique, build_model  # noqa: E402
+from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model  # noqa: E402
 from finetuning.parallel.weights import fill, local_part  # noqa: E402
 from finetuning.train import StopSwitch, Worker  # noqa: E402
+from finetuning.training.evaluate import evaluate  # noqa: E402
 from finetuning.training.optimizer import gradient_scaler  # noqa: E402
 from finetuning.training.step import train_step  # noqa: E402
 

@@ -38,12 +38,12 @@ from make_tiny_model import make_tiny_model  # noqa: E402
 
 from benchmarks.gpu import GpuSampler, driver  # noqa: E402
 from benchmarks.step_profile import as_table, where_the_time_goes  # noqa: E402
-from finetuning.config import PROFILE_AFTER_STEPS, read_run, write_run  # noqa: E402
-from finetuning.data.formats import Sample  # noqa: E402
-from finetuning.data.order import steps_per_epoch  # noqa: E402
-from finetuning.data.tokenized import open_split  # noqa: E402
-from finetuning.launch.local import torchrun_options, worker_environment  # noqa: E402
-from finetuning.model.config import LlamaConfig, read_llama_config  # noqa: E402
+from finetuning.config.llama import LlamaConfig, read_llama_config  # noqa: E402
+from finetuning.config.settings import PROFILE_AFTER_STEPS, read_run, write_run  # noqa: E402
+from finetuning.data.batches.order import steps_per_epoch  # noqa: E402
+from finetuning.data.reading.records import Sample  # noqa: E402
+from finetuning.data.tokens.tokenized import open_split  # noqa: E402
+from finetuning.launch.torchrun import torchrun_options, worker_environment  # noqa: E402
 from finetuning.model.llama import Llama  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
 
@@ -270,7 +270,7 @@ def make_model(folder: Path, layers: int, shape: dict[str, int] = SHAPE_8B) -> N
 
 def make_data(folder: Path, model: Path, lengths: str) -> None:
     """Training data only: "alpaca", or the number of tokens of every sample; the example's words from random places on."""
-    from finetuning.data.template import load_prompt_format
+    from finetuning.data.prompts.prompt_format import load_prompt_format
 
     prompt_format = load_prompt_format(model, None, None)
     words = (ROOT / "examples" / "data" / "alpaca" / "training.jsonl").read_text(encoding="utf-8").replace("\n", " ")

@@ -25,11 +25,11 @@ import one_gpu
 import torch
 
 from benchmarks.gpu import GpuSampler, driver
-from finetuning.data.formats import Sample
-from finetuning.data.order import samples_of_step
-from finetuning.data.rows import RowPlan, plan_rows
-from finetuning.data.template import load_prompt_format
-from finetuning.model.config import LlamaConfig, read_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config
+from finetuning.data.batches.order import samples_of_step
+from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading.records import Sample
 
 HERE = Path(__file__).parent
 PEER_STEPS = 6  # peer_loop: two to warm up, four timed

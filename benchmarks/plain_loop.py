@@ -21,11 +21,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from benchmarks.one_gpu import WARM_UP_STEPS, machine  # noqa: E402
-from finetuning.config import Run, read_run  # noqa: E402
-from finetuning.data.batches import GlobalBatches, StepBatch  # noqa: E402
-from finetuning.data.tokenized import open_split  # noqa: E402
-from finetuning.model.config import LlamaConfig, read_llama_config  # noqa: E402
-from finetuning.model.fused import FusedBlock  # noqa: E402
+from finetuning.config.llama import LlamaConfig, read_llama_config  # noqa: E402
+from finetuning.config.settings import Run, read_run  # noqa: E402
+from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
+from finetuning.data.tokens.tokenized import open_split  # noqa: E402
+from finetuning.model.blocks.lora_block import FusedBlock  # noqa: E402
 from finetuning.model.llama import Block, Llama  # noqa: E402
 from finetuning.model.lora import add_lora, initial_adapter, is_adapter  # noqa: E402
 from finetuning.train import row_plan  # noqa: E402

@@ -4,7 +4,8 @@ Three parts, each row of the result printed as it comes and kept in --out:
 
 - parity: `finetune selftest` for single axes and triples in float32 and bfloat16, from one process's gradients;
 - speed: Llama-3.1-8B, weak scaling (the global batch grows with the GPUs). Tokens per second of each GPU against one GPU,
-  memory against `finetuning.plan`, and from a profile the share of a step that waits for messages while nothing computes;
+  memory against `finetuning.config.memory`, and from a profile the share of a step that waits for messages while nothing
+  computes;
 - resume: a rank is killed after a checkpoint, and the run goes on in another layout; its losses against an undisturbed run's.
 
     python benchmarks/several_gpus.py --work /tmp/bench --out result.json                      # a box of eight, 300 GB
@@ -45,10 +46,10 @@ from benchmarks.one_gpu import (  # noqa: E402
     steady_figures,
     wait_until,
 )
-from finetuning.config import PROFILE_AFTER_STEPS, read_run  # noqa: E402
-from finetuning.model.config import read_llama_config  # noqa: E402
-from finetuning.plan import Choices, plan_memory  # noqa: E402
-from finetuning.status import read_status  # noqa: E402
+from finetuning.config.llama import read_llama_config  # noqa: E402
+from finetuning.config.memory import Choices, plan_memory  # noqa: E402
+from finetuning.config.settings import PROFILE_AFTER_STEPS, read_run  # noqa: E402
+from finetuning.runtime.status import read_status  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
 
 PARTS = ("parity", "speed", "resume")
@@ -218,7 +219,7 @@ def compare(bench: Bench, name: str) -> dict[str, Any]:
     gpus, flags = PARITY[name]
     table = bench.work / f"parity-{name}.json"
     table.unlink(missing_ok=True)
-    console = "import sys; from finetuning.cli import console; sys.argv[0] = 'finetune'; console()"
+    console = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; console()"
     command = [sys.executable, "-c", console, "selftest", "--num_gpus", str(gpus), "--json", str(table), *flags]
     code, seconds = run(command, bench, f"parity-{name}")
     row: dict[str, Any] = {"part": "parity", "layout": name, "gpus": gpus, "exit_code": code, "wall_s": seconds}

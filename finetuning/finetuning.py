@@ -6,6 +6,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)  # a script's own folder would hide the package
-    from finetuning.cli import main
+    from finetuning.cli.main import main
 
     sys.exit(main(program="python finetuning/finetuning.py"))

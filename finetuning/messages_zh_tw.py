@@ -4,7 +4,7 @@ In the order of the source files. Terms that engineers in Taiwan say in English 
 """
 
 MESSAGES: dict[str, str] = {
-    # finetuning/cli.py: groups and flags
+    # finetuning/cli/main.py: groups and flags
     "Basic execution": "基本執行選項",
     "where it runs: torchrun on this machine, or a Slurm job": "在哪裡執行：本機的 torchrun，或 Slurm 工作",
     "name of the experiment; its folder is experiments/NAME": "實驗名稱；資料夾是 experiments/名稱",
@@ -80,7 +80,7 @@ MESSAGES: dict[str, str] = {
     "show this help and stop": "顯示這份說明後結束",
     "show the version and stop": "顯示版本後結束",
     " (default: {value})": "（預設：{value}）",
-    # finetuning/cli.py: the rest
+    # finetuning/cli/main.py: the rest
     'Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.': (
         '以內含 {{"input": …, "output": …}} JSONL 的資料夾微調 Llama 3.1。'
     ),
@@ -90,7 +90,7 @@ MESSAGES: dict[str, str] = {
     "--config {path}: hf_token does not belong in a file; set HF_TOKEN or run `hf auth login`": (
         "--config {path}：hf_token 不該寫在檔案裡；請設定 HF_TOKEN，或執行 `hf auth login`"
     ),
-    # finetuning/config.py
+    # finetuning/config/settings.py
     "{source}: unknown setting '{name}'; known settings: {known}": "{source}：沒有「{name}」這個設定；可用的設定：{known}",
     "--{name} is required": "必須給 --{name}",
     "{source}: {name} is {value!r}, but must be {type}": "{source}：{name} 是 {value!r}，但必須是{type}",
@@ -107,7 +107,7 @@ MESSAGES: dict[str, str] = {
     "true or false": "true 或 false",
     "text": "文字",
     "a list of names": "名稱清單",
-    # finetuning/data/configure.py
+    # finetuning/data/tokens/configure.py
     "{path}: holds no samples": "{path}：沒有任何樣本",
     "--dataset_path {path}: there is no such folder": "--dataset_path {path}：沒有這個資料夾",
     "--dataset_path {path}: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other .jsonl "
@@ -123,7 +123,7 @@ MESSAGES: dict[str, str] = {
     "not UTF-8 (byte {position}); save the file as UTF-8": "不是 UTF-8（第 {position} 個位元組）；請以 UTF-8 存檔",
     "field '{name}' is missing; found {found}": "缺少欄位 '{name}'；目前有 {found}",
     "field '{name}' must be text, but is {value}": "欄位 '{name}' 必須是文字，但現在是 {value}",
-    # finetuning/data/template.py
+    # finetuning/data/prompts/prompt_format.py
     "{file}: cannot read the tokenizer: {error}": "{file}：無法讀取 tokenizer：{error}",
     "the tokenizer's chat template depends on the text itself (line {line}); give --prompt_template": (
         "tokenizer 的 chat template 會隨文字內容改變（第 {line} 行）；請給 --prompt_template"
@@ -153,7 +153,7 @@ MESSAGES: dict[str, str] = {
     "answers would end with {text!r}, which holds no end token, so the model would never learn to stop": (
         "回答會以 {text!r} 結尾，其中沒有結束 token，模型永遠學不會停下來"
     ),
-    # finetuning/model/config.py
+    # finetuning/config/llama.py
     "--hf_model_id {path}: there is no such folder": "--hf_model_id {path}：沒有這個資料夾",
     "--hf_model_id {path}: holds no config.json, so it is not a model folder in Hugging Face format": (
         "--hf_model_id {path}：裡面沒有 config.json，不是 Hugging Face 格式的模型資料夾"
@@ -186,14 +186,14 @@ MESSAGES: dict[str, str] = {
     "{path}: not a complete checkpoint ({file} is missing or has the wrong size)": (
         "{path}：不是完整的檢查點（{file} 不存在或大小不對）"
     ),
-    # finetuning/failures.py, finetuning/status.py
+    # finetuning/runtime/failures.py, finetuning/runtime/status.py
     "lower --row_length or --seq_length (tokens of a packed row, and of the longest sample)": (
         "調低 --row_length 或 --seq_length（打包列的 token 數，以及最長樣本的 token 數）"
     ),
     "more GPUs (weights and optimizer are spread over them)": "更多 GPU（權重與最佳化器狀態會分散到各 GPU）",
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
     "{file}: not a status; remove the file, it is written anew": "{file}：不是狀態檔；請刪除，程式會重新寫入",
-    # finetuning/launch/check.py
+    # finetuning/config/rules.py
     "must be 1 or more": "必須大於等於 1",
     "must be 0 or more": "必須大於等於 0",
     "must be greater than 0": "必須大於 0",
@@ -243,7 +243,7 @@ MESSAGES: dict[str, str] = {
         "（--global_batch_size 則須為 micro_batch_size × {found} 的倍數）"
     ),
     "--restore_config {path}: there is no such folder": "--restore_config {path}：沒有這個資料夾",
-    # finetuning/launch/command.py
+    # finetuning/cli/train.py
     "cannot write to {folder}: {reason}": "無法寫入 {folder}：{reason}",
     "experiment {name} is running already (see {folder}); wait for it, or give another --experiment name": (
         "實驗 {name} 正在執行（見 {folder}）；請等它結束，或換一個 --experiment 名稱"
@@ -458,7 +458,7 @@ MESSAGES: dict[str, str] = {
     "{count:.0f} minutes": "{count:.0f} 分鐘",
     "{count:.0f} hours": "{count:.0f} 小時",
     "{count:.0f} days": "{count:.0f} 天",
-    # finetuning/launch/screens.py
+    # finetuning/cli/train_screens.py
     "all weights": "全部權重",
     "model": "模型",
     "{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})": (
@@ -878,7 +878,7 @@ MESSAGES: dict[str, str] = {
     "{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there": (
         "{host} 有 {found} 個可用的 GPU，而 --num_gpus 要 {asked} 個；請在那裡看 `nvidia-smi`"
     ),
-    # finetuning/parallel, finetuning/selftest.py
+    # finetuning/parallel, finetuning/parallel/selftest.py
     "compare a parallel layout with one process, on this machine": "在這台機器上，將平行化配置與單一行程比較",
     "whole copies of the sharded weights; a divisor of data parallel": "分片權重的完整份數；須整除資料平行數",
     "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole": (

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import finetuning.lean  # noqa: F401 - before Lightning
+import finetuning.runtime.fast_imports  # noqa: F401 - before Lightning
 
 # isort: split
 import lightning.pytorch as pl
@@ -24,37 +24,37 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
-from finetuning.address import choose_interface
-from finetuning.checkpoint.adapters import export_adapters, initialise_adapters, load_adapters
-from finetuning.checkpoint.fill import load_source
-from finetuning.checkpoint.huggingface import export_model, load_base_weights
-from finetuning.checkpoint.nemo import nemo_source, open_nemo
-from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
-from finetuning.checkpoint.origin import make_origin
+from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
 from finetuning.checkpoint.store import load_weights
-from finetuning.config import FP8_MULTIPLE, Run, RunConfig, read_run
-from finetuning.data.batches import GlobalBatches
-from finetuning.data.formats import Sample
-from finetuning.data.rows import GRANULARITY, RowPlan
-from finetuning.data.sources import read_samples_at
-from finetuning.data.template import load_prompt_format
-from finetuning.data.tokenized import Split, open_split
+from finetuning.config.degrees import degrees_of
+from finetuning.config.llama import LlamaConfig, read_llama_config
+from finetuning.config.memory import fuses
+from finetuning.config.settings import FP8_MULTIPLE, Run, RunConfig, read_run
+from finetuning.config.stages import num_rows_rule
+from finetuning.data.batches.global_batch import GlobalBatches
+from finetuning.data.batches.packing import GRANULARITY, RowPlan
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.sources import read_samples_at
+from finetuning.data.tokens.tokenized import Split, open_split
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError, StopRequested
-from finetuning.evaluate import Evaluation, evaluate
-from finetuning.failures import write_failure
-from finetuning.generate import generate
+from finetuning.formats.huggingface.sharded import export_model, load_base_weights
+from finetuning.formats.load_sharded import load_source
+from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
+from finetuning.formats.peft.sharded import export_adapters, initialise_adapters, load_adapters
+from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
-from finetuning.lifeline import end_with_parent, end_with_siblings, launcher_is_gone
-from finetuning.model.config import LlamaConfig, read_llama_config
-from finetuning.parallel.apply import ParallelLlama, Technique, build_model
 from finetuning.parallel.context import plan_context
-from finetuning.parallel.degrees import degrees_of
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.stages import num_rows_rule
-from finetuning.plan import fuses
-from finetuning.status import FINISHED, RUNNING, STOPPED, write_status
+from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
+from finetuning.runtime.failures import write_failure
+from finetuning.runtime.network import choose_interface
+from finetuning.runtime.process_lifetime import end_with_parent, end_with_siblings, launcher_is_gone
+from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.training.display import TrainingDisplay
-from finetuning.training.shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
+from finetuning.training.evaluate import Evaluation, evaluate
+from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
+from finetuning.training.sample_answers import generate
 
 MOST_LENGTHS = 8  # torch.compile's limit of variants of one function
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from finetuning.status import read_status
+from finetuning.runtime.status import read_status
 from finetuning.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -1,11 +1,15 @@
-"""What many tests share: a very small Llama 3.1 folder and a very small data set, both real."""
+"""What many tests share: a very small Llama 3.1 folder and a very small data set, both real, and settings of a run on them."""
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from examples.make_tiny_model import TRAINING_FILE, make_tiny_model
+from finetuning.config.settings import RunConfig
+from finetuning.i18n import set_language
 
 TINY_SHAPE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
@@ -39,3 +43,35 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shortest = sorted(lines, key=lambda line: len("".join(json.loads(line).values())))[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(shortest) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _english(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LC_ALL", "C")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    set_language("en")
+    yield
+    set_language("en")
+
+
+@pytest.fixture
+def settings(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A function from changed settings to a `RunConfig`: 40 samples in batches of 8 are five steps an epoch."""
+
+    def make(**changed: Any) -> RunConfig:
+        given = {
+            "hf_model_id": str(tiny_model), "dataset_path": str(tiny_dataset), "num_gpus": 2, "global_batch_size": 8,
+            "seq_length": 512, "experiments_dir": str(tmp_path / "experiments"), "experiment": "tiny",
+        }  # fmt: skip
+        return RunConfig(**{**given, **changed})
+
+    return make
+
+
+@pytest.fixture
+def arguments(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> list[str]:
+    """The same settings as arguments of the command."""
+    return [
+        "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_gpus", "2", "--global_batch_size", "8",
+        "--seq_length", "512", "--experiments_dir", str(tmp_path / "experiments"), "--experiment", "tiny",
+    ]  # fmt: skip

@@ -7,13 +7,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from finetuning.checkpoint.adapters import initialise_adapters, load_adapters
-from finetuning.checkpoint.huggingface import load_base_weights
+from finetuning.config.degrees import Degrees
+from finetuning.config.llama import read_llama_config
+from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.peft.sharded import initialise_adapters, load_adapters
 from finetuning.model.attention import make_documents
-from finetuning.model.config import read_llama_config
-from finetuning.parallel.apply import ParallelLlama, Technique, build_model
-from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
+from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
 from finetuning.parallel.weights import gather_whole
 
 CPU = torch.device("cpu")

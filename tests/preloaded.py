@@ -6,7 +6,7 @@ import torch._dynamo
 import torch.distributed.checkpoint  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import finetuning.checkpoint.adapters
-import finetuning.evaluate
-import finetuning.generate
+import finetuning.formats.peft.sharded
+import finetuning.training.evaluate
+import finetuning.training.sample_answers
 import finetuning.training.step  # noqa: F401

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from finetuning.data.tokenized import TokenizedSplit, write_split
+from finetuning.data.tokens.tokenized import TokenizedSplit, write_split
 
 PEFT_PREFIX = "base_model.model."
 

@@ -15,11 +15,11 @@ import torch
 import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from finetuning.checkpoint.on_disk import find_checkpoints
-from finetuning.config import read_run
-from finetuning.data.order import samples_of_step
-from finetuning.data.tokenized import open_split
-from finetuning.status import read_status
+from finetuning.checkpoint.files import find_checkpoints
+from finetuning.config.settings import read_run
+from finetuning.data.batches.order import samples_of_step
+from finetuning.data.tokens.tokenized import open_split
+from finetuning.runtime.status import read_status
 from finetuning.training.metrics import COLUMNS, read_metrics
 from tests.commands import Command, finetune, is_training, steps_done
 from tests.references import load_reference, summed_loss

@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from finetuning.checkpoint.on_disk import find_checkpoints
-from finetuning.config import read_run
-from finetuning.data.formats import Sample
-from finetuning.data.template import load_prompt_format
-from finetuning.data.tokenized import open_split
-from finetuning.status import read_status
+from finetuning.checkpoint.files import find_checkpoints
+from finetuning.config.settings import read_run
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading.records import Sample
+from finetuning.data.tokens.tokenized import open_split
+from finetuning.runtime.status import read_status
 from finetuning.training.metrics import read_metrics
 from tests.commands import Command, arguments, descendants, finetune, is_training, steps_done
 from tests.references import summed_loss

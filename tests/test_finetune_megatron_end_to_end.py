@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetuning.config import read_run
-from finetuning.data.ledger import LEDGER_FILE, read_ledger
-from finetuning.data.megatron import write_megatron
-from finetuning.data.order import samples_of_step
-from finetuning.data.tokenized import open_split
+from finetuning.config.settings import read_run
+from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
+from finetuning.data.batches.order import samples_of_step
+from finetuning.data.tokens.megatron import write_megatron
+from finetuning.data.tokens.tokenized import open_split
 from finetuning.training.metrics import read_metrics
 from tests.commands import finetune, is_training, steps_done
 from tests.references import load_reference

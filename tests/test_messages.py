@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import finetuning
-from finetuning.cli import FLAGS, VERBS, build_parser
+from finetuning.cli.main import FLAGS, VERBS, build_parser
 from finetuning.i18n import set_language, t
 from finetuning.messages_zh_tw import MESSAGES
 
@@ -101,8 +101,8 @@ def translated_texts() -> list[tuple[str, str]]:
     """(place, English text) of everything that is shown through the translations: templates of t(…) and the flags' help."""
     texts = [(place, template) for place, template in calls_of_t() if template is not None]
     for title, flags in FLAGS.items():
-        texts += [("finetuning/cli.py FLAGS", text) for text in (title, *(text for _, _, text in flags))]
-    texts += [("finetuning/cli.py VERBS", text) for _, text in VERBS.values()]
+        texts += [("finetuning/cli/main.py FLAGS", text) for text in (title, *(text for _, _, text in flags))]
+    texts += [("finetuning/cli/main.py VERBS", text) for _, text in VERBS.values()]
     return texts
 
 

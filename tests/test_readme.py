@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.cli import FLAGS, _resolve_config, build_parser
-from finetuning.config import RunConfig
+from finetuning.cli.main import FLAGS, _resolve_config, build_parser
+from finetuning.config.rules import check_layout, check_settings
+from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
-from finetuning.launch.check import check_layout, check_settings
 
 pytestmark = pytest.mark.unit
 

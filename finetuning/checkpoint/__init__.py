@@ -1,1 +1,1 @@
-"""Training state in torch.distributed.checkpoint; models in and out in Hugging Face and PEFT format."""
+"""Training state of our own runs in torch.distributed.checkpoint."""

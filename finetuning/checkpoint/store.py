@@ -18,23 +18,25 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
 
-from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints
-from finetuning.parallel.apply import ParallelLlama
-from finetuning.training.optimizer import optimizer_state
+from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints
+from finetuning.parallel.parallelize import ParallelLlama
 
 
 def checkpoint_name(step: int) -> str:
     return f"step={step:06d}"
 
 
-def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
-    """Writes a checkpoint to `path`; every rank must call it. `info` (JSON, with "step") is written by rank 0."""
+def save_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor], info: dict[str, Any]) -> None:
+    """Writes a checkpoint to `path`; every rank must call it.
+
+    `states` are the optimizer's (`training.optimizer.optimizer_state`); `info` (JSON, with "step") is written by rank 0.
+    """
     temporary = path.with_name(f".incomplete-{path.name}")
     if dist.get_rank() == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dcp.save(_training_state(model, optimizer), checkpoint_id=temporary)
+    dcp.save(_training_state(model, states), checkpoint_id=temporary)
     if dist.get_rank() == 0:
         files = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
         info = {**info, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
@@ -45,12 +47,12 @@ def save_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Opt
     dist.barrier()
 
 
-def load_checkpoint(path: Path, model: ParallelLlama, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fills model, optimizer and random state from a complete checkpoint of any layout; returns its info.
+def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Fills model, the optimizer's states and random state from a complete checkpoint of any layout; returns its info.
 
     Every rank must call it. A rank that did not exist when it was written keeps its own random state.
     """
-    state = _training_state(model, optimizer)
+    state = _training_state(model, states)
     known = FileSystemReader(path).read_metadata().state_dict_metadata
     if _random_key() not in known:
         del state[_random_key()]
@@ -94,11 +96,8 @@ def point_to(link: Path, name: str) -> None:
     temporary.replace(link)
 
 
-def _training_state(model: ParallelLlama, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    moments = {
-        f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value)
-        for name, value in optimizer_state(model, optimizer).items()
-    }
+def _training_state(model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    moments = {f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value) for name, value in states.items()}
     return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.data.formats import Sample
-from finetuning.data.template import PromptFormat
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.records import Sample
 from finetuning.model.attention import make_documents
 from finetuning.model.llama import Llama
 

@@ -1,7 +1,7 @@
 """Answers with a key/value cache: many prompts at once, greedy or sampled, token by token.
 
 An answer depends on its prompt, its number and the seed, not on which prompts are computed beside it (up to rounding).
-The sample answers of a training run are `finetuning.generate`'s, which works in every layout.
+The sample answers of a training run are `finetuning.training.sample_answers`'s, which works in every layout.
 """
 
 import unicodedata
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetuning.data.template import PromptFormat
-from finetuning.model.cache import CachedLlama
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.model.kv_cache import CachedLlama
 from finetuning.model.llama import Llama
 
 BATCH_SIZE = 16

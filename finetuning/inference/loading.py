@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from finetuning.checkpoint.export import pieces
-from finetuning.checkpoint.low_rank import Adapter
-from finetuning.checkpoint.models import StoredModel
-from finetuning.checkpoint.source import WeightSource
-from finetuning.data.template import PromptFormat
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.formats.huggingface.export import pieces
+from finetuning.formats.peft.adapter import Adapter
+from finetuning.formats.recognize import StoredModel
+from finetuning.formats.weight_source import WeightSource
 from finetuning.model.llama import Llama
 from finetuning.model.lora import LoraLinear
 

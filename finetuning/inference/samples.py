@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from finetuning.data.findings import Finding
-from finetuning.data.formats import Sample
-from finetuning.data.sources import SUFFIXES, parse, read_batches, stem_of
+from finetuning.config.llama import LlamaConfig
+from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.sources import SUFFIXES, parse, read_batches, stem_of
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.model.config import LlamaConfig
 
 SHOWN_PROBLEMS = 20
 

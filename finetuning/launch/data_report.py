@@ -4,12 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
-from finetuning.data.facts import packing_facts
-from finetuning.data.page import report_page
-from finetuning.data.preview import preview_line, preview_text
-from finetuning.data.rows import GRANULARITY, RowPlan
-from finetuning.data.scan import CUT_INPUT
-from finetuning.data.tokenized import TokenizedSplit
+from finetuning.data.batches.packing import GRANULARITY, RowPlan
+from finetuning.data.batches.packing_statistics import packing_facts
+from finetuning.data.reading.scan import CUT_INPUT
+from finetuning.data.report.html import report_page
+from finetuning.data.report.preview import preview_line, preview_text
+from finetuning.data.tokens.tokenized import TokenizedSplit
 from finetuning.launch.prepare import Prepared
 
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuning.address import own_address
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.launch.cluster import Cluster, read_cluster
+from finetuning.launch.slurm.cluster import Cluster, read_cluster
+from finetuning.runtime.network import own_address
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 NEEDED_VERSIONS = {"torch": (2, 11), "lightning": (2, 6), "transformers": (5, 17), "tokenizers": (0, 22), "safetensors": (0, 5)}

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from finetuning.address import choose_interface, port_of_job, rendezvous_address
 from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.launch.doctor import BAD, GOOD, Finding, check_gpus, check_limits, check_versions
+from finetuning.runtime.network import choose_interface, port_of_job, rendezvous_address
 
 MEETING_S = 60
 SUM_BYTES = 64 * 2**20

@@ -7,9 +7,9 @@ from pathlib import Path
 from rich.console import Console
 
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED
-from finetuning.failures import first_failure
 from finetuning.i18n import t
-from finetuning.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
+from finetuning.runtime.failures import first_failure
+from finetuning.runtime.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
 
 LOG_LINES_SHOWN = 20
 

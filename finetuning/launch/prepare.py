@@ -4,22 +4,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning.checkpoint.on_disk import check_weights, fingerprint, run_of
-from finetuning.config import Run, RunConfig
-from finetuning.data.configure import Dataset, check_files, configure_dataset
-from finetuning.data.order import steps_per_epoch
+from finetuning.checkpoint.files import check_weights, fingerprint, run_of
+from finetuning.config.llama import LlamaConfig, read_llama_config
+from finetuning.config.memory import Choices, choose, least_memory_on_host_gib
+from finetuning.config.rules import check_devices, check_layout, check_settings
+from finetuning.config.settings import Run, RunConfig
+from finetuning.data.batches.order import steps_per_epoch
+from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.launch.check import check_devices, check_layout, check_settings
 from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
-from finetuning.launch.sbatch import JobPlan
-from finetuning.model.config import LlamaConfig, read_llama_config
-from finetuning.plan import Choices, choose, least_memory_on_host_gib
+from finetuning.launch.slurm.job_script import JobPlan
 
 if TYPE_CHECKING:
-    from finetuning.checkpoint.nemo import NemoCheckpoint
+    from finetuning.formats.nemo.checkpoint import NemoCheckpoint
 
 LONGEST_WARMUP_STEPS = 50
 NEMO_FOLDER = "nemo"  # beside the tokens: what --nemo_model has to be decompressed or described into
@@ -145,7 +145,7 @@ def _find_nemo_model(
     config: RunConfig, token: str | None, scratch: Path, problems: list[str]
 ) -> "tuple[Path | None, LlamaConfig | None, NemoCheckpoint | None]":
     """The checkpoint of --nemo_model, and the folder with configuration and tokenizer: --hf_model_id's, else its own."""
-    from finetuning.checkpoint.nemo import describe_nemo, nemo_source, open_nemo  # with torch, which takes a second
+    from finetuning.formats.nemo.checkpoint import describe_nemo, nemo_source, open_nemo  # with torch, which takes a second
 
     assert config.nemo_model is not None
     model_path = model = nemo = None
@@ -171,7 +171,7 @@ def _find_nemo_model(
 def _weights_fingerprint(model_path: Path, nemo: "NemoCheckpoint | None") -> str:
     if nemo is None:
         return fingerprint(model_path)
-    from finetuning.checkpoint.nemo import nemo_fingerprint
+    from finetuning.formats.nemo.checkpoint import nemo_fingerprint
 
     return nemo_fingerprint(nemo)
 

@@ -5,18 +5,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.on_disk import (
+from finetuning.checkpoint.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
     Checkpoint,
     find_checkpoints,
     open_checkpoint,
 )
-from finetuning.config import RunConfig, read_run
+from finetuning.config.degrees import Degrees, degrees_of
+from finetuning.config.settings import RunConfig, read_run
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.parallel.degrees import Degrees, degrees_of
-from finetuning.status import FINISHED, read_status
+from finetuning.runtime.status import FINISHED, read_status
 
 # What a checkpoint cannot take over: other tensors are trained, or the frozen ones would be others.
 FIXED = ("peft", "lora_rank", "lora_alpha", "lora_targets", "model_shape")
@@ -137,7 +137,7 @@ def with_adapter_settings(settings: dict[str, Any]) -> dict[str, Any]:
     start = settings.get("restore_config")
     if settings.get("peft") != "lora" or not isinstance(start, str) or not (Path(start) / ADAPTER_CONFIG_FILE).is_file():
         return settings
-    from finetuning.checkpoint.adapters import adapter_settings  # with torch, which takes a second
+    from finetuning.formats.peft.sharded import adapter_settings  # with torch, which takes a second
 
     return adapter_settings(Path(start)) | settings
 
@@ -147,7 +147,7 @@ def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:
         return [t("--restore_config {path}: a LoRA adapter can only be the start of a run with --peft lora", path=folder)]
     if not (folder / ADAPTER_WEIGHTS_FILE).is_file():
         return [t("--restore_config {path}: {file} is missing", path=folder, file=ADAPTER_WEIGHTS_FILE)]
-    from finetuning.checkpoint.adapters import check_adapter
+    from finetuning.formats.peft.sharded import check_adapter
 
     try:
         return check_adapter(folder, config)

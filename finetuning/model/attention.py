@@ -3,7 +3,7 @@
 A packed row holds several documents one after another. On CUDA with half precision the kernel is PyTorch's built-in
 variable-length flash attention; elsewhere each document goes through `scaled_dot_product_attention` by itself.
 `document_attention` is differentiable; the two functions behind it serve the hand-written backward of
-`finetuning.model.fused`.
+`finetuning.model.blocks.lora_block`.
 
 torch.compile must not specialise on the number of documents or on the longest one (396 recompiles in one project),
 and padding `cu_seqlens` with empty documents makes the kernel 8-15 times slower. So `Documents` has a fixed shape, and

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.kernels import at_least_float32, cross_entropy, cross_entropy_and_quantise, scaled_product
+from finetuning.model.kernels.ops import at_least_float32, cross_entropy, cross_entropy_and_quantise, scaled_product
 
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048

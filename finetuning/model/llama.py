@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from finetuning.config.llama import LlamaConfig
 from finetuning.model.attention import Documents, document_attention
-from finetuning.model.config import LlamaConfig
 from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, trained_places
-from finetuning.model.kernels import at_least_float32, quantise_columns
+from finetuning.model.kernels.ops import at_least_float32, quantise_columns
 
 
 class Llama(nn.Module):

@@ -31,7 +31,7 @@ def group_named(name: str) -> dist.ProcessGroup:
 
 
 class TokenExchange:
-    """Exchanges of tokens in a group, outside autograd: `finetuning.model.fused_trained.Exchange`."""
+    """Exchanges of tokens in a group, outside autograd: `finetuning.model.blocks.full_block.Exchange`."""
 
     def __init__(self, group: dist.ProcessGroup):
         self.group = group

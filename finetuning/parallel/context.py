@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.data.batches import MicroBatch
+from finetuning.config.llama import LlamaConfig
+from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.attention import Documents, sent
-from finetuning.model.config import LlamaConfig
 from finetuning.model.cross_entropy import count_trained
 from finetuning.model.llama import Attention, Llama
 from finetuning.parallel.collectives import gather, heads_to_tokens, name_group, tokens_to_heads

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from finetuning.parallel.degrees import Degrees
+from finetuning.config.degrees import Degrees
 
 AXES = ("pp", "dp_replicate", "dp_shard", "cp", "tp")
 

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B, ScheduleZBVZeroBubble
 
-from finetuning.data.batches import MicroBatch
-from finetuning.model.config import LlamaConfig
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.stages import assign_layers, stage_indices
+from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.llama import Llama
+from finetuning.parallel.fsdp import Covered
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.shard import Covered
-from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.weights import local_part
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetuning.model.cross_entropy import CHUNK_TOKENS, trained_places
-from finetuning.model.kernels import at_least_float32, softmax_minus_one_hot
+from finetuning.model.kernels.ops import at_least_float32, softmax_minus_one_hot
 from finetuning.model.llama import MLP, Attention, Block, Llama
 from finetuning.model.lora import LoraLinear
 from finetuning.parallel.collectives import gather, name_group, reduce_scatter

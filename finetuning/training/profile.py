@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from finetuning.config import PROFILE_AFTER_STEPS
+from finetuning.config.settings import PROFILE_AFTER_STEPS
 
 Interval = tuple[float, float]  # begin and end, microseconds
 

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetuning.data.batches import StepBatch
+from finetuning.data.batches.global_batch import StepBatch
 from finetuning.errors import RunError
 from finetuning.i18n import t
-from finetuning.parallel.apply import ParallelLlama
+from finetuning.parallel.parallelize import ParallelLlama
 
 
 class StepResult(NamedTuple):

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
-from finetuning.checkpoint.on_disk import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, remove_incomplete
+from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, remove_incomplete
 from finetuning.checkpoint.store import (
     checkpoint_name,
     load_checkpoint,
@@ -22,10 +22,10 @@ from finetuning.checkpoint.store import (
     record_val_loss,
     save_checkpoint,
 )
-from finetuning.config import LORA_TARGETS
-from finetuning.data.batches import RowPlan, make_step_batch
-from finetuning.data.tokenized import open_split
-from finetuning.parallel.apply import ParallelLlama, Technique
+from finetuning.config.settings import LORA_TARGETS
+from finetuning.data.batches.global_batch import RowPlan, make_step_batch
+from finetuning.data.tokens.tokenized import open_split
+from finetuning.parallel.parallelize import ParallelLlama, Technique
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import train_step
 from tests.models import build, whole, whole_logits, whole_parameters
@@ -68,7 +68,7 @@ def train_and_save(model_folder: Path, technique: Technique, split_folder: Path,
     optimizer = make_optimizer(model)
     take_steps(model, optimizer, split_folder, 2)
     torch.manual_seed(100 + dist.get_rank())
-    save_checkpoint(path, model, optimizer, {"step": 2, "val_loss": None, "note": "三"})
+    save_checkpoint(path, model, optimizer_state(model, optimizer), {"step": 2, "val_loss": None, "note": "三"})
     return everything(model, optimizer) | {"later": take_steps(model, optimizer, split_folder, 2)}
 
 
@@ -76,7 +76,7 @@ def load_and_train(model_folder: Path, technique: Technique, split_folder: Path,
     model = build(model_folder, technique, seed=99)  # other adapters than those that were saved
     optimizer = make_optimizer(model)
     torch.manual_seed(7)
-    info = load_checkpoint(path, model, optimizer)
+    info = load_checkpoint(path, model, optimizer_state(model, optimizer))
     return everything(model, optimizer) | {"info": info, "later": take_steps(model, optimizer, split_folder, 2)}
 
 
@@ -86,7 +86,7 @@ def save_while_gathered(model_folder: Path, path: Path) -> str:
     with torch.no_grad():
         whole_logits(model, torch.tensor([1, 2, 3]))  # no backward: the root stays gathered
     try:
-        save_checkpoint(path, model, optimizer, {"step": 1})
+        save_checkpoint(path, model, optimizer_state(model, optimizer), {"step": 1})
     except AssertionError as error:
         return str(error)
     return "saved"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from finetuning.data.template import PromptFormat, load_prompt_format
+from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.i18n import set_language
 
 ROOT = Path(__file__).parent.parent.parent

@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from finetuning.checkpoint.models import open_model
-from finetuning.data.template import load_prompt_format
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.formats.recognize import open_model
 from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers, printable
 from finetuning.inference.loading import load_net
 from finetuning.model.llama import Llama
@@ -66,7 +66,7 @@ def test_the_model_can_be_used_as_before_afterwards(net: Llama) -> None:
 def test_a_conversation_answers_as_if_read_anew_and_reads_only_what_is_new(
     net: Llama, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("finetuning.model.cache.TOKENS_AT_ONCE", 5)  # several parts of what is added
+    monkeypatch.setattr("finetuning.model.kv_cache.TOKENS_AT_ONCE", 5)  # several parts of what is added
     sampling = Sampling(temperature=temperature, max_new_tokens=9)
     prompts: list[list[int]] = []
     expected: list[list[int]] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.status import read_status
+from finetuning.runtime.status import read_status
 from tests.commands import finetune
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.launch.cluster import Cluster, Partition
+from finetuning.cli.doctor import _show as show
 from finetuning.launch.doctor import (
     BAD,
     GOOD,
@@ -17,7 +17,7 @@ from finetuning.launch.doctor import (
     check_versions,
     describe_cluster,
 )
-from finetuning.launch.verbs.doctor import _show as show
+from finetuning.launch.slurm.cluster import Cluster, Partition
 
 pytestmark = pytest.mark.unit
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.config import RunConfig, write_run
+from finetuning.config.llama import read_llama_config
+from finetuning.config.memory import choose
+from finetuning.config.settings import RunConfig, write_run
 from finetuning.errors import InputError
 from finetuning.launch.prepare import Prepared, _with_rows_so_far, prepare
-from finetuning.model.config import read_llama_config
-from finetuning.plan import choose
 
 pytestmark = pytest.mark.unit
 

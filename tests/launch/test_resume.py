@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 import torch
 
-from finetuning.checkpoint.adapters import export_adapters, initialise_adapters
-from finetuning.checkpoint.huggingface import load_base_weights
-from finetuning.checkpoint.on_disk import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, INFO_FILE
+from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, INFO_FILE
 from finetuning.checkpoint.store import checkpoint_name, save_checkpoint
-from finetuning.config import RunConfig, write_run
+from finetuning.config.degrees import Degrees
+from finetuning.config.llama import read_llama_config
+from finetuning.config.settings import RunConfig, write_run
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.peft.sharded import export_adapters, initialise_adapters
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
-from finetuning.model.config import read_llama_config
-from finetuning.parallel.apply import Technique, build_model
-from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
-from finetuning.status import FINISHED, STATUS_FILE, STOPPED, write_status
-from finetuning.training.optimizer import build_optimizer
+from finetuning.parallel.parallelize import Technique, build_model
+from finetuning.runtime.status import FINISHED, STATUS_FILE, STOPPED, write_status
+from finetuning.training.optimizer import build_optimizer, optimizer_state
 from tests.processes import run_processes
 
 pytestmark = pytest.mark.unit
@@ -51,7 +51,7 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
             "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "identity": identity, "lightning": {},
             "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
         }  # fmt: skip
-        save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer, info)
+        save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer_state(model, optimizer), info)
 
 
 @pytest.fixture(scope="module", params=["none"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from finetuning.model.config import read_llama_config
+from finetuning.config.llama import read_llama_config
 from finetuning.model.llama import Llama
 
 Pair = tuple[Llama, transformers.LlamaForCausalLM]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_trained, linear_cross_entropy_sum
-from finetuning.model.kernels import quantise_columns
+from finetuning.model.kernels.ops import quantise_columns
 
 pytestmark = pytest.mark.unit
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from finetuning.config import LORA_TARGETS
+from finetuning.config.settings import LORA_TARGETS
 from finetuning.model.attention import make_documents
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, initial_adapter, is_adapter

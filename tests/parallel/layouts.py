@@ -9,16 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetuning.config import LORA_TARGETS
-from finetuning.data.batches import MicroBatch
+from finetuning.config.degrees import Degrees
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.settings import LORA_TARGETS
+from finetuning.config.stages import stage_indices
+from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model import llama
 from finetuning.model.attention import Documents
-from finetuning.model.config import LlamaConfig
-from finetuning.parallel.apply import Technique
-from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.stages import stage_indices
-from finetuning.selftest import Comparison, compare, random_rows, tiny_config
+from finetuning.parallel.parallelize import Technique
+from finetuning.parallel.selftest import Comparison, compare, random_rows, tiny_config
 
 CPU = torch.device("cpu")
 NUM_ROWS, LENGTH = 8, 64

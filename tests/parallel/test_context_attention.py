@@ -12,9 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetuning.data.batches import MicroBatch
+from finetuning.config.degrees import Degrees
+from finetuning.config.llama import LlamaConfig
+from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.attention import make_documents
-from finetuning.model.config import LlamaConfig
 from finetuning.model.llama import Attention, Llama
 from finetuning.parallel import collectives
 from finetuning.parallel.context import (
@@ -25,7 +26,6 @@ from finetuning.parallel.context import (
     piece_attention,
     plan_context,
 )
-from finetuning.parallel.degrees import Degrees
 from finetuning.parallel.mesh import Layout
 from tests.model.test_attention import masked_softmax_attention, random_inputs
 from tests.processes import run_processes

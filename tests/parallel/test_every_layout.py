@@ -1,7 +1,7 @@
 """Every layout computes what one process computes: the loss, the gradient norm and every gradient, on packed rows.
 
 The rows hold unequal numbers of answer tokens and the last ones none at all. What is compared, how, and why to 1e-6: see
-finetuning/selftest.py.
+finetuning/parallel/selftest.py.
 """
 
 from dataclasses import replace
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetuning.parallel.degrees import Degrees
-from finetuning.selftest import EXACT_TOLERANCE, HALF_TOLERANCE, TOLERANCE, Comparison
+from finetuning.config.degrees import Degrees
+from finetuning.parallel.selftest import EXACT_TOLERANCE, HALF_TOLERANCE, TOLERANCE, Comparison
 from tests.parallel.layouts import FULL, LORA, Case, compare_all
 from tests.processes import run_processes
 

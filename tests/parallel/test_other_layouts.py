@@ -10,19 +10,19 @@ import torch.distributed as dist
 import transformers
 from torch import Tensor
 
-from finetuning.checkpoint.adapters import export_adapters
-from finetuning.checkpoint.huggingface import export_model
 from finetuning.checkpoint.store import load_checkpoint, save_checkpoint
-from finetuning.config import LORA_TARGETS, RunConfig
-from finetuning.data.batches import RowPlan, make_step_batch
-from finetuning.data.tokenized import open_split
-from finetuning.evaluate import evaluate
-from finetuning.generate import generate
-from finetuning.model.config import read_llama_config
-from finetuning.parallel.apply import ParallelLlama, Technique
+from finetuning.config.degrees import Degrees
+from finetuning.config.llama import read_llama_config
+from finetuning.config.settings import LORA_TARGETS, RunConfig
+from finetuning.data.batches.global_batch import RowPlan, make_step_batch
+from finetuning.data.tokens.tokenized import open_split
+from finetuning.formats.huggingface.sharded import export_model
+from finetuning.formats.peft.sharded import export_adapters
 from finetuning.parallel.context import plan_context
-from finetuning.parallel.degrees import Degrees
-from finetuning.training.optimizer import build_optimizer, gradient_scaler
+from finetuning.parallel.parallelize import ParallelLlama, Technique
+from finetuning.training.evaluate import evaluate
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
+from finetuning.training.sample_answers import generate
 from finetuning.training.step import train_step
 from tests.models import build, whole_logits
 from tests.processes import run_processes
@@ -50,7 +50,7 @@ def train_on(
     model = build(model_folder, technique, degrees=degrees)
     optimizer = build_optimizer(model, learning_rate=3e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     if begin > 0:
-        load_checkpoint(checkpoints / f"step={begin}", model, optimizer)
+        load_checkpoint(checkpoints / f"step={begin}", model, optimizer_state(model, optimizer))
     split, losses = open_split(split_folder), []
     for step in range(begin, end):
         samples = (np.arange(6) + 3 * step) % len(split)
@@ -61,7 +61,7 @@ def train_on(
             train_step(model, batch, optimizer.step, scale=gradient_scaler(optimizer), clip_grad=0.5, stop=False).loss
         )
         optimizer.zero_grad()
-    save_checkpoint(checkpoints / f"step={end}", model, optimizer, {"step": end})
+    save_checkpoint(checkpoints / f"step={end}", model, optimizer_state(model, optimizer), {"step": end})
     return losses
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from finetuning.data.batches import MicroBatch, RowPlan, plan_rows
+from finetuning.config.degrees import Degrees
+from finetuning.config.stages import assign_layers, stage_indices
+from finetuning.data.batches.global_batch import MicroBatch, RowPlan, plan_rows
 from finetuning.model.attention import make_documents
 from finetuning.parallel.context import ContextPlan, PieceDocuments, cut_row, local_places, plan_context
-from finetuning.parallel.degrees import Degrees
-from finetuning.parallel.stages import assign_layers, stage_indices
 from finetuning.parallel.tensor import tensor_dim
-from tests.test_plan import LLAMA31_8B
+from tests.config.test_memory import LLAMA31_8B
 
 pytestmark = pytest.mark.unit
 

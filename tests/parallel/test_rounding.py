@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from finetuning.parallel.apply import Technique
-from finetuning.parallel.degrees import Degrees
+from finetuning.config.degrees import Degrees
 from finetuning.parallel.mesh import Layout
-from finetuning.selftest import differences_between, in_layout, one_process, random_rows, tiny_config
+from finetuning.parallel.parallelize import Technique
+from finetuning.parallel.selftest import differences_between, in_layout, one_process, random_rows, tiny_config
 from tests.parallel.layouts import CPU, FULL, LENGTH, LORA, NUM_ROWS
 from tests.processes import run_processes
 

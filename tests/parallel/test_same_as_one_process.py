@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetuning.config import LORA_TARGETS
-from finetuning.data.batches import StepBatch, make_step_batch
-from finetuning.data.rows import RowPlan, plan_rows
-from finetuning.data.tokenized import open_split
-from finetuning.parallel.apply import Technique
+from finetuning.config.settings import LORA_TARGETS
+from finetuning.data.batches.global_batch import StepBatch, make_step_batch
+from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.tokens.tokenized import open_split
+from finetuning.parallel.parallelize import Technique
 from finetuning.training.optimizer import build_optimizer, gradient_scaler
 from finetuning.training.step import train_step
 from tests.models import build, whole

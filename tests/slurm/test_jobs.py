@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED
-from finetuning.launch.cluster import read_cluster
-from finetuning.launch.jobs import job_state
+from finetuning.launch.slurm.cluster import read_cluster
+from finetuning.launch.slurm.job import job_state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(600)]
 
@@ -50,7 +50,7 @@ class Place:
 
     def finetune(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """Runs `finetune VERB …`."""
-        code = "import sys; from finetuning.cli import console; sys.argv[0] = 'finetune'; console()"
+        code = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; console()"
         command = [sys.executable, "-c", code, *arguments, "--experiments_dir", str(self.experiments)]
         return subprocess.run(
             command, cwd=ROOT, env={**os.environ, "LC_ALL": "C.UTF-8"}, text=True, capture_output=True, check=False
@@ -200,8 +200,8 @@ def test_apptainer_is_given_the_folders_and_the_command(place: Place, tmp_path: 
     assert {f"{path}:{path}" for path in (ROOT, folder, place.model, place.dataset)} <= set(given[2].split(","))
     assert given[3:6] == ["--pwd", str(folder), "/images/nemo.sif"]
     assert given[6:] == [
-        "env", f"PYTHONPATH={ROOT}", "PYTHONUNBUFFERED=1", "PYTHONNOUSERSITE=1", sys.executable, "-m", "finetuning.launch.node",
-        f"{folder}/run.yaml",
+        "env", f"PYTHONPATH={ROOT}", "PYTHONUNBUFFERED=1", "PYTHONNOUSERSITE=1", sys.executable, "-m",
+        "finetuning.launch.slurm.node", f"{folder}/run.yaml",
     ]  # fmt: skip
 
 

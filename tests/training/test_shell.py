@@ -10,15 +10,15 @@ import lightning.pytorch as pl
 import pytest
 from rich.console import Console
 
-from finetuning.config import Run, RunConfig
-from finetuning.data.batches import GlobalBatches, RowPlan
-from finetuning.data.ledger import LEDGER_FILE, read_ledger
-from finetuning.data.tokenized import open_split
-from finetuning.parallel.degrees import Degrees
+from finetuning.config.degrees import Degrees
+from finetuning.config.settings import Run, RunConfig
+from finetuning.data.batches.global_batch import GlobalBatches, RowPlan
+from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
+from finetuning.data.tokens.tokenized import open_split
 from finetuning.parallel.mesh import Layout
 from finetuning.training.display import TrainingDisplay
+from finetuning.training.lightning_shell import FineTuning, MeshStrategy, StepRecord
 from finetuning.training.metrics import read_metrics
-from finetuning.training.shell import FineTuning, MeshStrategy, StepRecord
 from tests.models import build
 from tests.processes import run_processes
 from tests.references import random_split

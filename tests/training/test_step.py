@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetuning.data.batches import RowPlan, make_step_batch
-from finetuning.data.tokenized import open_split
+from finetuning.data.batches.global_batch import RowPlan, make_step_batch
+from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import RunError
-from finetuning.parallel.apply import ParallelLlama, Technique
+from finetuning.parallel.parallelize import ParallelLlama, Technique
 from finetuning.parallel.weights import local_part
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import StepResult, train_step

@@ -1,0 +1,1 @@
+"""Talks to people: one file for each verb, its flags and its screens. What a verb does is done elsewhere."""

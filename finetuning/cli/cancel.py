@@ -1,0 +1,82 @@
+"""`finetune cancel NAME`: makes an experiment save and stop; `--now` does not wait for it to save."""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from finetuning.cli.common_flags import verb_parser
+from finetuning.errors import EXIT_FAILED, InputError
+from finetuning.i18n import t
+from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_experiment
+from finetuning.launch.outcome import record_outcome, saved_step
+from finetuning.launch.slurm.job import cancel, is_live, job_state, signal_job
+from finetuning.launch.slurm.submit import outcome_of_job
+
+POLL_INTERVAL_S = 1.0
+WAIT_S = 600.0
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = verb_parser("cancel", t("Makes an experiment save and stop."))
+    parser.add_argument("name", help=t("name of the experiment"))
+    parser.add_argument("--now", action="store_true", help=t("do not wait until it has saved"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
+    given = parser.parse_args(argv)
+    found = find_experiment(given.experiments_dir, given.name)
+    if not found.is_live:
+        raise InputError(
+            t("experiment {name} does not run: {state} {reason}", name=found.name, state=found.state, reason=found.reason)
+        )
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if found.job_id:
+        _cancel_job(found, now=given.now)
+    else:
+        _signal_launcher(found, now=given.now)
+    console.print(t("asked {name} to stop; waiting until it has ended (Ctrl-C ends only the waiting) …", name=found.name))
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        found = find_experiment(given.experiments_dir, given.name)
+        if not found.is_live and not (found.job_id and is_live(found.job_id)):  # its script may take a moment longer
+            _record_end_of_job(found)
+            console.print(
+                t("{name}: {state}, newest checkpoint at step {step}; the same command goes on from there", name=found.name,
+                  state=found.state, step=saved_step(found.folder))
+            )  # fmt: skip
+            return 0
+        time.sleep(POLL_INTERVAL_S)
+    console.print(
+        t("{name} still runs after {seconds:.0f} s; finetune cancel --now does not wait", name=found.name, seconds=WAIT_S)
+    )
+    return EXIT_FAILED
+
+
+def _cancel_job(found: Experiment, *, now: bool) -> None:
+    """A job that waits is taken away; one that runs is told to save, without the requeue that a time limit brings."""
+    assert found.job_id is not None
+    if now or found.job is None or found.job.name != "RUNNING":
+        cancel(found.job_id)
+    else:
+        signal_job(found.job_id, "INT")
+
+
+def _signal_launcher(found: Experiment, *, now: bool) -> None:
+    pid = found.status.get("launcher_pid")
+    if pid is None:
+        raise InputError(t("experiment {name} was started by hand; end it where its torchrun runs", name=found.name))
+    host = found.status.get("host", os.uname().nodename)
+    if host != os.uname().nodename:
+        raise InputError(t("experiment {name} runs on {host}; cancel it there", name=found.name, host=host))
+    os.kill(int(pid), signal.SIGTERM)
+    if now:
+        time.sleep(POLL_INTERVAL_S)
+        os.kill(int(pid), signal.SIGTERM)
+
+
+def _record_end_of_job(found: Experiment) -> None:
+    """Nobody may have been there to write how a job ended."""
+    if found.job_id and found.state != found.status.get("state"):
+        record_outcome(found.folder, outcome_of_job(found.folder, found.job_id, job_state(found.job_id)))

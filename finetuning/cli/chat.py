@@ -1,0 +1,68 @@
+"""`finetune chat MODEL`: a conversation in the terminal; answers appear as they are made."""
+
+from collections.abc import Sequence
+
+from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.model_argument import open_given_model
+from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.data.reading.records import Sample
+from finetuning.errors import EXIT_FINISHED, InputError
+from finetuning.i18n import t
+from finetuning.inference.generate import Conversation, TextStream, printable
+from finetuning.inference.loading import LoadedModel, load_model
+
+RESET, LEAVE = "/reset", "/exit"
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = verb_parser("chat", t("A conversation with a model."))
+    add_model_flags(parser)
+    add_sampling_flags(parser, max_new_tokens=512, batched=False)
+    add_prompt_flags(parser)
+    given = parser.parse_args(argv)
+    sampling = chosen_sampling(given)
+    device, dtype = chosen_device(given)
+    stored = open_given_model(given.model, given.base)
+    model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
+    print(t("{leave} or Ctrl-D leaves, {reset} begins anew, Ctrl-C ends an answer", leave=LEAVE, reset=RESET))
+    conversation = Conversation(model.net, sampling, model.prompt_format.end_token_ids)
+    try:
+        _talk(model, conversation, stored.base.config.max_position_embeddings)
+    finally:
+        conversation.close()
+    return EXIT_FINISHED
+
+
+def _talk(model: LoadedModel, conversation: Conversation, num_positions: int) -> None:
+    sampling = conversation.sampling
+    turns: list[tuple[str, str]] = []
+    while True:
+        try:
+            question = input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+        if question == LEAVE:
+            return
+        if question == RESET:
+            turns = []
+            continue
+        if not question:
+            continue
+        if turns and model.prompt_format.again is None:
+            turns = []  # its template writes one question only
+        prompt = model.prompt_format.encode_prompt(Sample(1, question, "", history=tuple(turns)))
+        if len(prompt) + sampling.max_new_tokens > num_positions:
+            raise InputError(
+                t("the conversation has grown to {tokens} tokens, and with --max_new_tokens {new} the model has only {limit} "
+                  "positions; begin anew", tokens=len(prompt), new=sampling.max_new_tokens,
+                  limit=num_positions)
+            )  # fmt: skip
+        stream = TextStream(model.prompt_format)
+        try:
+            for token in conversation.answer(prompt):
+                print(printable(stream.add(token)), end="", flush=True)
+        except KeyboardInterrupt:
+            print(" …", end="")
+        print(printable(stream.end()))
+        turns.append((question, stream.shown))

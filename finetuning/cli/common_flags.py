@@ -1,0 +1,19 @@
+"""What the parsers of all verbs share. The language must be set before, as texts are translated when they are given."""
+
+import argparse
+
+from finetuning.config.settings import CHOICES
+from finetuning.i18n import t
+
+
+def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
+    """The parser of `finetune VERB`, with help and language."""
+    parser = argparse.ArgumentParser(prog=f"finetune {verb}", description=description, allow_abbrev=False, add_help=False)
+    add_common_flags(parser)
+    return parser
+
+
+def add_common_flags(parser: argparse.ArgumentParser) -> None:
+    """To a parser with `add_help=False`; the language itself is set by whoever builds it (`finetuning.cli.main.console`)."""
+    parser.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
+    parser.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))

@@ -1,0 +1,329 @@
+"""`finetune data check | preview | prepare | ledger | prune`: training data, looked at before and after a training."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from finetuning.cli.common_flags import add_common_flags
+from finetuning.config.llama import read_llama_config
+from finetuning.config.rules import check_settings
+from finetuning.config.settings import CHOICES, RunConfig, read_run
+from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
+from finetuning.data.batches.packing import GRANULARITY, RowPlan
+from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
+from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
+from finetuning.data.reading.check import Report, scan_sources
+from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.scan import ScanSettings
+from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
+from finetuning.data.report.convert import (
+    split_groups,
+    unpack_json_array,
+    write_folder,
+    write_megatron_parts,
+)
+from finetuning.data.report.html import report_page
+from finetuning.data.report.preview import Preview, preview_line, preview_text
+from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, show_findings, show_report
+from finetuning.data.tokens.configure import find_megatron
+from finetuning.data.tokens.prune import find_unused, remove_unused
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
+from finetuning.i18n import set_language, t
+from finetuning.launch.hub import find_model
+
+DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb and returns its exit code: 0, or 2 where the data has errors."""
+    parser = build_parser()
+    given = parser.parse_args(argv)
+    if given.lang:
+        set_language(given.lang)
+    _refuse_bad_numbers(given)
+    action: Callable[[argparse.Namespace, Console], int] = given.action
+    return action(given, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+
+
+def _refuse_bad_numbers(given: argparse.Namespace) -> None:
+    names = ("global_batch_size", "micro_batch_size", "row_length", "seq_length")
+    problems = check_settings(replace(DEFAULTS, **{name: getattr(given, name) for name in names if hasattr(given, name)}))
+    if getattr(given, "data_parallel_size", 1) < 1:
+        problems.append(t("--{name} {value}: {rule}", name="data_parallel_size", value=given.data_parallel_size,
+                          rule=t("must be 1 or more")))  # fmt: skip
+    if problems:
+        raise InputError(problems)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune data", description=t("Training data, looked at before and after a training."), add_help=False
+    )
+    parser.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    check = verbs.add_parser(
+        "check", help=t("report everything that is wrong or suspicious, with file and line"), add_help=False
+    )
+    check.set_defaults(action=_check)
+    check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=t("data folder, or files"))
+    _add_sample_flags(check, needs_model=False)
+    check.add_argument("--truncation", choices=CHOICES["truncation"], default="refuse", help=t("of a sample that is too long"))
+    check.add_argument("-g", "--global_batch_size", type=int, default=DEFAULTS.global_batch_size, metavar="N",
+                       help=t("samples per optimizer step, for the steps of an epoch and the packing"))  # fmt: skip
+    check.add_argument("-m", "--micro_batch_size", type=int, default=DEFAULTS.micro_batch_size, metavar="N",
+                       help=t("a packed row may hold micro_batch_size x seq_length tokens"))  # fmt: skip
+    check.add_argument("--row_length", type=int, metavar="N",
+                       help=t("tokens of a packed row; left out: micro_batch_size x seq_length"))  # fmt: skip
+    check.add_argument("--data_parallel_size", type=int, default=1, metavar="N", help=t("ranks that share a global batch"))
+    check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
+    check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))
+
+    preview = verbs.add_parser("preview", help=t("show a sample exactly as the model sees it"), add_help=False)
+    preview.set_defaults(action=_preview)
+    preview.add_argument("path", type=Path, metavar="PATH", help=t("data folder or file"))
+    _add_sample_flags(preview, needs_model=True)
+    preview.add_argument("--split", choices=SPLITS, default="training", help=t("file of the folder"))
+    preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; left out: the first that can be used"))
+    preview.add_argument("--html", type=Path, metavar="FILE", help=t("also write a page for a browser"))
+
+    prepare = verbs.add_parser("prepare", help=t("convert data, drop duplicates, and split it without leakage"), add_help=False)
+    prepare.set_defaults(action=_prepare)
+    prepare.add_argument("source", type=Path, metavar="SRC", help=t("file, or folder of files, in any readable format"))
+    prepare.add_argument("target", type=Path, metavar="OUT", help=t("folder to write; must be new or empty"))
+    _add_sample_flags(prepare, needs_model=False)
+    prepare.add_argument("--to", choices=("jsonl", "megatron"), default="jsonl",
+                         help=t("jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx"))  # fmt: skip
+    prepare.add_argument("--validation_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
+    prepare.add_argument("--test_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
+    prepare.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help=t("decides which samples are held out"))
+    prepare.add_argument("--keep_duplicates", action="store_true", help=t("keep samples that are there twice"))
+
+    ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"), add_help=False)
+    ledger.set_defaults(action=_ledger)
+    ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
+    ledger.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
+                        help=t("folder that holds the experiments"))  # fmt: skip
+    ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
+    ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
+
+    prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"), add_help=False)
+    prune.set_defaults(action=_prune)
+    prune.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
+                       help=t("folder that holds the experiments"))  # fmt: skip
+    prune.add_argument(
+        "--keep", type=int, default=3, metavar="N", help=t("newest ones without an experiment that stay all the same")
+    )
+    prune.add_argument("--dryrun", action="store_true", help=t("only say what would be removed"))
+    for verb in (check, preview, prepare, ledger, prune):
+        add_common_flags(verb)
+    return parser
+
+
+def _add_sample_flags(parser: argparse.ArgumentParser, *, needs_model: bool) -> None:
+    parser.add_argument("--hf_model_id", required=needs_model, metavar="MODEL",
+                        help=t("model whose tokenizer counts the tokens: a local folder, or a name on the hub"))  # fmt: skip
+    parser.add_argument("--seq_length", type=int, default=DEFAULTS.seq_length, metavar="N", help=t("longest sample in tokens"))
+    parser.add_argument(
+        "--prompt_template", metavar="TEXT", help=t("text with {{input}} and {{output}} instead of the chat template")
+    )
+    parser.add_argument("--system_prompt", metavar="TEXT", help=t("system message put before every sample"))
+
+
+def _check(given: argparse.Namespace, console: Console) -> int:
+    sources = _sources_of(given.paths)
+    model_path = find_model(given.hf_model_id, None, with_weights=False) if given.hf_model_id else None
+    prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt) if model_path else None
+    settings = ScanSettings(prompt_format, given.seq_length, given.truncation)
+    with reading_progress([source.path for source in sources.values()]) as progress:
+        report = scan_sources(sources, settings, None, progress)
+    facts = _packing(report, given, read_llama_config(model_path).attention_cost) if model_path else None
+    show_report(console, report, facts)
+    if prompt_format is None:
+        console.print(t("tokens were not counted; give --hf_model_id for lengths, packing and previews"))
+    if given.json:
+        value = report.as_json() | {"packing": facts.as_json() if facts else None}
+        _write(given.json, json.dumps(value, ensure_ascii=False, indent=1), console)
+    if given.html:
+        previews = previews_of(sources, report, prompt_format) if prompt_format else []
+        subject = ", ".join(str(path) for path in given.paths)
+        _write(given.html, report_page(report, facts, previews, subject), console)
+    return EXIT_BAD_INPUT if report.has_errors or not any(file.samples for file in report.files) else EXIT_FINISHED
+
+
+def _preview(given: argparse.Namespace, console: Console) -> int:
+    source = find_sources(given.path).get(given.split)
+    if source is None:
+        raise InputError(t("{path}: has no {split} file", path=given.path, split=given.split))
+    model_path = find_model(given.hf_model_id, None, with_weights=False)
+    prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
+    preview = preview_line(source, given.line, prompt_format)
+    console.print(preview_text(preview))
+    if given.html:
+        _write(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
+    return EXIT_FINISHED if all(holds for _, holds in preview.promises) else EXIT_BAD_INPUT
+
+
+def _prepare(given: argparse.Namespace, console: Console) -> int:
+    _check_prepare(given)
+    prompt_format = None
+    if given.to == "megatron":
+        model_path = find_model(given.hf_model_id, None, with_weights=False)
+        prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = _readable_files(given.source, Path(scratch))
+        sources = {str(index): Source(path) for index, path in enumerate(paths)}
+        with reading_progress(paths) as progress:
+            report = scan_sources(sources, ScanSettings(None, 0), None, progress, is_one_body=True)
+        show_findings(console, report, SHOWN_PER_CODE)
+        selection = report.selection
+        assert selection is not None
+        is_kept = ~selection.is_repeated | given.keep_duplicates
+        shares = (1 - given.validation_share - given.test_share, given.validation_share, given.test_share)
+        part = np.full(len(is_kept), -1)
+        part[is_kept] = split_groups(selection.groups[is_kept], shares, given.seed)
+        if not is_kept.any():
+            raise InputError(t("{path}: holds no samples", path=given.source))
+        if prompt_format is not None:
+            parts = write_megatron_parts(paths, selection, part, given.target, prompt_format)
+        else:
+            parts = write_folder(paths, selection, part, given.target)
+    records = sum(file.records for file in report.files)
+    written = sum(part.samples for part in parts)
+    sizes = ", ".join(f"{part.name} {part.samples:,}" for part in parts)
+    console.print(t("{folder}: {written:,} of {records:,} samples written ({sizes}); the others are listed above",
+                    folder=given.target, written=written, records=records, sizes=sizes))  # fmt: skip
+    return EXIT_FINISHED
+
+
+def _check_prepare(given: argparse.Namespace) -> None:
+    problems = []
+    for name in ("validation_share", "test_share"):
+        if not 0 <= getattr(given, name) <= 0.5:
+            problems.append(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 0 to 0.5")))
+    if given.to == "megatron" and not given.hf_model_id:
+        problems.append(t("--to megatron writes tokens; give the model whose tokenizer makes them as --hf_model_id"))
+    if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
+        problems.append(t("{folder}: exists and is not empty; give a new folder", folder=given.target))
+    if problems:
+        raise InputError(problems)
+
+
+def _readable_files(source: Path, scratch: Path) -> list[Path]:
+    """The data files of SRC; a JSON array is unpacked into `scratch`.
+
+    Raises:
+        InputError: there is none.
+    """
+    if source.is_dir():
+        candidates = sorted(file for file in source.iterdir() if file.is_file())
+    elif source.is_file():
+        candidates = [source]
+    else:
+        raise InputError(t("{path}: there is no such file", path=source))
+    paths = []
+    for file in candidates:
+        if file.suffix == ".json" or (stem_of(file) and _is_array(file)):
+            unpack_json_array(file, scratch / f"{file.name}.jsonl")
+            paths.append(scratch / f"{file.name}.jsonl")
+        elif stem_of(file):
+            paths.append(file)
+    if not paths:
+        raise InputError(t("{path}: not a data file; use {suffixes}", path=source, suffixes=", ".join((*SUFFIXES, ".json"))))
+    return paths
+
+
+def _is_array(path: Path) -> bool:
+    first = next(iter(read_batches(path)), None)
+    return isinstance(first, Finding) and first.code == "json_array"
+
+
+def _ledger(given: argparse.Namespace, console: Console) -> int:
+    folder = given.experiments_dir / given.experiment
+    if not (folder / LEDGER_FILE).is_file():
+        raise InputError(
+            t("{folder}: there is no ledger; is --experiment the name of one that has been trained?", folder=folder)
+        )
+    file = Path(read_run(folder / "run.yaml").sources["training"]).name
+    found = 0
+    for entry in read_ledger(folder / LEDGER_FILE):
+        if given.step is None and given.line is None:
+            console.print(
+                t("step {step}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers", step=entry.step,
+                  samples=len(entry.lines), tokens=int(entry.tokens.sum()), answers=int(entry.answer_tokens.sum()))
+            )  # fmt: skip
+            found += 1
+        elif given.step in (None, entry.step):
+            for line, tokens, answers in zip(entry.lines.tolist(), entry.tokens, entry.answer_tokens, strict=True):
+                if given.line in (None, line):
+                    place = f"{file}:{line}"
+                    console.print(t("step {step}  {place}  {tokens:,} tokens, {answers:,} of them answers", step=entry.step,
+                                    place=place, tokens=int(tokens), answers=int(answers)))  # fmt: skip
+                    found += 1
+    if not found:
+        raise InputError(t("{folder}: the ledger has no such step or line", folder=folder))
+    return EXIT_FINISHED
+
+
+def _prune(given: argparse.Namespace, console: Console) -> int:
+    if given.keep < 0:
+        raise InputError(t("--{name} {value}: {rule}", name="keep", value=given.keep, rule=t("must be 0 or more")))
+    unused = find_unused(given.experiments_dir, given.keep)
+    for entry in unused:
+        console.print(t("{folder}  {size:.1f} MiB", folder=entry.folder, size=entry.size / 2**20))
+        if not given.dryrun:
+            remove_unused(entry)
+    size = sum(entry.size for entry in unused) / 2**20
+    if given.dryrun:
+        console.print(t("{count} folders of tokens would be removed, {size:.1f} MiB", count=len(unused), size=size))
+    else:
+        console.print(t("{count} folders of tokens removed, {size:.1f} MiB", count=len(unused), size=size))
+    return EXIT_FINISHED
+
+
+def previews_of(sources: dict[str, Source], report: Report, prompt_format: PromptFormat) -> list[Preview]:
+    """The first usable sample of each split."""
+    filled = [name for name in sources if report.splits[name].samples]
+    return [preview_line(sources[name], None, prompt_format) for name in filled]
+
+
+def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -> PackingFacts | None:
+    name = next(iter(report.counts), None)
+    if name is None or not len(report.counts[name]):
+        return None
+    capacity = given.row_length or given.micro_batch_size * given.seq_length
+    return packing_facts(
+        report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
+        plan=RowPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
+    )  # fmt: skip
+
+
+def _sources_of(paths: list[Path]) -> dict[str, Source]:
+    """A folder's splits, or each file as a part of its own."""
+    if len(paths) == 1 and paths[0].is_dir():
+        if find_megatron(paths[0]):
+            raise InputError(t("{path}: Megatron data holds tokens; there is no text to check", path=paths[0]))
+        return find_sources(paths[0])
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise InputError([t("{path}: there is no such file", path=path) for path in missing])
+    unknown = [path for path in paths if stem_of(path) is None]
+    if unknown:
+        raise InputError([t("{path}: not a data file", path=path) for path in unknown])
+    stems = [stem_of(path) or path.name for path in paths]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return dict(zip(names, map(Source, paths), strict=True))
+
+
+def _write(path: Path, text: str, console: Console) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(t("cannot write to {folder}: {reason}", folder=path, reason=error.strerror or error)) from None
+    console.print(t("written: {path}", path=path))

@@ -1,0 +1,80 @@
+"""`finetune generate MODEL [PROMPT …]`: answers to prompts, from the command line, a file or standard input."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.model_argument import open_given_model
+from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.sources import SUFFIXES, stem_of
+from finetuning.errors import EXIT_FINISHED, InputError
+from finetuning.i18n import t
+from finetuning.inference.generate import TextStream, generate_answers, printable
+from finetuning.inference.loading import load_model
+from finetuning.inference.samples import check_lengths, read_samples
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = verb_parser("generate", t("Answers prompts; one prompt streams."))
+    add_model_flags(parser)
+    parser.add_argument("prompts", nargs="*", help=t("questions; left out: --file, or each line of standard input is one"))
+    parser.add_argument("--file", type=Path, help=t("questions: data as for training, or a text file with one on each line"))
+    parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; left out: the terminal"))
+    add_sampling_flags(parser, max_new_tokens=256)
+    add_prompt_flags(parser)
+    given = parser.parse_args(argv)
+    sampling = chosen_sampling(given)
+    device, dtype = chosen_device(given)
+    samples = _samples(given.prompts, given.file)
+    stored = open_given_model(given.model, given.base)
+    model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
+    prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
+    check_lengths(samples, [len(prompt) + sampling.max_new_tokens for prompt in prompts], stored.base.config)
+    stream = TextStream(model.prompt_format)
+    streams = len(samples) == 1 and given.out is None
+    answers = generate_answers(
+        model.net, prompts, sampling, model.prompt_format.end_token_ids, batch_size=given.batch_size,
+        told=(lambda _, token: print(printable(stream.add(token)), end="", flush=True)) if streams else None,
+    )  # fmt: skip
+    if streams:
+        print(printable(stream.end()))
+        return EXIT_FINISHED
+    texts = [model.prompt_format.decode(answer) for answer in answers]
+    if given.out is None:
+        _write(sys.stdout, samples, texts)
+    else:
+        with given.out.open("w", encoding="utf-8") as file:
+            _write(file, samples, texts)
+        print(t("{count} answers in {file}", count=len(texts), file=given.out))
+    return EXIT_FINISHED
+
+
+def _samples(prompts: list[str], file: Path | None) -> list[Sample]:
+    if prompts and file is not None:
+        raise InputError(t("give prompts or --file, not both"))
+    if file is not None and stem_of(file) is not None:
+        return read_samples(file, None, needs_answer=False)
+    if file is not None:
+        try:
+            prompts = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(t("{file}: cannot be read: {error}", file=file, error=error)) from None
+    elif not prompts:
+        prompts = sys.stdin.read().splitlines()
+    samples = [Sample(line, prompt, "") for line, prompt in enumerate(prompts, start=1) if prompt.strip()]
+    if not samples:
+        raise InputError(
+            t("no prompt: give one as an argument, on standard input, or a file of lines or of {suffixes} as --file",
+              suffixes=", ".join(SUFFIXES))
+        )  # fmt: skip
+    return samples
+
+
+def _write(file: TextIO, samples: list[Sample], answers: list[str]) -> None:
+    for sample, answer in zip(samples, answers, strict=True):
+        row = {"input": sample.input} | ({"label": sample.output} if sample.output else {}) | {"prediction": answer}
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,99 @@
+"""`finetune merge ADAPTER OUT`: an adapter into its base model, and the proof that it answers as before.
+
+Merged in float32 and written in the base's dtype; then both are loaded again and compared on real prompts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.export import export_with_progress
+from finetuning.cli.model_argument import open_given_model
+from finetuning.cli.model_flags import add_model_flags, chosen_device
+from finetuning.config.settings import read_run
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
+from finetuning.formats.huggingface.export import DTYPES
+from finetuning.formats.recognize import StoredModel, open_model
+from finetuning.i18n import t
+from finetuning.inference.compare import Behaviour, Comparison, compare, observe
+from finetuning.inference.loading import load_model
+from finetuning.inference.samples import check_lengths, read_samples
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = verb_parser("merge", t("Merges an adapter and compares before and after."))
+    add_model_flags(parser)
+    parser.add_argument("out", type=Path, help=t("folder for the merged model in Hugging Face format"))
+    parser.add_argument("--data", type=Path, help=t("prompts to compare on; left out: the run's test split"))
+    parser.add_argument("--limit", type=int, default=16, help=t("prompts to compare on (default: 16)"))
+    parser.add_argument("--max_new_tokens", type=int, default=64, help=t("longest compared answer, in tokens (default: 64)"))
+    given = parser.parse_args(argv)
+    for name in ("limit", "max_new_tokens"):
+        if getattr(given, name) < 1:
+            raise InputError(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 1 or more")))
+    device, _ = chosen_device(given)
+    dtype = DTYPES[given.dtype or "float32"]  # a coarser one would hide what merging changes
+    stored = open_given_model(given.model, given.base)
+    if stored.adapter is None:
+        raise InputError(t("{path}: is a whole model; there is no adapter to merge", path=stored.path))
+    file = given.data or test_file_of(stored.path)
+    if file is None:
+        raise InputError(
+            t("{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data", path=stored.path)
+        )
+    samples = read_samples(file, given.limit, needs_answer=False)
+    prompt_format = stored.prompt_format()
+    prompts = [prompt_format.encode_prompt(sample) for sample in samples]
+    check_lengths(samples, [len(prompt) + given.max_new_tokens for prompt in prompts], stored.base.config)
+
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if not stored.base_is_checked:
+        console.print(t("note: the adapter does not say on which weights it was trained; only names and shapes are compared"))
+    export_with_progress(stored, given.out, None, console)
+    console.print(t("model in Hugging Face format: {path}", path=given.out))
+    before = _observe(stored, prompts, None, given.max_new_tokens, device, dtype)
+    merged = open_model(given.out)
+    after = _observe(merged, prompts, before.answers, given.max_new_tokens, device, dtype)
+    dtypes = {merged.base.dtype(name) for name in stored.adapter.updates}
+    found = compare(before, after, dtypes)
+    _show(console, found, file)
+    return EXIT_FINISHED if found.is_same else EXIT_FAILED
+
+
+def test_file_of(path: Path) -> Path | None:
+    """The test split of the experiment that a checkpoint or an export lies in, else its validation split."""
+    for folder in list(path.resolve().parents)[:2]:
+        if (folder / "run.yaml").is_file():
+            sources = read_run(folder / "run.yaml").sources
+            found = [Path(sources[name]) for name in ("test", "validation") if name in sources]
+            return next((file for file in found if file.is_file() and file.suffix != ".bin"), None)
+    return None
+
+
+def _observe(
+    stored: StoredModel, prompts: list[list[int]], along: list[list[int]] | None, max_new_tokens: int, device: torch.device,
+    dtype: torch.dtype,
+) -> Behaviour:  # fmt: skip
+    model = load_model(stored, device, dtype)  # freed before the next is loaded
+    return observe(model.net, prompts, along, model.prompt_format.end_token_ids, max_new_tokens)
+
+
+def _show(console: Console, found: Comparison, file: Path) -> None:
+    console.print(t("compared on {count} prompts of {file}:", count=found.answers, file=file))
+    console.print(
+        t("  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding explains {tolerance:.3g})",
+          difference=found.largest_difference, largest=found.largest_logit, tolerance=found.tolerance)
+    )  # fmt: skip
+    console.print(
+        t("  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} positions",
+          same=found.same_answers, all=found.answers, tokens=found.same_tokens, positions=found.tokens)
+    )  # fmt: skip
+    if not found.is_same:
+        console.print(t("DIFFERENT: the merged model does not compute what the adapter does; do not use it"))
+    elif found.same_answers == found.answers:
+        console.print(t("same: the merged model answers as the adapter does"))
+    else:
+        console.print(t("same but for rounding: where two tokens are almost equally likely, the other one may be chosen"))

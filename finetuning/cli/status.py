@@ -1,0 +1,58 @@
+"""`finetune status [NAME]`: how an experiment is, or how it ended; without a name, the latest one."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from finetuning.cli.common_flags import verb_parser
+from finetuning.errors import InputError
+from finetuning.i18n import t
+from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
+from finetuning.launch.outcome import saved_step
+
+LABEL_WIDTH = 12
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = verb_parser("status", t("How an experiment is, or how it ended."))
+    parser.add_argument("name", nargs="?", help=t("name of the experiment; left out: the latest"))
+    parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
+    parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text"))
+    given = parser.parse_args(argv)
+    if given.name is None:
+        experiments = find_experiments(given.experiments_dir)
+        if not experiments:
+            raise InputError(t("no experiments in {folder}", folder=given.experiments_dir))
+        found = experiments[0]
+    else:
+        found = find_experiment(given.experiments_dir, given.name)
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    if given.json:
+        job = None if found.job is None else vars(found.job)
+        console.print(
+            json.dumps({**found.status, "state": found.state, "reason": found.reason, "job": job}, ensure_ascii=False)
+        )
+        return 0
+    for label, value in _lines(found):
+        console.print(f"{label:<{LABEL_WIDTH}}{value}")
+    return 0
+
+
+def _lines(found: Experiment) -> list[tuple[str, str]]:
+    status = found.status
+    lines = [(t("experiment"), found.name), (t("state"), f"{found.state} · {found.reason}" if found.reason else found.state)]
+    step = t("{progress}, newest checkpoint at step {saved}", progress=found.progress, saved=saved_step(found.folder))
+    loss = status.get("train_loss")
+    lines.append((t("step"), step if loss is None else t("{step}, loss {loss:.4f}", step=step, loss=loss)))
+    where = found.place
+    if found.job is not None:
+        where += f" · {found.job.name}" + (f" · {found.job.nodes}" if found.job.nodes else "")
+    if status.get("restarts"):
+        where += " · " + t("requeued {count} times", count=status["restarts"])
+    lines.append((t("where"), where))
+    lines.append((t("changed"), str(status.get("updated_at", ""))))
+    lines.append((t("folder"), str(found.folder)))
+    lines.append((t("log"), str(found.log)))
+    return lines

@@ -1,0 +1,210 @@
+"""`finetune train`: prepare, show, start, wait, report."""
+
+import dataclasses
+import fcntl
+import os
+import shlex
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from finetuning.checkpoint.files import remove_incomplete
+from finetuning.cli.train_screens import show_end, show_start
+from finetuning.config.rules import check_settings
+from finetuning.config.settings import Run, RunConfig, write_run
+from finetuning.data.tokens.prune import TOKENS_FOLDER
+from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
+from finetuning.i18n import t
+from finetuning.launch.data_report import write_data_report
+from finetuning.launch.gpus import gpu_memory_gib
+from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
+from finetuning.launch.prepare import Prepared, prepare
+from finetuning.launch.slurm.container import package_folder
+from finetuning.launch.slurm.job_script import JobPlan, render_job, script_of
+from finetuning.launch.slurm.submit import follow_to_the_end, plan_for, refuse_live_job, submit_job
+from finetuning.launch.torchrun import run_workers, torchrun_command, torchrun_command_of_node
+from finetuning.runtime.failures import clear_failures
+from finetuning.runtime.network import own_address
+from finetuning.runtime.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
+
+LOCK_FILE = ".lock"
+PORT_BY_HAND = 29500  # torchrun's own
+
+
+def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool = False) -> int:
+    """Carries the command out and returns its exit code; with `detach`, a Slurm job is submitted and not followed.
+
+    Raises:
+        InputError: nothing was started.
+    """
+    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    config = _with_home_folder(config)
+    _refuse_token(config, token)
+    if detach and config.executor != "slurm":
+        raise InputError(t("--detach has no effect without --executor slurm"))
+    experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
+    # With a wrong setting, a name that is no folder's among them, everything else is checked as well, but nothing written.
+    job = plan_for(config) if config.executor == "slurm" else None
+    if dryrun or check_settings(config) or (job is not None and job.problems):
+        return _show_only(config, token, experiment_dir, console, job)
+    is_new = not experiment_dir.exists()
+    try:
+        experiment_dir.mkdir(parents=True, exist_ok=True)
+        lock = (experiment_dir / LOCK_FILE).open("a")
+    except OSError as error:
+        raise InputError(
+            t("cannot write to {folder}: {reason}", folder=experiment_dir, reason=error.strerror or error)
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                t("experiment {name} is running already (see {folder}); wait for it, or give another --experiment name",
+                  name=config.experiment, folder=experiment_dir)
+            ) from None  # fmt: skip
+        try:
+            refuse_live_job(experiment_dir, config.experiment)
+            return _run(config, token, experiment_dir, console, lock.fileno(), job, detach)
+        except InputError:
+            if is_new:
+                _remove_empty(experiment_dir)
+            raise
+
+
+def _run(
+    config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, job: JobPlan | None,
+    detach: bool,
+) -> int:  # fmt: skip
+    prepared = prepare(config, token, experiment_dir, experiment_dir.parent / TOKENS_FOLDER, with_weights=True, job=job)
+    run = prepared.run
+    if prepared.start.finished_at is not None:
+        _say_finished(console, prepared)
+        return EXIT_FINISHED
+    logs = experiment_dir / "logs"
+    logs.mkdir(exist_ok=True)
+    checkpoints = experiment_dir / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    remove_incomplete(checkpoints)
+    clear_failures(logs)
+    write_data_report(prepared, experiment_dir / "data")
+    show_start(console, prepared, _gpu_memory_gib(run))
+    run_file = experiment_dir / "run.yaml"
+    write_run(run, run_file)
+    step = prepared.start.checkpoint.step if prepared.start.checkpoint else 0
+    if job is not None:
+        job_id = submit_job(run, job, step, console)
+        if detach:
+            _say_commands(console, config.experiment)
+            return EXIT_FINISHED
+        followed = follow_to_the_end(run, job_id, console)
+        return EXIT_INTERRUPTED if followed is None else _report(run, followed, console)
+    host = os.uname().nodename
+    facts = {"step": step, "max_steps": run.max_steps, "exit_code": None, "job_id": None, "saved": None, "host": host}
+    if config.num_nodes > 1:
+        write_status(experiment_dir, QUEUED, reason=t("to be started by hand on each machine"), launcher_pid=None, **facts)
+        _print_lines_for_machines(console, run_file, config)
+        return EXIT_FINISHED
+    write_status(experiment_dir, STARTING, reason=None, launcher_pid=os.getpid(), **facts)
+    console.print(t("starting {count} processes …", count=config.num_gpus))
+    ended = run_workers(run_file, config.num_gpus, logs, lock_descriptor)
+    outcome = decide_outcome(experiment_dir, log=logs / "torchrun.log", stop_asked=ended.asked is not None, killed=ended.killed)
+    record_outcome(experiment_dir, outcome)
+    return _report(run, outcome, console)
+
+
+def _report(run: Run, outcome: Outcome, console: Console) -> int:
+    """Says how it ended and returns the exit code."""
+    if outcome.state == FINISHED:
+        show_end(console, run)
+    elif outcome.state == STOPPED:
+        if outcome.exit_code == EXIT_INTERRUPTED:
+            console.print(outcome.reason)
+        if read_status(Path(run.experiment_dir)).get("saved") is None:  # else the worker has said what it saved
+            console.print(t("stopped; run the same command to go on"))
+    else:
+        show_failure(outcome)
+    return outcome.exit_code
+
+
+def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, console: Console, job: JobPlan | None) -> int:
+    """The resolved run and the command that would start it; nothing is started and no folder is made."""
+    with tempfile.TemporaryDirectory() as scratch:
+        with_weights = Path(config.hf_model_id).is_dir() or config.nemo_model is not None
+        prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=with_weights, job=job)
+        show_start(console, prepared, _gpu_memory_gib(prepared.run))
+        if prepared.start.finished_at is not None:
+            _say_finished(console, prepared)
+        run_file = Path(scratch) / "run.yaml"
+        tokens_dir = experiment_dir.parent / TOKENS_FOLDER / Path(prepared.run.tokens_dir).name
+        run = dataclasses.replace(prepared.run, tokens_dir=str(tokens_dir))
+        write_run(run, run_file)
+        console.print("\n# run.yaml")
+        console.print(run_file.read_text(encoding="utf-8"))
+    if job is not None:
+        console.print(f"# {script_of(experiment_dir).name}")
+        console.print(render_job(run, job))
+    elif config.num_nodes > 1:
+        _print_lines_for_machines(console, experiment_dir / "run.yaml", config)
+    else:
+        command = torchrun_command(experiment_dir / "run.yaml", config.num_gpus)
+        console.print(shlex.join(["torchrun", *command[3:]]))
+    return EXIT_FINISHED
+
+
+def _print_lines_for_machines(console: Console, run_file: Path, config: RunConfig) -> None:
+    """One line for each machine, to be pasted there."""
+    address = own_address()
+    console.print(
+        t("# One line for each machine; this one, {address}, is the first. All of them see {folder} and have this Python "
+          "environment. The command without --dryrun writes run.yaml and the data.", address=address, folder=run_file.parent)
+    )  # fmt: skip
+    for node in range(config.num_nodes):
+        command = torchrun_command_of_node(
+            run_file, config.num_gpus, num_nodes=config.num_nodes, node=str(node), first_node=address, port=PORT_BY_HAND
+        )
+        console.print(shlex.join(["env", f"PYTHONPATH={package_folder().parent}", *command]))
+
+
+def _say_commands(console: Console, name: str) -> None:
+    console.print(t("see how it is: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}",
+                    name=name))  # fmt: skip
+
+
+def _refuse_token(config: RunConfig, token: str | None) -> None:
+    """Every setting is written to run.yaml."""
+    if token is not None:
+        for name, value in dataclasses.asdict(config).items():
+            if token in str(value):
+                raise InputError(
+                    t("--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token", name=name)
+                )
+
+
+def _say_finished(console: Console, prepared: Prepared) -> None:
+    config, folder = prepared.run.config, Path(prepared.run.experiment_dir)
+    console.print(
+        t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
+          "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
+          done=prepared.start.finished_at, max_steps=prepared.run.max_steps, export=folder / "export")
+    )  # fmt: skip
+
+
+def _with_home_folder(config: RunConfig) -> RunConfig:
+    """A shell leaves the ~ in `--flag=~/folder` and in a file of settings as it is."""
+    named = ("hf_model_id", "nemo_model", "dataset_path", "experiments_dir", "restore_config")
+    given = {name: getattr(config, name) for name in named}
+    return dataclasses.replace(config, **{name: os.path.expanduser(path) for name, path in given.items() if path})  # noqa: PTH111
+
+
+def _remove_empty(experiment_dir: Path) -> None:
+    """Takes a new folder away again where nothing but the lock has come into it."""
+    if [path.name for path in experiment_dir.iterdir()] == [LOCK_FILE]:
+        (experiment_dir / LOCK_FILE).unlink()
+        experiment_dir.rmdir()
+
+
+def _gpu_memory_gib(run: Run) -> float | None:
+    here = run.device == "cuda" and run.config.executor == "local"
+    return gpu_memory_gib() if here else None

@@ -1,0 +1,230 @@
+"""The screens a user reads on the launching machine: before the start, and at the end."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from finetuning.config.memory import Choices, plan_memory, trained_parameters
+from finetuning.config.settings import Run, RunConfig
+from finetuning.config.stages import num_rows_rule
+from finetuning.data.batches.order import samples_of_step
+from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.records import Sample
+from finetuning.data.report.terminal import finding_summary
+from finetuning.i18n import t
+from finetuning.launch.prepare import Prepared
+from finetuning.training.metrics import read_metrics
+
+LABEL_WIDTH = 12
+EXAMPLE_CHARACTERS = 160
+
+
+def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | None) -> None:
+    """Everything that is about to happen, on one screen."""
+    run, config, model = prepared.run, prepared.run.config, prepared.model
+    trained = trained_parameters(config, model)
+    total = model.num_parameters + (trained if config.peft == "lora" else 0)
+    method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
+    _line(
+        console, t("model"),
+        t("{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})",
+          name=config.nemo_model or config.hf_model_id, layers=model.num_hidden_layers, total=_count(total),
+          trained=_count(trained), method=method),
+    )  # fmt: skip
+    for name, split in prepared.dataset.splits.items():
+        _line(
+            console, t("data") if name == "training" else "",
+            t("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, longest {longest:,} · {file}",
+              split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
+              longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
+        )  # fmt: skip
+    if summary := finding_summary(prepared.dataset.report):
+        _line(console, t("checked"), t("{summary} · see data/report.html in the folder below", summary=summary))
+    if prepared.dataset.example is not None:
+        _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
+    _line(console, t("layout"), _layout(prepared))
+    _line(console, t("schedule"), _schedule(prepared))
+    if gpu_memory_gib is not None:
+        choices = Choices(run.sharding, run.optimizer_states, run.activation_checkpointing, run.row_length)
+        _line(
+            console, t("memory"),
+            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, choices).total_gib,
+              there=gpu_memory_gib),
+        )  # fmt: skip
+    _line(console, t("folder"), run.experiment_dir)
+    for message in prepared.start.messages:
+        _line(console, t("start"), message)
+    for note in prepared.notes:
+        _line(console, t("note"), note)
+
+
+def show_end(console: Console, run: Run) -> None:
+    """Losses before and after, sample answers, where the result is, how to load it, what to do next."""
+    folder, config = Path(run.experiment_dir), run.config
+    results = folder / "results"
+    losses = _losses(folder)
+    if losses:
+        console.print()
+        _line(console, t("losses"), losses[0])
+        for line in losses[1:]:
+            _line(console, "", line)
+    packing = _packing(folder)
+    if packing:
+        _line(console, t("packing"), packing)
+    _show_answers(console, results)
+    console.print()
+    _line(console, t("result"), str(folder / "export"))
+    _line(console, t("load it"), _load_line(config, folder / "export"))
+    _line(console, t("records"), f"{folder}/: metrics.csv, results/, logs/, tensorboard/, checkpoints/")
+    _line(
+        console, t("next"),
+        t("train on: the same command with --max_steps {steps}", steps=run.max_steps * 2),
+    )  # fmt: skip
+    _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
+
+
+def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
+    """The first training sample; what is trained stands in brackets and in colour."""
+    text = Text(t("line {line} · trained in brackets: ", line=sample.line))
+    text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
+    text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
+    return text
+
+
+def _layout(prepared: Prepared) -> str:
+    run, config, split = prepared.run, prepared.run.config, prepared.dataset.splits["training"]
+    samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
+    rows_multiple = num_rows_rule(config.pipeline_schedule, config.pipeline_model_parallel_size)
+    plan = RowPlan(run.row_length, 1, prepared.model.attention_cost, rows_multiple=rows_multiple)
+    lengths = split.lengths[samples]
+    rows = plan_rows(lengths, config.data_parallel_size, plan)
+    return t(
+        "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
+        "{tokens:,} tokens", length=run.row_length,
+        world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
+        axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
+    )  # fmt: skip
+
+
+def _axes(config: RunConfig) -> str:
+    """The axes that are more than one process wide, and data parallel in any case."""
+    named = {
+        t("tensor parallel"): config.tensor_model_parallel_size, t("context parallel"): config.context_parallel_size,
+        t("pipeline parallel"): config.pipeline_model_parallel_size,
+    }  # fmt: skip
+    texts = [f"{name} {degree}" for name, degree in named.items() if degree > 1]
+    return " × ".join([*texts, t("data parallel") + f" {config.data_parallel_size}"])
+
+
+def _schedule(prepared: Prepared) -> str:
+    run, config = prepared.run, prepared.run.config
+    epochs = run.max_steps * config.global_batch_size / len(prepared.dataset.splits["training"])
+    text = t(
+        "{steps} steps = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up steps, cosine to {low:g}",
+        steps=run.max_steps, epochs=epochs, peak=config.learning_rate, warmup=run.warmup_steps, low=config.min_lr,
+    )  # fmt: skip
+    if "validation" in prepared.dataset.splits:
+        text += t(" · validation every {every}", every=run.val_check_interval)
+    if run.save_every_n_steps:
+        text += t(" · checkpoint every {every}", every=run.save_every_n_steps)
+    return text
+
+
+def _losses(folder: Path) -> list[str]:
+    rows = read_metrics(folder / "metrics.csv")
+    lines = []
+    if rows:
+        lines.append(
+            t("training {first:.4f} → {last:.4f}", first=float(rows[0]["train_loss"]), last=float(rows[-1]["train_loss"]))
+        )
+    validated = [float(row["val_loss"]) for row in rows if row["val_loss"]]
+    before = _read_json(folder / "results" / "before.json").get("val_loss")
+    if validated and before is not None:
+        lines.append(
+            t("validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not trained "
+              "on)", before=before, after=validated[-1], before_perplexity=_perplexity(before),
+              after_perplexity=_perplexity(validated[-1]))
+        )  # fmt: skip
+    test = _read_json(folder / "results" / "test.json")
+    if test:
+        lines.append(
+            t("test {loss:.4f} (perplexity {perplexity:.1f}, {samples} samples)", loss=test["loss"],
+              perplexity=test["perplexity"], samples=test["samples"])
+        )  # fmt: skip
+    return lines
+
+
+def _packing(folder: Path) -> str | None:
+    """How well the steps of the run were packed: mean and worst."""
+    rows = read_metrics(folder / "metrics.csv")
+    if not rows:
+        return None
+    fill, imbalance = ([float(row[name]) for row in rows] for name in ("fill", "imbalance"))
+    return t(
+        "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
+        "in the worst step {worst:.1%}", fill=sum(fill) / len(fill), imbalance=sum(imbalance) / len(imbalance),
+        worst=max(imbalance),
+    )  # fmt: skip
+
+
+def _show_answers(console: Console, results: Path) -> None:
+    after = _read_rows(results / "predictions.jsonl")
+    before = _read_rows(results / "answers_before.jsonl")
+    for index, row in enumerate(after):
+        console.print()
+        _line(console, t("question"), _short(row["input"]))
+        if index < len(before):
+            _line(console, t("before"), _short(before[index]["prediction"]))
+        _line(console, t("after"), _short(row["prediction"]))
+        _line(console, t("expected"), _short(row["label"]))
+
+
+def _load_line(config: RunConfig, export: Path) -> str:
+    if config.peft == "lora":
+        return f'peft.AutoPeftModelForCausalLM.from_pretrained("{export}")'
+    return f'transformers.AutoModelForCausalLM.from_pretrained("{export}")'
+
+
+def _line(console: Console, label: str, value: str | Text) -> None:
+    # Padded by display width: a Chinese character takes two columns.
+    head = Text(label, style="cyan")
+    head.align("left", LABEL_WIDTH)
+    console.print(head + (Text(value) if isinstance(value, str) else value), highlight=False, soft_wrap=True)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()) or t("(nothing)")
+    return text if len(text) <= EXAMPLE_CHARACTERS else text[:EXAMPLE_CHARACTERS] + " …"
+
+
+def _short_in_the_middle(text: str) -> str:
+    """Keeps both ends: a prompt begins with the template's tokens and ends with the question."""
+    text = " ".join(text.split())
+    if len(text) <= EXAMPLE_CHARACTERS:
+        return text
+    head = EXAMPLE_CHARACTERS // 4
+    return f"{text[:head]} … {text[head - EXAMPLE_CHARACTERS :]}"
+
+
+def _count(number: int) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
+    return str(number)
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []

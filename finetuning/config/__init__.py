@@ -1,0 +1,1 @@
+"""What is asked for and what follows from it: settings, rules, memory, the run. Imports no torch."""

@@ -1,0 +1,149 @@
+"""The exact global batch, laid out over ranks and micro-batches as packed rows.
+
+A step's samples are spread over data-parallel ranks x micro-batches by `finetuning.data.batches.packing`; each row holds whole
+samples one after another and ends in padding. All ranks compute the same plan from the same lengths; nothing is communicated.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from finetuning.data.batches.order import samples_of_step
+from finetuning.data.batches.packing import GRANULARITY, RowPlan, measure, plan_rows
+from finetuning.data.tokens.tokenized import Split
+from finetuning.model.attention import Documents, make_documents, sent
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
+
+LITTLE_PADDING = GRANULARITY["cuda"]  # positions
+
+
+class MicroBatch(NamedTuple):
+    """One packed row: tokens, positions and labels [1, T] (int64), its document boundaries, and how many labels are trained.
+
+    The number is known here, so that nothing has to count on a GPU and wait for it.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    labels: Tensor
+    documents: Documents
+    num_trained: int
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        tokens, positions, labels = (sent(x, device) for x in (self.tokens, self.positions, self.labels))
+        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_trained)
+
+
+class StepBatch(NamedTuple):
+    """This rank's share of one global batch; the counts are those of the whole global batch."""
+
+    step: int  # optimizer steps done before it
+    micro_batches: list[MicroBatch]
+    answer_tokens: int  # trained positions: the loss is divided by them once
+    tokens: int  # real positions, padding not counted
+    computed: int  # positions of all rows of all ranks, padding included
+    imbalance: float  # work of the slowest rank above the mean, 0.03 = 3 %
+    samples: np.ndarray  # indices of all samples of the step
+
+
+def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
+    """Concatenates samples into one packed row of `length` positions.
+
+    A document of L tokens takes L - 1 positions: its last token is only a label. Padding is a document of its own; a little
+    of it after a single document is the end of that, as attention has a faster kernel for a row of one.
+
+    Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
+    """
+    tokens = np.zeros(length, dtype=np.int64)
+    labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
+    positions = np.zeros(length, dtype=np.int64)
+    documents, start = [], 0
+    for sample_tokens, trained in (piece for sample in samples for piece in split.pieces(sample)):
+        count = len(sample_tokens) - 1
+        if count < 1:
+            continue
+        part = slice(start, start + count)
+        tokens[part] = sample_tokens[:-1]
+        labels[part] = np.where(trained[1:], sample_tokens[1:], IGNORED_LABEL)
+        positions[part] = np.arange(count)
+        documents.append(count)
+        start += count
+    if start < length:
+        if len(documents) == 1 and length - start <= LITTLE_PADDING:
+            first, documents = start, [length]
+        else:
+            first = 0
+            documents.append(length - start)
+        positions[start:] = np.arange(first, first + length - start)
+    tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
+    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_trained(labels_1T))
+
+
+def make_step_batch(
+    split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
+) -> StepBatch:
+    """The rows of `data_rank` for these samples, with the counts of all ranks."""
+    lengths = split.lengths[samples]
+    ranks = plan_rows(lengths, data_parallel_size, plan)
+    packing = measure(lengths, ranks, plan)
+    row_lengths = plan.row_lengths([int(lengths[row].sum()) for row in ranks[data_rank]])
+    mine = zip(ranks[data_rank], row_lengths, strict=True)
+    return StepBatch(
+        step=step,
+        micro_batches=[make_row(split, samples[row].tolist(), length) for row, length in mine],
+        answer_tokens=int(split.answer_tokens[samples].sum()),
+        tokens=packing.tokens,
+        computed=packing.computed,
+        imbalance=packing.imbalance,
+        samples=samples,
+    )
+
+
+class GlobalBatches:
+    """Iterates over this rank's share of steps `start_step` … `max_steps` - 1.
+
+    A batch is made when it is asked for, or ahead of that in a thread, from when `prepare_next` is called. That is for a
+    moment when the caller has nothing to do: the thread is Python, which keeps other Python from running.
+
+    `len` is the number of all steps, also when it starts later: Lightning counts batches from the beginning.
+    """
+
+    def __init__(
+        self, split: Split, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
+        data_rank: int, data_parallel_size: int, plan: RowPlan,
+    ):  # fmt: skip
+        self.split, self.plan, self.seed = split, plan, seed
+        self.start_step, self.max_steps, self.global_batch_size = start_step, max_steps, global_batch_size
+        self.data_rank, self.data_parallel_size = data_rank, data_parallel_size
+        self.next_step = start_step
+        self._prepared: dict[int, Future[StepBatch]] = {}  # by step
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batches")
+
+    def __len__(self) -> int:
+        return self.max_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        for step in range(self.start_step, self.max_steps):
+            self.next_step = step + 1
+            yield self._prepared.pop(step).result() if step in self._prepared else self._make(step)
+
+    def prepare_next(self) -> None:
+        """Begins to make the batch after the one that was given out last."""
+        step = self.next_step
+        if step < self.max_steps and step not in self._prepared:
+            self._prepared[step] = self._thread.submit(self._make, step)
+
+    def _make(self, step: int) -> StepBatch:
+        samples = samples_of_step(step, self.global_batch_size, len(self.split), self.seed)
+        return make_step_batch(self.split, samples, step, self.data_rank, self.data_parallel_size, self.plan)
+
+    # Lightning asks a loader for its state on resume. Ours has none: `start_step` says it all.
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass

@@ -1,0 +1,68 @@
+"""A record of how a model was prompted in training, and the check that it still is.
+
+The record travels with every checkpoint and export: the settings of the template, a hash of the text it writes around
+questions and answers, and one sample as text and tokens. A tokenizer or chat template that was changed since would give
+other answers without any error; here it is refused.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from finetuning.data.prompts.prompt_format import PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.reading.records import Sample
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+EXAMPLE = Sample(1, "What is 7 × 8?\n用中文回答「五十六」。", "五十六 (56)")
+
+
+def prompt_record(prompt_format: PromptFormat, prompt_template: str | None, system_prompt: str | None) -> dict[str, Any]:
+    """What `open_prompt_format` needs to write the same prompts and to notice when it does not; plain JSON values."""
+    return {
+        "prompt_template": prompt_template,
+        "system_prompt": system_prompt,
+        "template_hash": template_hash(prompt_format),
+        "example": {
+            "input": EXAMPLE.input,
+            "output": EXAMPLE.output,
+            "text": prompt_format.whole_text(EXAMPLE),
+            "tokens": prompt_format.encode(EXAMPLE)[0].tolist(),
+        },
+    }
+
+
+def template_hash(prompt_format: PromptFormat) -> str:
+    """Changes with any control text of the template, the system prompt included."""
+    parts = (
+        prompt_format.before, prompt_format.between, prompt_format.after, prompt_format.again, prompt_format.own_system,
+        prompt_format.trims,
+    )  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
+    """The prompt format of a model folder, which must be the recorded one.
+
+    Raises:
+        InputError: the folder's tokenizer or chat template writes the example otherwise than in training.
+    """
+    found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"])
+    example = record["example"]
+    sample = Sample(1, example["input"], example["output"])
+    text, tokens = found.whole_text(sample), found.encode(sample)[0].tolist()
+    if text != example["text"] or template_hash(found) != record["template_hash"]:
+        raise InputError(
+            t("{folder}: the chat template is not the one that the model was trained with (hash {found}, in training "
+              "{trained}). In training: {before!r}; now: {now!r}. Put the trained one back", folder=folder,
+              found=template_hash(found), trained=record["template_hash"], before=example["text"], now=text)
+        )  # fmt: skip
+    if tokens != example["tokens"]:
+        raise InputError(
+            t("{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is now {now}. "
+              "Put the trained one back", folder=folder, text=text, before=example["tokens"], now=tokens)
+        )  # fmt: skip
+    if not found.is_custom:
+        check_against_chat_template(found, folder, record["system_prompt"], [sample])
+    return found

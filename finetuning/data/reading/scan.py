@@ -1,0 +1,195 @@
+"""Records to samples to tokens, batch by batch, on all cores: what one process does with a batch, and the pool of them.
+
+Nothing here keeps more than a few batches in memory. Batches come back in the order of the file.
+"""
+
+import os
+import signal
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.chinese_script import only_simplified, only_traditional
+from finetuning.data.reading.findings import Finding, Problem, excerpt
+from finetuning.data.reading.near_duplicates import DIGEST_BYTES, digest, minima
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.sources import RawBatch, parse, read_batches
+from finetuning.runtime.process_lifetime import end_with_parent
+from finetuning.runtime.secrets import ContextWithoutSecrets, without_secrets
+
+REFUSE, CUT_INPUT, DROP = "refuse", "cut_input", "drop"
+TEMPLATE_TEXTS = (
+    "<|start_header_id|>", "<|im_start|>", "<start_of_turn>", "[INST]", "<<SYS>>", "### Instruction:", "### Response:",
+    "<|begin_of_text|>",
+)  # fmt: skip
+LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
+MOST_PROCESSES = 16
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """How samples are judged. Without a prompt format nothing is tokenised."""
+
+    prompt_format: PromptFormat | None
+    seq_length: int
+    truncation: str = REFUSE
+
+
+class Scanned(NamedTuple):
+    """One batch: arrays over its usable samples, and what was found."""
+
+    position: int  # bytes of the file read so far
+    records: int  # usable or not
+    formats: Counter[str]
+    findings: list[Finding]
+    lines: np.ndarray
+    counts: np.ndarray  # tokens of each sample
+    answers: np.ndarray  # trained tokens of each sample
+    tokens: np.ndarray
+    trained: np.ndarray
+    digests: np.ndarray  # uint8 [n, 16] of the whole sample
+    questions: np.ndarray  # uint8 [n, 16] of everything but the last answer
+    signatures: np.ndarray  # uint16 [n, 64], see similarity
+    scripts: np.ndarray  # int64 [n, 2]: how many characters only Simplified, only Traditional Chinese has
+
+
+def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
+    """Reads, checks and tokenises a batch."""
+    findings: list[Finding] = []
+    formats: Counter[str] = Counter()
+    samples: list[Sample] = []
+    for line, record in batch.records:
+        sample, name, problems = parse(record, line)
+        if name:
+            formats[name] += 1
+        if sample is not None:
+            problems += look_at_text(sample, settings.prompt_format)
+            problem = settings.prompt_format.problem_of(sample) if settings.prompt_format else None
+            if problem is not None:
+                problems.append(problem)
+            else:
+                samples.append(sample)
+        findings += [Finding(code, batch.file, line, values, text) for code, values, text in problems]
+    encoded: list[tuple[np.ndarray, np.ndarray]] = []
+    if settings.prompt_format is not None:
+        samples, encoded, too_long = _tokenize(samples, settings.prompt_format, settings)
+        findings += [Finding(p.code, batch.file, line, p.values, p.excerpt) for line, p in too_long]
+    texts = ["\n".join(sample.texts()) for sample in samples]
+    questions = [text.removesuffix(sample.output) for text, sample in zip(texts, samples, strict=True)]
+    return Scanned(
+        batch.position, len(batch.records), formats, findings,
+        lines=np.array([sample.line for sample in samples], np.int64),
+        counts=np.array([len(tokens) for tokens, _ in encoded], np.int64),
+        answers=np.array([int(trained.sum()) for _, trained in encoded], np.int64),
+        tokens=np.concatenate([tokens for tokens, _ in encoded]) if encoded else np.zeros(0, np.int32),
+        trained=np.concatenate([trained for _, trained in encoded]) if encoded else np.zeros(0, np.bool_),
+        digests=_digests(texts), questions=_digests(questions), signatures=minima(texts),
+        scripts=np.array([(len(only_simplified(x)), len(only_traditional(x))) for x in texts], np.int64).reshape(-1, 2),
+    )  # fmt: skip
+
+
+def look_at_text(sample: Sample, prompt_format: PromptFormat | None) -> list[Problem]:
+    """What is suspicious in the texts of a sample: traces of a wrong encoding, templates and control tokens in them."""
+    problems = []
+    for text in sample.texts():
+        if "\ufffd" in text:
+            problems.append(Problem("replacement_character", {}, _around(text, "\ufffd")))
+            break
+    for text in sample.texts():
+        pasted = next((pattern for pattern in TEMPLATE_TEXTS if pattern in text), None)
+        if pasted:
+            problems.append(Problem("pasted_template", {"text": pasted}, _around(text, pasted)))
+            break
+        token = prompt_format.special_token_in(text) if prompt_format and ("<" in text or "[" in text) else None
+        if token:
+            problems.append(Problem("special_token", {"token": token}, _around(text, token)))
+            break
+    return problems
+
+
+def scan_file(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor | None) -> Iterator[Scanned | Finding]:
+    """All batches of a file, in order; in this process when there is no pool."""
+    waiting: deque[Future[Scanned] | Finding] = deque()
+    for batch in read_batches(path):
+        if isinstance(batch, Finding):
+            waiting.append(batch)
+        elif pool is None:
+            yield scan_batch(batch, settings)
+        else:
+            waiting.append(pool.submit(_scan_in_worker, batch))
+        if len(waiting) > 2 * MOST_PROCESSES:
+            yield _result(waiting.popleft())
+    while waiting:
+        yield _result(waiting.popleft())
+
+
+def make_pool(paths: list[Path], settings: ScanSettings) -> ProcessPoolExecutor | None:
+    """Processes for files of this size on this machine; None: one is enough."""
+    cores = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MOST_PROCESSES)
+    if cores == 1 or sum(path.stat().st_size for path in paths) < LEAST_BYTES_FOR_PROCESSES:
+        return None
+    # Spawned: tokenizers and torch have threads here, which a fork would not take along.
+    with without_secrets():  # the pool starts a process of its own
+        return ProcessPoolExecutor(
+            cores, mp_context=ContextWithoutSecrets(), initializer=_start_worker, initargs=(settings,)
+        )  # fmt: skip
+
+
+_worker_settings: ScanSettings | None = None
+
+
+def _start_worker(settings: ScanSettings) -> None:
+    global _worker_settings
+    _worker_settings = settings
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
+def _scan_in_worker(batch: RawBatch) -> Scanned:
+    assert _worker_settings is not None
+    return scan_batch(batch, _worker_settings)
+
+
+def _result(entry: Future[Scanned] | Finding) -> Scanned | Finding:
+    return entry if isinstance(entry, Finding) else entry.result()
+
+
+def _tokenize(
+    samples: list[Sample], prompt_format: PromptFormat, settings: ScanSettings
+) -> tuple[list[Sample], list[tuple[np.ndarray, np.ndarray]], list[tuple[int, Problem]]]:
+    """The samples that fit with their tokens, and a problem for each that did not."""
+    kept, encoded, problems = [], [], []
+    for sample, (tokens, trained) in zip(samples, prompt_format.encode_all(samples), strict=True):
+        if len(tokens) <= settings.seq_length:
+            kept.append(sample)
+            encoded.append((tokens, trained))
+            continue
+        values: dict[str, str | int] = {"tokens": len(tokens), "seq_length": settings.seq_length}
+        cut = prompt_format.cut_input(sample, settings.seq_length) if settings.truncation == CUT_INPUT else None
+        if cut is not None:
+            kept.append(cut)
+            encoded.append(prompt_format.encode(cut))
+            values["removed"] = len(tokens) - len(encoded[-1][0])
+            problems.append((sample.line, Problem("input_cut", values, excerpt(sample.input))))
+        elif settings.truncation == DROP:
+            problems.append((sample.line, Problem("dropped_too_long", values, excerpt(sample.input))))
+        else:
+            values["prompt"] = int(len(tokens) - trained.sum())
+            problems.append((sample.line, Problem("too_long", values, excerpt(sample.input))))
+    return kept, encoded, problems
+
+
+def _digests(texts: list[str]) -> np.ndarray:
+    return np.frombuffer(b"".join(map(digest, texts)), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _around(text: str, found: str) -> str:
+    return excerpt(text[max(text.index(found) - 10, 0) :])

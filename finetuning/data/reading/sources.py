@@ -1,0 +1,240 @@
+"""Where samples come from: the files of a data folder, and their records one batch after another.
+
+Reads `.jsonl`, the same compressed by gzip (`.gz`) or Zstandard (`.zst`), and Parquet, whose rows count as lines. Memory
+is bounded by the batch, whatever the size of the file.
+"""
+
+import gzip
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import zstandard
+from typing_extensions import override
+
+from finetuning.data.reading.findings import Finding, Problem
+from finetuning.data.reading.records import Sample, parse_line, parse_record
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+SPLITS = ("training", "validation", "test")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+BATCH_BYTES = 1 << 18
+BATCH_ROWS = 512
+LARGEST_LINE_MIB = 64
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
+
+class RawBatch(NamedTuple):
+    """Some lines of a file (bytes) or rows (dict), each with its number from 1."""
+
+    file: str
+    records: list[tuple[int, bytes | dict[str, Any]]]
+    position: int  # bytes of the file read so far, for a progress bar
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of one split; `is_shared`: one raw file that is still to be split 98/1/1."""
+
+    path: Path
+    is_shared: bool = False
+
+
+def stem_of(path: Path) -> str | None:
+    """The name without the ending of a data file; None: not a data file."""
+    for suffix in SUFFIXES:
+        if path.name.endswith(suffix) and path.name != suffix:
+            return path.name.removesuffix(suffix)
+    return None
+
+
+def find_sources(path: Path) -> dict[str, Source]:
+    """The file of each split.
+
+    Raises:
+        InputError: no such folder, or files that do not say which is which.
+    """
+    if path.is_file():
+        if stem_of(path) is None:
+            raise InputError(t("--dataset_path {path}: not a data file; use {suffixes}", path=path,
+                               suffixes=", ".join(SUFFIXES)))  # fmt: skip
+        return {name: Source(path, is_shared=True) for name in SPLITS}
+    if not path.is_dir():
+        raise InputError(t("--dataset_path {path}: there is no such folder", path=path))
+    files = sorted(file for file in path.iterdir() if file.is_file() and stem_of(file))
+    named: dict[str, Source] = {}
+    for name in SPLITS:
+        found = [file for file in files if stem_of(file) == name]
+        if len(found) > 1:
+            raise InputError(t("--dataset_path {path}: {files} are for the same split; keep one", path=path,
+                               files=", ".join(file.name for file in found)))  # fmt: skip
+        if found:
+            named[name] = Source(found[0])
+    if "training" in named:
+        return named
+    raw = [file for file in files if stem_of(file) not in SPLITS]
+    if len(raw) == 1 and not named:
+        return {name: Source(raw[0], is_shared=True) for name in SPLITS}
+    listed = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or t("nothing")
+    raise InputError(
+        t("--dataset_path {path}: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other .jsonl "
+          "file to be split 98/1/1; found {found}", path=path, found=listed)
+    )  # fmt: skip
+
+
+def fingerprint(sources: dict[str, Source]) -> str:
+    """Changes with any byte of the files and with the way they are split."""
+    digest = hashlib.sha256()
+    contents: dict[Path, str] = {}
+    for name, source in sources.items():
+        if source.path not in contents:
+            with source.path.open("rb") as file:
+                contents[source.path] = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{name} {contents[source.path]} {source.is_shared}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def read_batches(path: Path) -> Iterator[RawBatch | Finding]:
+    """The records of a file in order, in batches; a finding where the file itself cannot be read on."""
+    name = path.name
+    try:
+        if name.endswith(".parquet"):
+            yield from _read_rows(path)
+        else:
+            with _open_lines(path) as (lines, compressed):
+                yield from _read_lines(name, lines, compressed)
+    except (OSError, EOFError, zlib.error) as error:
+        yield Finding("unreadable", name, 0, {"reason": str(error) or type(error).__name__})
+
+
+def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
+    """The samples of some lines; lines without a usable sample are left out."""
+    samples: dict[int, Sample] = {}
+    last = max(lines, default=0)
+    for batch in read_batches(path):
+        if isinstance(batch, Finding):
+            continue
+        for number, record in batch.records:
+            if number in lines:
+                sample = parse(record, number)[0]
+                if sample is not None:
+                    samples[number] = sample
+        if not batch.records or batch.records[-1][0] >= last:
+            break
+    return samples
+
+
+def parse(record: bytes | dict[str, Any], line: int) -> tuple[Sample | None, str, list[Problem]]:
+    """`parse_line` or `parse_record`, as the record needs it."""
+    return parse_line(record, line) if isinstance(record, bytes) else parse_record(record, line)
+
+
+@contextmanager
+def _open_lines(path: Path) -> Iterator[tuple[io.BufferedIOBase, IO[bytes]]]:
+    """The decompressed bytes of a file, and the file itself, whose position tells how far it is read."""
+    with path.open("rb") as file:
+        if path.suffix == ".gz":
+            with gzip.open(file) as lines:
+                yield lines, file
+        elif path.suffix == ".zst":
+            yield io.BufferedReader(_ZstandardFile(file), BATCH_BYTES), file
+        else:
+            yield file, file
+
+
+class _ZstandardFile(io.RawIOBase):
+    """Reads Zstandard frames one after another; unlike the library's own reader, notices when the last one is cut off."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+        self.frame = zstandard.ZstdDecompressor().decompressobj()
+        self.is_inside = False  # of a frame
+        self.ready = b""
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def readinto(self, buffer: Any) -> int:
+        while not self.ready:
+            compressed = self.frame.unused_data if self.frame.eof else b""
+            if self.frame.eof:
+                self.frame, self.is_inside = zstandard.ZstdDecompressor().decompressobj(), False
+            compressed = compressed or self.file.read(BATCH_BYTES)
+            if not compressed:
+                if self.is_inside:
+                    raise EOFError("compressed file ended before the end of its last frame")
+                return 0
+            self.is_inside = True
+            try:
+                self.ready = self.frame.decompress(compressed)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from None
+        count = min(len(self.ready), len(buffer))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+
+def _read_lines(name: str, lines: io.BufferedIOBase, compressed: IO[bytes]) -> Iterator[RawBatch | Finding]:
+    limit = LARGEST_LINE_MIB << 20
+    records: list[tuple[int, bytes | dict[str, Any]]] = []
+    size = number = 0
+    while raw := lines.readline(limit):
+        number += 1
+        if number == 1 and (raw.startswith(UTF_16_MARKS) or raw[:64].count(0) > 8):
+            yield Finding("utf_16", name, 1, {})
+            return
+        if number == 1 and _starts_array(raw.removeprefix(b"\xef\xbb\xbf").strip()):
+            yield Finding("json_array", name, 1, {})
+            return
+        if len(raw) == limit:
+            yield Finding("line_too_large", name, number, {"limit_mib": LARGEST_LINE_MIB})
+            return
+        if raw.strip():
+            records.append((number, raw))
+            size += len(raw)
+        if size >= BATCH_BYTES:
+            yield RawBatch(name, records, compressed.tell())
+            records, size = [], 0
+    if records:
+        yield RawBatch(name, records, compressed.tell())
+
+
+def _starts_array(first_line: bytes) -> bool:
+    return first_line == b"[" or first_line.startswith(b"[{")
+
+
+def _read_rows(path: Path) -> Iterator[RawBatch | Finding]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            number, total, size = 0, max(file.metadata.num_rows, 1), path.stat().st_size
+            for rows in file.iter_batches(batch_size=BATCH_ROWS):
+                records: list[tuple[int, bytes | dict[str, Any]]] = []
+                for row in rows.to_pylist():
+                    number += 1
+                    records.append((number, {name: value for name, value in row.items() if value is not None}))
+                yield RawBatch(path.name, records, size * number // total)
+    except pyarrow.ArrowException as error:
+        yield Finding("unreadable", path.name, 0, {"reason": str(error).splitlines()[0]})
+
+
+def read_json_array(path: Path) -> list[Any]:
+    """All values of a file that is one JSON array (read whole)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise InputError(t("{path}: not a JSON array: {error}", path=path, error=error)) from None
+    if not isinstance(value, list):
+        raise InputError(t("{path}: not a JSON array", path=path))
+    return value

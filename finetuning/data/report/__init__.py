@@ -1,0 +1,1 @@
+"""What people see of their data: terminal, page, preview; and its conversion."""

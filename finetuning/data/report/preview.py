@@ -1,0 +1,116 @@
+"""A sample exactly as the model sees it: every token, trained or not, and the promises that the tokens keep."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from rich.text import Text
+
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.sources import Source, read_samples_at
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+
+@dataclass(frozen=True)
+class PreviewToken:
+    id: int
+    text: str  # of the token alone; tokens of one character split over several are put together in the first, the rest is ""
+    is_trained: bool
+    is_special: bool
+
+
+@dataclass(frozen=True)
+class Preview:
+    file: str
+    line: int
+    tokens: list[PreviewToken]
+    promises: list[tuple[str, bool]]  # what must hold, and whether it does
+
+    @property
+    def trained(self) -> int:
+        return sum(token.is_trained for token in self.tokens)
+
+
+def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Preview:
+    tokens, trained = prompt_format.encode(sample)
+    special = {prompt_format.tokenizer.token_to_id(token) for token in prompt_format.special_tokens}
+    texts = _texts(tokens.tolist(), prompt_format)
+    shown = [
+        PreviewToken(token, text, bool(is_trained), token in special)
+        for token, text, is_trained in zip(tokens.tolist(), texts, trained, strict=True)
+    ]
+    return Preview(file, sample.line, shown, _promises(sample, tokens, trained, prompt_format))
+
+
+def preview_line(
+    source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None
+) -> Preview:  # fmt: skip
+    """The preview of a line, or of the first usable sample; with its input cut to this many tokens, where the run does so.
+
+    Raises:
+        InputError: there is no usable sample in that line.
+    """
+    wanted = {line} if line else set(range(1, 1000))
+    samples = read_samples_at(source.path, wanted)
+    usable = [sample for _, sample in sorted(samples.items()) if prompt_format.problem_of(sample) is None]
+    if not usable:
+        place = f"{source.path.name}:{line}" if line else source.path.name
+        raise InputError(t("{place}: holds no sample that can be used; `finetune data check` says why", place=place))
+    sample = usable[0]
+    if cut_to is not None:
+        sample = prompt_format.cut_input(sample, cut_to) or sample
+    return make_preview(source.path.name, sample, prompt_format)
+
+
+def preview_text(preview: Preview) -> Text:
+    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no colour."""
+    text = Text()
+    text.append(t("{file}:{line} · {tokens} tokens, {trained} of them trained (in brackets)", file=preview.file,
+                  line=preview.line, tokens=len(preview.tokens), trained=preview.trained) + "\n", style="bold")  # fmt: skip
+    was_trained = False
+    for token in preview.tokens:
+        if token.is_trained != was_trained:
+            text.append("[" if token.is_trained else "]", style="bold green")
+            was_trained = token.is_trained
+        style = "bold green" if token.is_trained else "cyan" if token.is_special else "dim"
+        text.append(token.text, style=style)
+    if was_trained:
+        text.append("]", style="bold green")
+    for promise, holds in preview.promises:
+        text.append("\n" + ("✓ " if holds else "✗ "), style="green" if holds else "bold red")
+        text.append(promise)
+    return text
+
+
+def _promises(
+    sample: Sample, tokens: np.ndarray, trained: np.ndarray, prompt_format: PromptFormat
+) -> list[tuple[str, bool]]:  # fmt: skip
+    begin = tokens[0]
+    ends = set(prompt_format.end_token_ids)
+    prompt = prompt_format.encode_prompt(sample)
+    turn_ends = np.flatnonzero(trained & ~np.append(trained[1:], False))
+    return [
+        (t("exactly one begin-of-text token"), int((tokens == begin).sum()) == 1),
+        (t("every answer ends with a trained end token"), len(turn_ends) == len(sample.turns)
+         and all(ends & set(tokens[max(end - 1, 0) : end + 1].tolist()) for end in turn_ends)),
+        (t("the prompt is, token for token, the beginning of the sample"), tokens[: len(prompt)].tolist() == prompt
+         and bool(trained[len(prompt) :].all()) and not trained[len(prompt) - 1]),
+    ]  # fmt: skip
+
+
+def _texts(tokens: list[int], prompt_format: PromptFormat) -> list[str]:
+    """The text of each token; a character made of several tokens is put into the first of them."""
+    decode = prompt_format.tokenizer.decode
+    texts = [decode([token], skip_special_tokens=False) for token in tokens]
+    index = 0
+    while index < len(tokens):
+        if "\ufffd" in texts[index]:
+            for stop in range(index + 1, min(index + 8, len(tokens)) + 1):
+                together = decode(tokens[index:stop], skip_special_tokens=False)
+                if "\ufffd" not in together:
+                    texts[index:stop] = [together] + [""] * (stop - index - 1)
+                    index = stop - 1
+                    break
+        index += 1
+    return texts

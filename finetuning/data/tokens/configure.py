@@ -1,0 +1,249 @@
+"""The data set of a run: which files, which split, which prompt format, and everything that is wrong with it.
+
+`configure_dataset` is the specification's name. It reads and tokenises on the launching machine, before anything is
+started; the workers only see the arrays it leaves behind (`finetuning.data.tokens.tokenized`).
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from finetuning.data.prompts.prompt_format import CHECKED_SAMPLES, PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
+from finetuning.data.reading.findings import ERROR, ERRORS, Finding
+from finetuning.data.reading.records import Sample
+from finetuning.data.reading.scan import REFUSE, ScanSettings
+from finetuning.data.reading.sources import SPLITS, Source, find_sources, fingerprint, read_samples_at, stem_of
+from finetuning.data.report.terminal import reading_progress
+from finetuning.data.tokens.megatron import read_megatron, with_ending
+from finetuning.data.tokens.tokenized import SPLIT_FILE, Split, open_split
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+LISTED_PROBLEMS = 20
+LAYOUT_VERSION = 3  # of the arrays and of what a check finds: a change makes old tokens unused
+REPORT_FILE = "report.json"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checked, tokenised data set."""
+
+    folder: Path  # of the arrays, one folder a split
+    sources: dict[str, Source]
+    prompt_format: PromptFormat
+    splits: dict[str, Split]
+    was_split: bool  # a raw file was split 98/1/1
+    fingerprint: str  # of the files' bytes and the split
+    example: Sample | None  # the first training sample; None: Megatron data, which has no text
+    report: Report
+
+
+def configure_dataset(
+    dataset_path: str | Path, model_path: str | Path, tokens_dir: str | Path, *, seq_length: int,
+    prompt_template: str | None = None, system_prompt: str | None = None, truncation: str = REFUSE,
+    skip_bad_samples: bool = False,
+) -> Dataset:  # fmt: skip
+    """Finds, checks and tokenises the data set of a run.
+
+    Args:
+        dataset_path: folder with training.jsonl (and validation.jsonl, test.jsonl), or with one raw .jsonl, which is
+            split 98/1/1; or the path of that raw file. `.jsonl.gz`, `.jsonl.zst` and `.parquet` work as well, and a folder
+            or prefix of Megatron's .bin and .idx.
+        model_path: local model folder in Hugging Face format; only its tokenizer is read.
+        tokens_dir: where the arrays go, in a sub-folder named by content; reused when it is there. Several processes may
+            ask for the same one at once: one builds it, the others wait.
+        seq_length: longest sample, in tokens.
+        prompt_template: text with {input} and {output}; None: the tokenizer's chat template.
+        system_prompt: system message of the chat template.
+        truncation: what happens to a longer sample: refuse, cut_input or drop.
+        skip_bad_samples: drop what cannot be used, instead of refusing the data.
+
+    Raises:
+        InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
+    """
+    path, tokens_dir = Path(dataset_path), Path(tokens_dir)
+    megatron = find_megatron(path)
+    sources = megatron or find_sources(path)
+    if megatron:
+        texts = {"prompt_template": prompt_template, "system_prompt": system_prompt}
+        useless = [t("--{name} has no effect: Megatron data holds tokens", name=name) for name, text in texts.items() if text]
+        if useless:
+            raise InputError(useless)
+    try:
+        prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt, has_text=not megatron)
+    except InputError as error:  # of the model; what is wrong with the data is told as well
+        raise InputError(error.problems + ([] if megatron else check_files(path))) from None
+    identity = fingerprint(sources)
+    facts = [LAYOUT_VERSION, identity, prompt_format.fingerprint, seq_length, truncation, skip_bad_samples]
+    folder = tokens_dir / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def build(target: Path) -> None:
+        if megatron:
+            _write_megatron_splits(sources, target, seq_length)
+        else:
+            settings = ScanSettings(prompt_format, seq_length, truncation)
+            with reading_progress([source.path for source in sources.values()]) as progress:
+                report = scan_sources(sources, settings, target, progress)
+            _refuse_bad_data(report, sources, skip_bad_samples)
+            if prompt_template is None:
+                first = _first_samples(sources["training"], open_split(target / "training"), CHECKED_SAMPLES)
+                check_against_chat_template(prompt_format, Path(model_path), system_prompt, first)
+            (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
+
+    build_once(folder, build)
+    with suppress(OSError):  # of somebody else, on a read-only file system
+        os.utime(folder)  # when it was last used, for `finetune data prune`
+    splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
+    report = Report() if megatron else read_report(folder / REPORT_FILE)
+    example = None if megatron else _first_samples(sources["training"], splits["training"], 1)[0]
+    was_split = any(source.is_shared for source in sources.values())
+    return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report)
+
+
+def _first_samples(source: Source, split: Split, count: int) -> list[Sample]:
+    return list(read_samples_at(source.path, set(split.lines[:count].tolist())).values())
+
+
+def check_files(path: Path) -> list[str]:
+    """What is wrong with the files of a data set, as far as it can be told without a model."""
+    try:
+        sources = find_sources(path)
+        _refuse_bad_data(scan_sources(sources, ScanSettings(None, 0)), sources, skip_bad_samples=False)
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Makes `folder` by `build(temporary folder)` unless it is there; it appears complete or not at all.
+
+    Safe when several processes, also on several machines, do it at once, and when one of them is killed half-way.
+    """
+    if folder.is_dir():
+        return
+    lock_file = folder.parent / f"{folder.name}.lock"
+    with _open_in_folder(lock_file) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
+        if folder.is_dir():
+            return
+        # The name is our own, should the file system not know locks.
+        temporary = folder.parent / f"{folder.name}.{socket.gethostname()}-{os.getpid()}.incomplete"
+        _remove_abandoned(folder)
+        try:
+            build(temporary)
+            try:
+                temporary.rename(folder)
+            except OSError:
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            lock_file.unlink(missing_ok=True)  # who waits for it still gets it; a second builder has a name of its own
+            with suppress(OSError):
+                folder.parent.rmdir()  # only where nothing else is in it: a failed build leaves nothing
+
+
+def _open_in_folder(file: Path) -> TextIO:
+    """Opens a file for appending, and makes its folder, which another process may be removing."""
+    while True:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return file.open("a", encoding="utf-8")
+        except FileNotFoundError:
+            continue
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What builders of this machine that were killed have left."""
+    for left in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.incomplete"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def problems_of(report: Report) -> list[str]:
+    """The errors as lines to read, at most LISTED_PROBLEMS of each file."""
+    problems: list[str] = []
+    by_file: dict[str, list[Finding]] = {}
+    for finding in bad_lines(report.findings):
+        by_file.setdefault(finding.file, []).append(finding)
+    for file in dict.fromkeys(file.name for file in report.files):
+        found = by_file.get(file, [])
+        problems += [str(finding) for finding in found[:LISTED_PROBLEMS]]
+        total = sum(number for (name, code), number in report.findings.counts.items() if name == file and code in ERRORS)
+        if total > LISTED_PROBLEMS:
+            problems.append(t("{file}: and {rest} more lines like these", file=file, rest=total - LISTED_PROBLEMS))
+    return problems
+
+
+def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_samples: bool) -> None:
+    problems = [] if skip_bad_samples else problems_of(report)
+    broken = {finding.file for finding in bad_lines(report.findings)}
+    for file in report.files:
+        if file.samples == 0 and (skip_bad_samples or file.name not in broken):
+            problems.append(t("{path}: holds no samples", path=file.name))
+        elif file.samples < len(SPLITS) and report.was_split and not problems:
+            problems.append(
+                t("{path}: {count} samples cannot be split into training, validation and test; 3 are needed", path=file.name,
+                  count=file.samples)
+            )  # fmt: skip
+    if not problems:
+        return
+    usable = sum(file.samples for file in report.files)
+    bad = report.findings.count(ERROR)
+    if usable and bad and not skip_bad_samples:
+        total = sum(file.records for file in report.files)
+        problems.append(t("--skip_bad_samples would drop {bad} of {total} samples", bad=total - usable, total=total))
+    raise InputError(problems)
+
+
+def find_megatron(path: Path) -> dict[str, Source]:
+    """The splits of Megatron data: a prefix, its .bin or .idx, or a folder with `training*.bin` or one pair.
+
+    Empty where it is none, or where the folder has other training data as well.
+    """
+    if path.is_dir():
+        if any(stem_of(file) == "training" for file in path.iterdir()):
+            return {}
+        pairs = sorted(file for file in path.glob("*.idx") if with_ending(file, ".bin").is_file())
+        named = {name: [file for file in pairs if file.name.startswith(name)] for name in SPLITS}
+        if named["training"] and all(len(files) <= 1 for files in named.values()):
+            return {name: Source(with_ending(files[0], ".bin")) for name, files in named.items() if files}
+        if len(pairs) == 1:
+            return {name: Source(with_ending(pairs[0], ".bin"), is_shared=True) for name in SPLITS}
+        if pairs:
+            raise InputError(
+                t("--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of "
+                  "them", path=path, files=", ".join(file.name for file in pairs))
+            )  # fmt: skip
+        return {}
+    if path.suffix in (".bin", ".idx") or with_ending(path, ".idx").is_file():
+        return {name: Source(with_ending(path, ".bin"), is_shared=True) for name in SPLITS}
+    return {}
+
+
+def _write_megatron_splits(sources: dict[str, Source], folder: Path, seq_length: int) -> None:
+    for name, source in sources.items():
+        documents = np.arange(len(read_megatron(source.path)))
+        if source.is_shared:
+            if len(documents) < len(SPLITS):
+                raise InputError(
+                    t("{path}: {count} documents cannot be split into training, validation and test; 3 are needed",
+                      path=source.path, count=len(documents))
+                )  # fmt: skip
+            documents = documents[split_98_1_1(len(documents)) == SPLITS.index(name)]
+        if not len(documents):
+            raise InputError(t("{path}: holds no samples", path=source.path))
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "documents.npy", documents)
+        settings = {"megatron": str(source.path.resolve()), "seq_length": seq_length}
+        (folder / name / SPLIT_FILE).write_text(json.dumps(settings), encoding="utf-8")

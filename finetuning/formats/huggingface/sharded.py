@@ -1,0 +1,103 @@
+"""Models in and out in Hugging Face format.
+
+In: safetensors of a local folder, read by slices straight into the sharded model. Out: a folder that
+`AutoModelForCausalLM.from_pretrained` loads, written shard by shard, with config, tokenizer, chat template and
+generation config. A model on the hub is downloaded first (`finetuning.launch.hub`).
+"""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+from finetuning.checkpoint.files import INDEX_FILE
+from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, plan_files
+from finetuning.parallel.parallelize import ParallelLlama, base_tensors
+
+ORIGIN_FILE = "finetuning.json"
+# Copied from the base model into every result.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "chat_template.jinja", "generation_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md",
+)  # fmt: skip
+
+
+def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
+    """Fills all weights but the adapters from a local folder; every rank must call it and reads its own slices."""
+    dcp.load(base_tensors(model), storage_reader=HuggingFaceStorageReader(str(model_path)))
+    model.base_loaded()
+
+
+def export_model(
+    model: ParallelLlama, target: Path, base: Path, chat_template: str | None, origin: dict[str, Any] | None = None
+) -> None:
+    """Writes the full model to `target`, in the base model's dtype and files; every rank must call it, rank 0 writes.
+
+    One weight at a time is held in host memory. An earlier result in `target` is replaced when the new one is complete.
+    """
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(model.config.dtype, torch.float32)
+    shapes, held = model.all_shapes(), model.weights()
+    tensors = {name: Stored(shape, dtype) for name, shape in shapes.items()}
+    plan = plan_files(tensors, base)
+    temporary = begin_folder(target)
+    for file, names in plan.files.items():
+        writer = SafetensorsFile(temporary / file, {name: tensors[name] for name in names})
+        with writer if dist.get_rank() == 0 else nullcontext():
+            for name in names:
+                tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
+                if tensor is not None:
+                    writer.write(tensor.to(dtype))
+    if dist.get_rank() == 0:
+        write_description(temporary, plan, base)
+        copy_companions(base, temporary, chat_template, origin)
+    finish_folder(temporary, target)
+
+
+def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | None = None) -> None:
+    """The index of the weight files, and config.json as the base has it, but for another `dtype` where one is given."""
+    if plan.index is not None:
+        (folder / INDEX_FILE).write_text(plan.index, encoding="utf-8")
+    if dtype is None:
+        shutil.copyfile(base / "config.json", folder / "config.json")
+        return
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def begin_folder(target: Path) -> Path:
+    """An empty folder beside `target` to write into; every rank must call it."""
+    temporary = target.with_name(f".incomplete-{target.name}")
+    if dist.get_rank() == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    return temporary
+
+
+def finish_folder(temporary: Path, target: Path) -> None:
+    """Puts the complete folder in its place; every rank must call it."""
+    if dist.get_rank() == 0:
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    dist.barrier()
+
+
+def copy_companions(base: Path, target: Path, chat_template: str | None, origin: dict[str, Any] | None = None) -> None:
+    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given.
+
+    `origin` becomes ORIGIN_FILE: where the model comes from and how it was prompted (finetuning.formats.provenance).
+    """
+    for name in COMPANIONS:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, target / name)
+    if chat_template is not None:
+        (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if origin is not None:
+        (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

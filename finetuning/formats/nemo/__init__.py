@@ -1,0 +1,1 @@
+"""Checkpoints of NeMo and Megatron, in and out, without either installed."""

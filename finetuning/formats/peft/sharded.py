@@ -1,0 +1,140 @@
+"""LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor
+
+from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from finetuning.config.settings import LORA_TARGETS, RunConfig
+from finetuning.errors import InputError
+from finetuning.formats.huggingface.sharded import begin_folder, copy_companions, finish_folder
+from finetuning.formats.peft.adapter import (
+    PREFIX,
+    read_settings,
+    read_tensors,
+    unsupported_settings,
+)
+from finetuning.i18n import t
+from finetuning.model.lora import initial_adapter, is_adapter
+from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
+from finetuning.parallel.weights import fill
+
+# What training computes; any other value is refused. Merging and generating know more: finetuning.formats.peft.adapter.
+PLAIN_SETTINGS: dict[str, Any] = {
+    "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None,
+    "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
+}  # fmt: skip
+
+
+def initialise_adapters(model: ParallelLlama, seed: int) -> None:
+    """Fills the adapters with their start values, the same in every layout; every rank must call it."""
+    for name, parameter in adapter_parameters(model).items():
+        view = model.view(name, parameter.data)
+        fill(view, initial_adapter(name, view.shape, seed))
+
+
+def export_adapters(
+    model: ParallelLlama, target: Path, config: RunConfig, base: Path, chat_template: str | None,
+    origin: dict[str, Any] | None = None,
+) -> None:  # fmt: skip
+    """Writes the adapters and the tokenizer to `target`; every rank must call it, rank 0 writes."""
+    temporary = begin_folder(target)
+    held = adapter_parameters(model)
+    tensors = {}
+    for name, shape in model.all_shapes().items():
+        if is_adapter(name):
+            whole = model.whole(name, held[name].data if name in held else None, shape, torch.float32)
+            if whole is not None:
+                tensors[name] = whole.cpu().contiguous()
+    if dist.get_rank() == 0:
+        base_name = str(base.resolve()) if Path(config.hf_model_id).is_dir() else config.hf_model_id  # PEFT opens it anywhere
+        write_adapter(temporary, tensors, base_name, config.lora_rank, config.lora_alpha, config.lora_targets)
+        copy_companions(base, temporary, chat_template, origin)
+    finish_folder(temporary, target)
+
+
+def write_adapter(
+    folder: Path, tensors: dict[str, Tensor], base_name: str, rank: int, alpha: float, targets: tuple[str, ...]
+) -> None:
+    """The two files of an adapter in PEFT format; tensors by our names."""
+    stored = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    save_file(stored, str(folder / ADAPTER_WEIGHTS_FILE), metadata={"format": "pt"})
+    settings = PLAIN_SETTINGS | {
+        "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": base_name, "r": rank, "lora_alpha": alpha,
+        "lora_dropout": 0.0, "use_rslora": False, "target_modules": list(targets),
+    }  # fmt: skip
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def check_adapter(folder: Path, config: RunConfig) -> list[str]:
+    """What keeps this PEFT adapter from being the start of the run; empty when it fits."""
+    settings = read_settings(folder)
+    problems = [
+        t("{folder}: {name} is {value!r}; only {supported!r} is supported", folder=folder, name=name,
+          value=settings[name], supported=plain)
+        for name, plain in PLAIN_SETTINGS.items()
+        if settings.get(name) and settings[name] != plain
+    ] or unsupported_settings(folder, settings)  # fmt: skip
+    if problems:
+        return problems
+    found = adapter_settings(folder)
+    wanted = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
+    same = {
+        "lora_rank": found["lora_rank"] == config.lora_rank,
+        "lora_alpha": math.isclose(found["lora_alpha"], config.lora_alpha, rel_tol=1e-6),  # rank-stabilised: a square root
+        "lora_targets": sorted(found["lora_targets"]) == sorted(config.lora_targets),
+    }
+    return [
+        t("{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out",
+          folder=folder, name=name, found=_shown(found[name]), wanted=_shown(wanted[name]))
+        for name, is_same in same.items()
+        if not is_same
+    ]  # fmt: skip
+
+
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """The run's settings that an adapter in PEFT format brings with it: lora_rank, lora_alpha, lora_targets.
+
+    A rank-stabilised adapter, scaled by alpha / sqrt(rank), goes on as an ordinary one with alpha * sqrt(rank).
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    settings = read_settings(folder)
+    try:
+        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(t("{file}: r and lora_alpha must be numbers", file=folder / ADAPTER_CONFIG_FILE)) from None
+    targets = settings.get("target_modules")
+    if not isinstance(targets, list):  # "all-linear" or a pattern: what there is says it
+        targets = {name.split(".")[-3] for name in read_tensors(folder) if name.endswith(".lora_A.weight")}
+    known = [target for target in LORA_TARGETS if target in targets]
+    others = sorted(set(targets) - set(known))
+    return {
+        "lora_rank": rank,
+        "lora_alpha": alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha,
+        "lora_targets": tuple(known + others),
+    }
+
+
+def load_adapters(folder: Path, model: ParallelLlama) -> None:
+    """Fills the adapters from a PEFT folder; every rank must call it.
+
+    Raises:
+        InputError: the file lacks an adapter of this model.
+    """
+    stored = read_tensors(folder)
+    for name, parameter in adapter_parameters(model).items():
+        if PREFIX + name not in stored:
+            raise InputError(t("{folder}: holds no adapter {name}", folder=folder, name=name))
+        fill(model.view(name, parameter.data), stored[PREFIX + name])
+
+
+def _shown(value: object) -> str:
+    return ",".join(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,67 @@
+"""Where a model comes from: what travels with every checkpoint (`checkpoint.json`) and export (`finetuning.json`).
+
+The base model with the fingerprint of its weights, so that an adapter is not put on another one, and the record of how the
+model was prompted (finetuning.data.prompts.prompt_record).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetuning.checkpoint.files import INFO_FILE, fingerprint
+from finetuning.config.settings import Run
+from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.prompts.prompt_record import prompt_record
+from finetuning.errors import InputError
+from finetuning.formats.huggingface.sharded import ORIGIN_FILE
+from finetuning.formats.nemo.checkpoint import cache_folder, is_nemo, nemo_fingerprint, open_nemo
+from finetuning.i18n import t
+
+
+def make_origin(run: Run, prompt_format: PromptFormat) -> dict[str, Any]:
+    """Plain JSON values; without a prompt where the data were tokens already."""
+    config = run.config
+    has_text = not run.sources["training"].endswith(".bin")
+    return {
+        "base_model": config.hf_model_id or str(config.nemo_model),
+        "base_path": run.nemo_model if run.nemo_model and config.peft == "lora" else run.model_path,
+        "base_fingerprint": run.identity.get("base_model"),
+        "trained": config.peft if config.peft == "lora" else "all weights",
+        "prompt": prompt_record(prompt_format, config.prompt_template, config.system_prompt) if has_text else None,
+    }
+
+
+def read_origin(folder: Path) -> dict[str, Any] | None:
+    """The origin of an export or a checkpoint; None: it has none (others made it, or an earlier version did).
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    for file in (folder / INFO_FILE, folder / ORIGIN_FILE):
+        if file.is_file():
+            try:
+                found = json.loads(file.read_text(encoding="utf-8"))
+                return found.get("origin") if file.name == INFO_FILE else dict(found)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
+    return None
+
+
+def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:
+    """Whether it is known that the base is the one that the adapter was trained on.
+
+    Raises:
+        InputError: it is another one.
+    """
+    expected = (origin or {}).get("base_fingerprint")
+    if expected is None:
+        return False
+    is_own_format = (base / "config.json").is_file() or not is_nemo(base)
+    found = fingerprint(base) if is_own_format else nemo_fingerprint(open_nemo(base, cache_folder()))
+    if found != expected:
+        raise InputError(
+            t("{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "
+              "gives wrong answers; give the right one as --base", path=path, name=(origin or {}).get("base_model"),
+              expected=expected, base=base, found=found)
+        )  # fmt: skip
+    return True

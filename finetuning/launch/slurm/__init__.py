@@ -1,0 +1,1 @@
+"""One job script, submitted and followed; what the cluster is, and its nodes' part."""

@@ -1,1 +1,0 @@
-"""`finetune list`, `status`, `logs`, `cancel`, `doctor`: one module each, with `main(arguments) -> exit code`."""

@@ -1,0 +1,1 @@
+"""Operations of the blocks, on the CPU and in Triton."""

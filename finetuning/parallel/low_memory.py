@@ -1,0 +1,46 @@
+"""Gives a decoder with LoRA the form that needs the least memory on one GPU: where its weights lie, and which blocks it has."""
+
+import torch
+from torch import nn
+
+from finetuning.model.blocks.activation_offload import HostStore, HostTable
+from finetuning.model.blocks.low_memory_block import CHUNK_TOKENS, LeastBlock
+from finetuning.model.llama import Block, Head, Llama
+
+
+def build_least(model: Llama, device: torch.device, *, fp8: bool) -> None:
+    """Makes room for the weights of a model that was built without memory, and replaces its blocks' forward functions.
+
+    The embedding stays on the host, unless it is the head as well. With fp8, so do frozen matrices until all are loaded: the
+    GPU never holds more than it will (see `load_done`).
+    """
+    decoder = model.model
+    table = decoder.embed_tokens.weight
+    if model.config.tie_word_embeddings:
+        decoder.embed_tokens.to_empty(device=device)
+    else:
+        decoder.embed_tokens = HostTable(table.shape, table.dtype, pinned=device.type == "cuda")  # type: ignore[assignment]
+    decoder.norm.to_empty(device=device)
+    model.lm_head.to_empty(device=device)
+    assert isinstance(model.lm_head, Head)
+    model.lm_head.chunk_tokens = CHUNK_TOKENS
+    store = HostStore(len(decoder.layers))
+    for index, block in enumerate(decoder.layers.values()):
+        assert isinstance(block, Block)
+        _make_room(block, device, torch.device("cpu") if fp8 else device)
+        block.forward = LeastBlock(block, store, index, fp8=fp8)  # type: ignore[method-assign]
+
+
+def load_done(model: Llama) -> None:
+    """To be called after the frozen weights were loaded: with fp8, they move to the GPU block by block."""
+    for block in model.model.layers.values():
+        if isinstance(block.forward, LeastBlock):
+            block.forward.weights()
+
+
+def _make_room(block: Block, device: torch.device, device_of_frozen_matrices: torch.device) -> None:
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            is_frozen_matrix = parameter.ndim > 1 and not parameter.requires_grad
+            room = torch.empty_like(parameter, device=device_of_frozen_matrices if is_frozen_matrix else device)
+            setattr(module, name, nn.Parameter(room, requires_grad=parameter.requires_grad))

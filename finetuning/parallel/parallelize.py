@@ -1,0 +1,378 @@
+"""Builds the model of this process: one function whose body is the ordered list of techniques."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.stages import assign_layers, stage_indices
+from finetuning.data.batches.global_batch import MicroBatch, StepBatch
+from finetuning.model.attention import Documents
+from finetuning.model.blocks.full_block import Accumulation, FusedTrainedBlock
+from finetuning.model.blocks.lora_block import FusedBlock, can_fuse
+from finetuning.model.llama import Block, Head, Llama
+from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
+from finetuning.parallel.activation_checkpointing import block_forward
+from finetuning.parallel.collectives import TokenExchange, sum_over
+from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
+from finetuning.parallel.fsdp import Covered, prepare_backward, release, shard_parameters, uncover_documents
+from finetuning.parallel.low_memory import build_least, load_done
+from finetuning.parallel.mesh import AXES, Layout
+from finetuning.parallel.pipeline import Pipeline, build_stage
+from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
+from finetuning.parallel.weights import gather_whole, global_view, local_part
+
+
+@dataclass(frozen=True)
+class Technique:
+    """What is applied to the model besides the mesh."""
+
+    lora_rank: int | None = None  # None: all weights are trained
+    lora_alpha: float = 32.0
+    lora_targets: tuple[str, ...] = ()
+    compute_dtype: torch.dtype = torch.float32
+    sharding: str = "full"  # see finetuning.parallel.fsdp
+    activation_checkpointing: str = "none"  # see finetuning.parallel.activation_checkpointing
+    compile: bool = False
+    fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
+    fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
+    least_memory: bool = False  # fused LoRA blocks as `finetuning.model.blocks.low_memory_block` has them
+    split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
+    pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
+    tensor_overlap: bool = False  # see finetuning.parallel.ring
+    prefetch_blocks: int = 0  # see finetuning.parallel.fsdp
+
+    @property
+    def trained_dtype(self) -> torch.dtype:
+        """Of trained weights and their gradients, and of sums over them; with `split_master`, of the sums only."""
+        return torch.promote_types(self.compute_dtype, torch.float32)
+
+
+def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
+    """The parallelised model with uninitialised weights on `device`; every process must call it.
+
+    Trained weights are held in float32 or wider, unless the optimizer keeps their lower halves, and computed in
+    `compute_dtype`; frozen ones are held in `compute_dtype`.
+    """
+    if layout.degrees.pp > 1 and technique.sharding == "full":
+        technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
+    indices = stage_indices(technique.pipeline_schedule, layout.degrees.pp, layout.pp_rank) if layout.degrees.pp > 1 else [0]
+    stages = assign_layers(config, layout.degrees.pp * len(indices))
+    accumulation = Accumulation()
+    parts = [build_part(config, layout, device, technique, index, stages, accumulation) for index in indices]
+    return ParallelLlama(config, parts, layout, device, technique, accumulation)
+
+
+def build_part(
+    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range],
+    accumulation: Accumulation,
+) -> Llama:  # fmt: skip
+    """One pipeline stage, with every technique in its place."""
+    with torch.device("meta"):
+        if len(stages) == 1:
+            model = Llama(config)
+        else:
+            model = build_stage(config, stages[index], first=index == 0, last=index == len(stages) - 1)
+        if technique.lora_rank is not None:
+            add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
+    if layout.degrees.tp > 1:
+        apply_tensor_parallel(model, layout, overlap=technique.tensor_overlap)
+    if technique.lora_rank is not None:
+        freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trained
+    if layout.degrees.cp > 1:
+        apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
+    for parameter in model.parameters():
+        whole = parameter.requires_grad and not technique.split_master
+        parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
+    blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
+    if technique.least_memory:
+        assert layout.degrees.pp == 1 and technique.lora_rank is not None and _can_fuse(blocks, layout, technique)
+        build_least(model, device, fp8=technique.fp8)
+        uncover_documents(model)
+        return model
+    fused = _can_fuse(blocks, layout, technique)
+    sharded = not fused or (technique.lora_rank is None and not _holds_whole_weights(layout, technique))
+    if sharded:
+        shard_parameters(
+            model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
+        )
+    else:
+        model.to_empty(device=device)  # before the blocks move their weights into joint tensors
+        uncover_documents(model)
+    mode = technique.activation_checkpointing
+    keep_all = mode != "selective"  # fused blocks do `selective` themselves
+    for block in blocks:
+        forward: Callable[..., Tensor] = block.forward
+        if fused and technique.lora_rank is None:
+            exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
+            forward = FusedTrainedBlock(
+                block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange, accumulation=accumulation
+            )
+        elif fused:
+            forward = FusedBlock(block, fp8=technique.fp8, keep_all=keep_all)
+        recomputed = "none" if fused and mode == "selective" else mode
+        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
+        block.forward = block_forward(  # type: ignore[method-assign]
+            forward, recomputed, config.hidden_size, compiled=technique.compile and not fused
+        )
+    # Products over tokens in fp8 take a multiple of 16 of them.
+    any_number = not (technique.fp8 and technique.lora_rank is None)
+    model.trims_last_block = fused and index == len(stages) - 1 and layout.degrees.tp == 1 and any_number
+    if isinstance(model.lm_head, Head):
+        model.lm_head.fp8_gradient = fused and head_in_fp8(config, technique)
+    if sharded:
+        model.to_empty(device=device)
+    return model
+
+
+def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
+    """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
+    if not technique.fuse or technique.pipeline_schedule == "zero_bubble":
+        return False
+    if technique.lora_rank is None:
+        return not technique.tensor_overlap
+    return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
+
+
+def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
+    """Nothing to shard, and trained weights are held in the dtype that they are computed in."""
+    degrees = layout.degrees
+    return technique.split_master and degrees.data_parallel * degrees.cp == 1
+
+
+def head_in_fp8(config: LlamaConfig, technique: Technique) -> bool:
+    """Whether the gradient through a frozen head, a sum over the vocabulary, is a product in fp8 in fused blocks."""
+    return technique.fp8 and technique.lora_rank is not None and config.head_fits_fp8
+
+
+class ParallelLlama(nn.Module):
+    """This process's part of a model that is spread over all processes.
+
+    Weights have global names, those of Hugging Face. With tied tables in a pipeline, the last stage's copy of the
+    embedding is no weight of its own: its gradient goes to the first stage, and the new value comes from there.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique,
+        accumulation: Accumulation,
+    ):  # fmt: skip
+        super().__init__()
+        self.accumulation = accumulation
+        self.config, self.layout, self.device, self.technique = config, layout, device, technique
+        self.parts = nn.ModuleList(parts)
+        self.context = plan_context(config, layout.degrees.cp, layout.degrees.tp)
+        self.pipeline = (
+            Pipeline(config, parts, layout, technique.pipeline_schedule, device, technique.compute_dtype)
+            if layout.degrees.pp > 1
+            else None
+        )
+        # Found once: to walk all modules takes milliseconds. FSDP2 shows other parameters in the modules while weights are
+        # gathered; these are the ones that get gradients.
+        self.trained = {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+
+    @override
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Global names, and this process's parts, of the weights of the stages that it holds."""
+        for part in self.parts:
+            for name, weight in part.named_parameters(prefix, recurse, remove_duplicate):
+                if not (self._copies_table() and name.endswith("lm_head.weight")):
+                    yield name, weight
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())
+
+    def all_shapes(self) -> dict[str, torch.Size]:
+        """Global name -> global shape of every weight of the model, whichever stage holds it; in the model's order."""
+        with torch.device("meta"):
+            whole = Llama(self.config)
+            if self.technique.lora_rank is not None:
+                add_lora(whole, self.technique.lora_rank, self.technique.lora_alpha, self.technique.lora_targets)
+        return {name: parameter.shape for name, parameter in whole.named_parameters()}
+
+    def view(self, name: str, tensor: Tensor) -> DTensor:
+        return global_view(name, tensor, self.layout)
+
+    def whole(self, name: str, tensor: Tensor | None, shape: torch.Size, dtype: torch.dtype) -> Tensor | None:
+        """The whole of `tensor` (see `view`; None on stages without this weight) in `dtype` on rank 0, None on the others.
+
+        Every process must call it.
+        """
+        found = None if tensor is None else gather_whole(self.view(name, tensor)).to(dtype)
+        holder = 0 if self.pipeline is None else self.pipeline.holder_of(name)
+        in_first_group = self.layout.data_rank == self.layout.cp_rank == self.layout.tp_rank == 0
+        if holder != 0 and in_first_group:
+            assert self.pipeline is not None
+            if found is not None:
+                dist.send(found.contiguous(), group=self.pipeline.group, group_dst=0)
+            elif self.layout.pp_rank == 0:
+                found = torch.empty(shape, dtype=dtype, device=self.device)
+                dist.recv(found, group=self.pipeline.group, group_src=holder)
+        return found if dist.get_rank() == 0 else None
+
+    def backward(self, batch: StepBatch, meanwhile: Callable[[], object] = lambda: None) -> Tensor:
+        """Adds the gradients of this process's rows and completes them; returns its share of the summed loss.
+
+        The shares of all processes add up to the loss of the whole batch. Every process must call it.
+
+        Args:
+            meanwhile: work for the CPU, done when the device has the first row, or all rows of a pipeline, to compute.
+        """
+        rows = batch.micro_batches
+        if self.pipeline is not None:
+            loss_sum = self.pipeline.backward([self._local(row) for row in rows], batch.answer_tokens)
+            meanwhile()
+        else:
+            loss_sum = torch.zeros((), device=self.device)
+            alone = dist.get_world_size() == 1  # nothing to communicate: reduce at once, so that only shards accumulate
+            (part,) = self.parts
+            for index, row in enumerate(map(self._local, rows)):
+                assert isinstance(part, Llama)
+                last = alone or index == len(rows) - 1
+                prepare_backward(part, self.technique.sharding, last=last)
+                # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
+                self.accumulation.more_rows = self.technique.split_master and self.technique.sharding == "step" and not last
+                loss = part(
+                    row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+                )
+                (loss / batch.answer_tokens).backward()
+                loss_sum = loss_sum + loss.detach()
+                if index == 0:
+                    meanwhile()
+        self._complete_gradients()
+        return self._counted(loss_sum)
+
+    @torch.no_grad()
+    def loss_sum(self, row: MicroBatch) -> Tensor:
+        """This process's share of the summed loss of a row; every process must call it, with its data rank's row."""
+        row = self._local(row)
+        if self.pipeline is not None:
+            loss = self.pipeline.forward(row, with_loss=True)
+            loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
+        else:
+            loss = self.parts[0](
+                row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+            )
+        return self._counted(loss)
+
+    @torch.no_grad()
+    def logits(self, tokens_T: Tensor, positions_T: Tensor, documents: Documents, at_S: Tensor) -> Tensor:
+        """Logits [S, V] at these places of a row, on every process; every process must call it with the same row (CPU).
+
+        The length of the row must be a multiple of `row_multiple`.
+        """
+        degrees = self.layout.degrees
+        whole = MicroBatch(tokens_T[None], positions_T[None], tokens_T[None], documents, len(tokens_T))
+        places, here = at_S, torch.ones_like(at_S, dtype=torch.bool)
+        if degrees.cp > 1:
+            places, here = local_places(at_S, len(tokens_T), self.context, self.layout.cp_rank)
+        row, places, here = self._local(whole), places.to(self.device), here.to(self.device)
+        found: Tensor | None
+        if self.pipeline is not None:
+            found = self.pipeline.forward(row, with_loss=False, at_S=places)
+        else:
+            found = self.parts[0](row.tokens, row.positions, Covered(row.documents), at_S=places)
+        if found is None:
+            found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.technique.compute_dtype, device=self.device)
+        # One process has each place; the others add zeros.
+        logits_SV = found[0].masked_fill(~here[:, None], 0.0)
+        for axis, degree in (("cp", degrees.cp), ("pp", degrees.pp)):
+            if degree > 1:
+                dist.all_reduce(logits_SV, group=self.layout.group(axis))
+        return logits_SV
+
+    def release(self) -> None:
+        """To be called after a series of `loss_sum` or `logits`, before anything looks at the weights."""
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            release(part)
+
+    @property
+    def trains_all(self) -> bool:
+        """All weights are trained, not only adapters."""
+        return self.technique.lora_rank is None
+
+    @property
+    def row_multiple(self) -> int:
+        """What the length of every row must be a multiple of."""
+        return self.context.multiple * self.layout.degrees.tp
+
+    @torch.no_grad()
+    def squared_gradient_norm(self) -> Tensor:
+        """This process's share of the squared 2-norm of all gradients, float64; the shares of all processes add up to it."""
+        gradients = [
+            local_part(weight.grad)
+            for name, weight in self.trained.items()
+            if weight.grad is not None
+            and (self.layout.tp_rank == 0 or tensor_dim(name) is not None)
+            # Others are whole on every process of these axes.
+            and (self.layout.data_rank == self.layout.cp_rank == 0 or isinstance(weight, DTensor))
+        ]
+        if self.layout.replicate_rank > 0 or not gradients:
+            return torch.zeros((), dtype=torch.float64, device=self.device)
+        norms = torch._foreach_norm(gradients, dtype=self.technique.trained_dtype)  # of bfloat16 gradients too
+        return torch.stack(norms).double().square().sum()
+
+    def refresh_copies(self) -> None:
+        """Gives the last stage's copy of a tied table the first stage's value; after loading and after an update of it."""
+        if self._copies_table():
+            assert self.pipeline is not None
+            self.pipeline.refresh_table_copy()
+
+    def base_loaded(self) -> None:
+        """To be called after the weights that are not adapters were filled."""
+        self.refresh_copies()
+        for part in self.parts:
+            assert isinstance(part, Llama)
+            load_done(part)
+
+    def _local(self, row: MicroBatch) -> MicroBatch:
+        if self.layout.degrees.cp > 1:
+            row = cut_row(row, self.context, self.layout.cp_rank)
+        return row.to(self.device)
+
+    def _counted(self, loss_sum: Tensor) -> Tensor:
+        """All processes of a tp group have the same loss: one of them counts."""
+        return loss_sum if self.layout.tp_rank == 0 else torch.zeros_like(loss_sum)
+
+    @torch.no_grad()
+    def _complete_gradients(self) -> None:
+        if self.layout.degrees.tp > 1:
+            partial = [
+                local_part(w.grad) for name, w in self.trained.items() if w.grad is not None and tensor_dim(name) is None
+            ]
+            sum_over(partial, self.layout.group("tp"))
+        whole = [w.grad for w in self.trained.values() if w.grad is not None and not isinstance(w, DTensor)]
+        for axis in ("dp_shard", "dp_replicate", "cp"):
+            if self.layout.mesh.size(AXES.index(axis)) > 1:
+                sum_over(whole, self.layout.group(axis))
+        if self._copies_table() and self.trains_all:
+            assert self.pipeline is not None
+            self.pipeline.add_table_gradients()
+
+    def _copies_table(self) -> bool:
+        return self.config.tie_word_embeddings and self.pipeline is not None
+
+
+def adapter_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    """Global name -> this process's part, as in the next."""
+    return {name: weight for name, weight in model.weights().items() if is_adapter(name)}
+
+
+def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
+    return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
+
+
+def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
+    """`ParallelLlama.view` of all weights that are not adapters, to be filled; those that lie on the host as they are."""
+    return {
+        name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
+        for name, weight in base_parameters(model).items()
+    }

@@ -1,0 +1,92 @@
+"""Turns an exception of a worker into the paragraph a user reads, and keeps it where the launcher finds it."""
+
+import json
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from finetuning.config.settings import RunConfig
+from finetuning.errors import InputError, RunError
+from finetuning.i18n import t
+
+# What gloo, NCCL and the store say on ranks that wait for one that is gone.
+LOST_PARTNER = (
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "NCCL communicator was aborted",
+    "remote process exited", "Connection was likely closed", "Socket Timeout", "Timed out waiting",
+)  # fmt: skip
+
+
+def explain(error: BaseException, config: RunConfig | None) -> str:
+    """What happened and what to change."""
+    if isinstance(error, RunError | InputError):
+        return str(error)
+    if is_out_of_memory(error):
+        return _out_of_memory(config)
+    return f"{type(error).__name__}: {error}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has an exception of its own; the CPU allocator raises a RuntimeError that names it."""
+    import torch  # here, so that a launcher can read failures without it
+
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _out_of_memory(config: RunConfig | None) -> str:
+    advice = [t("lower --row_length or --seq_length (tokens of a packed row, and of the longest sample)")]
+    if config is None or config.activation_checkpointing in ("auto", "none"):
+        advice.append("--activation_checkpointing full")
+    if config is None or config.peft == "none":
+        advice.append("--peft lora")
+    advice.append(t("more GPUs (weights and optimizer are spread over them)"))
+    return t("Out of memory. What helps, in this order: {advice}", advice="; ".join(advice))
+
+
+def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig | None) -> None:
+    """Writes `rank_N.error.json`; the launcher shows the earliest one."""
+    record = {
+        "rank": rank, "time": time.time(), "message": explain(error, config), "kind": "echo" if is_echo(error) else "own",
+        "traceback": "".join(traceback.format_exception(error)),
+    }  # fmt: skip
+    _write_record(logs, rank, record)
+
+
+def write_killed(logs: Path, rank: int, signal_name: str) -> None:
+    """Writes `rank_N.error.json` for a rank that a signal ended before it could do so itself."""
+    message = t("its process was ended by {signal} from outside", signal=signal_name)
+    if signal_name == "SIGKILL":
+        message = t(
+            "its process was killed (SIGKILL) by somebody, or by the system because memory ran out; see `dmesg` on its machine"
+        )
+    _write_record(logs, rank, {"rank": rank, "time": time.time(), "message": message, "kind": "killed"})
+
+
+def is_echo(error: BaseException) -> bool:
+    """It says only that another rank is gone."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PARTNER)
+
+
+def _write_record(logs: Path, rank: int, record: dict[str, Any]) -> None:
+    logs.mkdir(parents=True, exist_ok=True)
+    temporary = logs / f".rank_{rank}.error-{os.getpid()}"  # the launcher looks for the finished file all the time
+    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
+    temporary.replace(logs / f"rank_{rank}.error.json")
+
+
+def first_failure(logs: Path) -> dict[str, Any] | None:
+    """The failure that caused the others: the earliest, after those of ranks that only lost a partner.
+
+    Where a rank was killed it comes first, because it could not report at once.
+    """
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("rank_*.error.json")]
+    order = ("killed", "own", "echo")
+    return min(records, key=lambda record: (order.index(record.get("kind", "own")), record["time"]), default=None)
+
+
+def clear_failures(logs: Path) -> None:
+    for file in logs.glob("rank_*.error.json"):
+        file.unlink()

@@ -1,0 +1,92 @@
+"""Files inside a tar archive, read where they lie: nothing is unpacked, so no name can lead anywhere.
+
+A compressed archive is decompressed once, as one plain tar, into a folder of the caller's.
+"""
+
+import gzip
+import hashlib
+import shutil
+import tarfile
+import zlib
+from pathlib import Path, PurePosixPath
+
+from finetuning.errors import InputError
+from finetuning.i18n import t
+from finetuning.storage.file_parts import FilePart, FileParts
+
+GZIP = b"\x1f\x8b"
+COPIED_AT_ONCE = 16 * 2**20  # bytes
+LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**30  # weights hardly shrink; what grows beyond both is no archive of weights
+
+
+def is_archive(file: Path) -> bool:
+    """A tar, compressed by gzip or not."""
+    with file.open("rb") as stream:
+        if stream.read(2) == GZIP:
+            return True
+    return tarfile.is_tarfile(file)
+
+
+def archive_parts(file: Path, scratch: Path) -> FileParts:
+    """The files of an archive; a compressed one is decompressed into `scratch` when that has not been done before.
+
+    Raises:
+        InputError: it is damaged, or has names or links that lead outside it.
+    """
+    with file.open("rb") as stream:
+        compressed = stream.read(2) == GZIP
+    plain = _decompressed(file, scratch) if compressed else file
+    found = {}
+    try:
+        with tarfile.open(plain, "r:") as archive:
+            for member in archive:
+                path = PurePosixPath(member.name)
+                if path.is_absolute() or ".." in path.parts:
+                    raise InputError(t("{file}: has a file that leads outside it ({name})", file=file, name=member.name))
+                if member.isdir():
+                    continue
+                if not member.isreg() or member.sparse is not None:
+                    raise InputError(t("{file}: {name} is no plain file", file=file, name=member.name))
+                found[str(path)] = FilePart(plain, member.offset_data, member.size)
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise InputError(t("{file}: cannot be read: {error}", file=file, error=error)) from None
+    size = plain.stat().st_size
+    cut = next((name for name, part in found.items() if part.offset + part.length > size), None)
+    if cut is not None:
+        raise InputError(t("{file}: ends in the middle of {name}; copy it again", file=file, name=cut))
+    return FileParts(file, found)
+
+
+def _decompressed(file: Path, scratch: Path) -> Path:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(f"{file.name} {size}\n".encode() + stream.read(65536))
+        stream.seek(max(0, size - 65536))
+        digest.update(stream.read())
+    target = scratch / f"{file.stem}-{digest.hexdigest()[:16]}.tar"
+    if target.is_file():
+        return target
+    scratch.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".incomplete-{target.name}")
+    largest = max(LARGEST_RATIO * size, ALWAYS_ALLOWED)
+    try:
+        with gzip.open(file) as stream, temporary.open("wb") as out:
+            written = 0
+            while block := stream.read(COPIED_AT_ONCE):
+                written += len(block)
+                if written > largest:
+                    raise InputError(
+                        t("{file}: grows from {size} to more than {largest} bytes, which weights do not", file=file, size=size,
+                          largest=largest)
+                    )  # fmt: skip
+                out.write(block)
+        temporary.rename(target)
+    except (OSError, EOFError, zlib.error) as error:
+        free = shutil.disk_usage(scratch).free
+        raise InputError(
+            t("{file}: cannot be decompressed into {folder} ({free:.1f} GB free): {error}", file=file, folder=scratch,
+              free=free / 1e9, error=error)
+        ) from None  # fmt: skip
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

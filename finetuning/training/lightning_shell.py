@@ -1,0 +1,307 @@
+"""The Lightning shell around the training step: module, strategy and callbacks, all thin.
+
+Lightning brings the Trainer, loggers and callbacks that people know; the step, the batches and the checkpoints are
+ours. Optimization is manual: Lightning's accumulation would average per micro-batch.
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+from typing_extensions import override
+
+from finetuning.checkpoint.files import Checkpoint
+from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
+from finetuning.config.settings import Run
+from finetuning.data.batches.global_batch import GlobalBatches, StepBatch
+from finetuning.data.batches.ledger import LEDGER_FILE, Ledger, ledger_entry
+from finetuning.data.tokens.tokenized import Split
+from finetuning.i18n import t
+from finetuning.parallel.mesh import Layout
+from finetuning.parallel.parallelize import ParallelLlama
+from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
+from finetuning.training.display import TrainingDisplay
+from finetuning.training.evaluate import Evaluation
+from finetuning.training.metrics import MetricsFile
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at, optimizer_state
+from finetuning.training.profile import StepProfiler
+from finetuning.training.step import StepResult, train_step
+
+
+class FineTuning(pl.LightningModule):
+    """Holds the model and runs one optimizer step per Lightning batch."""
+
+    def __init__(self, run: Run, build: Callable[[], ParallelLlama], stop_requested: Callable[[], bool]):
+        super().__init__()
+        self.automatic_optimization = False
+        self.run, self.build, self.stop_requested = run, build, stop_requested
+        self.net: ParallelLlama | None = None
+        self.result: StepResult | None = None
+        self.postponed: Callable[[], None] | None = None  # what is left to do about the last step
+        self.profiler = (
+            StepProfiler(Path(run.experiment_dir) / "profile", dist.get_rank(), run.config.profile_steps)
+            if run.config.profile_steps > 0
+            else None
+        )
+
+    @override
+    def configure_model(self) -> None:
+        if self.net is None:  # Lightning calls this more than once
+            self.net = self.build()
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        config = self.run.config
+        assert self.net is not None
+        return build_optimizer(
+            self.net, learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps, weight_decay=config.weight_decay, fused=self.run.device == "cuda",
+            states=self.run.optimizer_states,
+        )  # fmt: skip
+
+    @override
+    def training_step(self, batch: StepBatch, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        assert self.net is not None and isinstance(optimizer, pl.core.optimizer.LightningOptimizer)
+        rate = self.learning_rate(batch.step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        # Through Lightning's optimizer: a raw one would leave global_step at 0.
+        with self.profiler.around(batch.step + 1) if self.profiler else nullcontext():
+            self.result = train_step(
+                self.net, batch, optimizer.step, scale=gradient_scaler(optimizer.optimizer),
+                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self._meanwhile,
+            )  # fmt: skip
+        optimizer.zero_grad()
+
+    def _meanwhile(self) -> None:
+        """Called in each step when the device is at work."""
+        batches = self.trainer.train_dataloader
+        assert isinstance(batches, GlobalBatches)
+        batches.prepare_next()
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Does what was postponed; in the next step at the latest."""
+        postponed, self.postponed = self.postponed, None
+        if postponed:
+            postponed()
+
+    def learning_rate(self, step: int) -> float:
+        config = self.run.config
+        return learning_rate_at(
+            step,
+            peak=config.learning_rate,
+            minimum=config.min_lr,
+            warmup_steps=self.run.warmup_steps,
+            max_steps=self.run.max_steps,
+        )
+
+    @override
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        return batch  # rows move one by one in the step
+
+
+class MeshStrategy(ModelParallelStrategy):
+    """Lightning on our device mesh, with our checkpoints."""
+
+    def __init__(self, layout: Layout, *, max_steps: int, identity: dict[str, Any], origin: dict[str, Any]):
+        super().__init__(data_parallel_size=layout.degrees.data_parallel, tensor_parallel_size=layout.degrees.tp)
+        self.layout = layout
+        self.max_steps, self.identity, self.origin = max_steps, identity, origin
+        self.val_loss: float | None = None  # of the step that is being saved
+
+    @override
+    def setup_environment(self) -> None:
+        assert self.accelerator is not None and self.lightning_module is not None
+        self.accelerator.setup_device(self.root_device)
+        self._setup_distributed()
+        self._device_mesh = self.layout.mesh
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    @override
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        return {"num_replicas": self.layout.degrees.data_parallel, "rank": self.layout.data_rank}
+
+    # Lightning's own collection of states would copy them; save_checkpoint takes them from the model itself.
+    @override
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        return {}
+
+    @override
+    def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        return {}
+
+    @override
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
+        info = {
+            "step": checkpoint["global_step"], "max_steps": self.max_steps, "val_loss": self.val_loss,
+            "layout": asdict(self.layout.degrees), "identity": self.identity, "origin": self.origin,
+            "lightning": json.loads(json.dumps(lightning)),
+        }  # fmt: skip
+        save_checkpoint(Path(filepath), self._net(), optimizer_state(self._net(), self._optimizer()), info)
+
+    @override
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        info = load_checkpoint(Path(checkpoint_path), self._net(), optimizer_state(self._net(), self._optimizer()))
+        return {**info["lightning"], "state_dict": {}, "optimizer_states": [{}], "lr_schedulers": [], "callbacks": {}}
+
+    @override
+    def remove_checkpoint(self, filepath: str | Path) -> None:
+        raise RuntimeError("checkpoints are removed by finetuning.checkpoint.store.prune")
+
+    def _net(self) -> ParallelLlama:
+        assert isinstance(self.lightning_module, FineTuning) and self.lightning_module.net is not None
+        return self.lightning_module.net
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.optimizers[0]
+
+
+@dataclass
+class StepRecord(pl.Callback):
+    """After each step, in this order: validate, write the row of metrics.csv and the ledger's entry, show, save.
+
+    One callback, because the order matters: both must be on disk before the checkpoint that claims their step, the row with
+    the validation loss in it, or a crash in between would lose them. Where no checkpoint follows, writing and showing is
+    postponed until the device is at work on the next step: here it would have nothing to do meanwhile.
+    """
+
+    run: Run
+    display: TrainingDisplay | None  # rank 0 only
+    resumed: Checkpoint | None
+    validate: Callable[[], Evaluation] | None
+    before_first_step: Callable[[], None]
+    training_split: Split
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.run.experiment_dir)
+        resume_step = self.resumed.step if self.resumed else 0
+        self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
+        self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
+        self.step_started_at = self.status_written_at = 0.0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.before_first_step()
+        self._validate_late(trainer)
+        if self.display:
+            self.display.start(trainer.global_step)
+        self.step_started_at = time.monotonic()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
+    ) -> None:  # fmt: skip
+        assert isinstance(pl_module, FineTuning) and pl_module.result is not None
+        result, step = pl_module.result, trainer.global_step
+        seconds = time.monotonic() - self.step_started_at
+        last = step >= self.run.max_steps
+        val_loss = None
+        if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
+            val_loss = self._validate(step)
+        row: dict[str, Any] = {
+            "step": step, "train_loss": result.loss, "val_loss": val_loss, "learning_rate": pl_module.learning_rate(batch.step),
+            "grad_norm": result.grad_norm, "samples": step * self.run.config.global_batch_size, "tokens": batch.tokens,
+            "answer_tokens": batch.answer_tokens, "tokens_per_second": batch.tokens / seconds,
+            "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
+            "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
+        }  # fmt: skip
+        pl_module.catch_up()
+        pl_module.postponed = partial(self._publish, trainer, row, batch.samples)
+        save_every = self.run.save_every_n_steps
+        if save_every and (last or result.stop or step % save_every == 0):
+            pl_module.catch_up()
+            self._save(trainer, step, val_loss)
+        if result.stop and not last:
+            trainer.should_stop = True
+        self.step_started_at = time.monotonic()
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, FineTuning)
+        pl_module.catch_up()
+        if self.display:
+            self.display.stop()
+
+    @override
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        assert isinstance(pl_module, FineTuning)
+        pl_module.catch_up()
+
+    def _validate_late(self, trainer: pl.Trainer) -> None:
+        """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved."""
+        resumed = self.resumed
+        if not (resumed and self.validate and resumed.val_loss is None and resumed.step % self.run.val_check_interval == 0):
+            return
+        val_loss = self._validate(resumed.step)
+        for logger in trainer.loggers:
+            logger.log_metrics({"val_loss": val_loss}, step=resumed.step)
+        if self.metrics:
+            self.metrics.set_val_loss(resumed.step, val_loss)
+            record_val_loss(resumed, val_loss)
+
+    def _validate(self, step: int) -> float:
+        assert self.validate is not None
+        found = self.validate()
+        if self.display:
+            self.display.message(
+                t("step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} samples)",
+                  step=step, loss=found.loss, perplexity=found.perplexity, samples=found.samples)
+            )  # fmt: skip
+        return found.loss
+
+    def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray) -> None:
+        logged = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
+        for logger in trainer.loggers:
+            logger.log_metrics(logged, step=row["step"])
+        if not (self.display and self.metrics and self.ledger):
+            return
+        self.metrics.append(row)
+        self.display.step(row["step"], row)
+        if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
+            self.status_written_at = time.monotonic()
+            write_status(self.folder, RUNNING, step=row["step"], max_steps=self.run.max_steps, train_loss=row["train_loss"])
+        self.ledger.append(ledger_entry(self.training_split, row["step"], samples))
+
+    def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
+        strategy = trainer.strategy
+        assert isinstance(strategy, MeshStrategy)
+        strategy.val_loss = val_loss
+        started = time.monotonic()
+        folder = self.folder / "checkpoints"
+        trainer.save_checkpoint(folder / checkpoint_name(step))
+        if self.display:
+            prune(folder, self.run.config.keep_last)
+            seconds = time.monotonic() - started
+            self.display.message(t("step {step}: checkpoint saved in {seconds:.1f} s", step=step, seconds=seconds))
+        dist.barrier()
+
+
+class OwnCheckpoints(LightningCheckpoint):
+    """Tells Lightning that checkpoints are taken care of (by StepRecord), so that it adds none of its own."""
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory this process has used so far: of the GPU, or resident on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

@@ -1,0 +1,56 @@
+"""What a user waits for at a start: nothing heavy is imported before, or without, a reason."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from finetuning.launch.gpus import count_gpus
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parent.parent.parent
+HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "huggingface_hub", "pyarrow", "peft"}
+LOADED = "import json, sys; print('\\n' + json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[1])))))"
+
+
+def heavy_modules_after(code: str, folder: Path) -> list[str]:
+    """Runs the code in a fresh interpreter; which of HEAVY it has imported when it is done."""
+    command = [sys.executable, "-c", f"{code}\n{LOADED}", json.dumps(sorted(HEAVY))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_checking_data_with_a_tokenizer_imports_nothing_heavy(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    code = f"""
+from finetuning.cli.data import main
+assert main(["check", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)!r}, "--html", "report.html"]) == 0
+assert main(["preview", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)!r}]) == 0
+"""
+    assert heavy_modules_after(code, tmp_path) == []
+
+
+@pytest.mark.skipif(count_gpus() > 0, reason="where there are GPUs, torch is asked about them")
+def test_a_second_start_prepares_the_run_without_torch_or_transformers(
+    tiny_model: Path, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    code = f"""
+from pathlib import Path
+from rich.console import Console
+from finetuning.config.settings import RunConfig
+from finetuning.cli.train import prepare, write_data_report, show_start
+config = RunConfig(hf_model_id={str(tiny_model)!r}, dataset_path={str(tiny_dataset)!r}, num_gpus=2, global_batch_size=8,
+                   seq_length=256)
+prepared = prepare(config, None, Path("experiments/x"), Path("tokens"), with_weights=True)
+write_data_report(prepared, Path("report"))
+show_start(Console(), prepared, None)
+"""
+    first = heavy_modules_after(code, tmp_path)
+    assert first == ["huggingface_hub", "torch", "transformers"], "transformers confirms the chat template, once"
+    assert heavy_modules_after(code, tmp_path) == []
+
+
+def test_a_worker_starts_without_transformers(tmp_path: Path) -> None:
+    assert heavy_modules_after("import finetuning.train", tmp_path) == ["lightning", "torch"]

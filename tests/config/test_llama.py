@@ -1,0 +1,181 @@
+"""Reading a model's shape from `config.json`, and what is refused there."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from finetuning.config.llama import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.errors import InputError
+from finetuning.model.llama import Llama
+
+pytestmark = pytest.mark.unit
+
+LLAMA_3_1_8B = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        "rope_type": "llama3",
+    },
+    "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+
+LLAMA_3_2_1B = {
+    **LLAMA_3_1_8B, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "rope_scaling": {**LLAMA_3_1_8B["rope_scaling"], "factor": 32.0}, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("raw", [LLAMA_3_1_8B, LLAMA_3_2_1B], ids=["untied head", "tied head"])
+def test_the_shapes_told_without_torch_are_those_of_the_decoder(tmp_path: Path, raw: dict[str, Any]) -> None:
+    config = read(tmp_path, raw)
+    with torch.device("meta"):
+        decoder = {name: tuple(parameter.shape) for name, parameter in Llama(config).named_parameters()}
+    assert config.parameter_shapes() == decoder
+    assert sum(map(math.prod, decoder.values())) == config.num_parameters
+
+
+def test_llama_3_1_8b_is_read_whole(tmp_path: Path) -> None:
+    assert read(tmp_path, LLAMA_3_1_8B) == LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+        max_position_embeddings=131072,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "parameters"),
+    [(LLAMA_3_1_8B, 8_030_261_248), (LLAMA_3_2_1B, 1_235_814_400)],
+    ids=["Llama 3.1 8B", "Llama 3.2 1B, tied head"],
+)
+def test_parameters_are_counted_as_published(tmp_path: Path, raw: dict[str, Any], parameters: int) -> None:
+    assert read(tmp_path, raw).num_parameters == parameters
+
+
+def test_attention_costs_as_much_as_the_linear_layers_where_their_operations_are_equal(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA_3_1_8B)
+    tokens = 1 / config.attention_cost
+    linear_operations = 2 * (config.num_parameters - config.vocab_size * config.hidden_size)  # the embedding is a look-up
+    attention_operations = 4 * 32 * 128 * tokens / 2 * 32  # heads, head dimension, half of the pairs, layers
+    assert attention_operations == pytest.approx(linear_operations, rel=1e-3)  # norms do not multiply matrices
+
+
+def test_files_of_transformers_5_and_4_read_the_same(tmp_path: Path) -> None:
+    rope = {**LLAMA_3_1_8B["rope_scaling"], "rope_theta": 500000.0}
+    newer = {name: value for name, value in LLAMA_3_1_8B.items() if name not in ("rope_theta", "rope_scaling", "torch_dtype")}
+    assert read(tmp_path, {**newer, "rope_parameters": rope, "dtype": "bfloat16"}) == read(tmp_path, LLAMA_3_1_8B)
+
+
+def test_what_transformers_saves_is_read(tmp_path: Path) -> None:
+    transformers.LlamaConfig(**LLAMA_3_2_1B).save_pretrained(tmp_path)
+    written = read_llama_config(tmp_path)
+    assert written == read(tmp_path, LLAMA_3_2_1B)
+
+
+def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path: Path) -> None:
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = read(tmp_path, {"model_type": "llama"} | {name: LLAMA_3_1_8B[name] for name in sizes})
+    theirs = transformers.LlamaConfig(**{name: LLAMA_3_1_8B[name] for name in sizes})
+    assert config.num_key_value_heads == theirs.num_key_value_heads == 32
+    assert config.head_dim == theirs.head_dim == 128
+    assert config.rms_norm_eps == theirs.rms_norm_eps
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert config.rope_scaling is None
+    assert config.tie_word_embeddings == theirs.tie_word_embeddings
+    assert config.max_position_embeddings == theirs.max_position_embeddings
+
+
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+def test_a_rope_type_of_default_is_no_scaling(tmp_path: Path, name: str) -> None:
+    assert read(tmp_path, {**LLAMA_3_1_8B, "rope_scaling": {name: "default"}}).rope_scaling is None
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    assert problems(tmp_path / "nowhere") == [f"--hf_model_id {tmp_path}/nowhere: there is no such folder"]
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    assert problems(tmp_path) == [
+        f"--hf_model_id {tmp_path}: holds no config.json, so it is not a model folder in Hugging Face format"
+    ]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}"], ids=["cut off", "not UTF-8"])
+def test_a_broken_config_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    (message,) = problems(tmp_path)
+    assert message.startswith(f"{tmp_path}/config.json: not valid JSON: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [({"model_type": "qwen2"}, "'qwen2'"), ({}, "None"), (["llama"], "None")], ids=str
+)
+def test_another_family_is_refused_with_its_name(tmp_path: Path, content: Any, found: str) -> None:
+    assert refused(tmp_path, content) == [f"model_type is {found}; only the Llama family (model_type 'llama') is supported"]
+
+
+@pytest.mark.parametrize("value", [0, -1, 4096.0, "4096", None])
+def test_a_size_that_is_no_positive_whole_number_is_refused(tmp_path: Path, value: Any) -> None:
+    assert refused(tmp_path, {**LLAMA_3_1_8B, "hidden_size": value}) == [
+        f"hidden_size is {value!r}, but must be a positive whole number"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "supported"),
+    [("attention_bias", True, False), ("mlp_bias", True, False), ("hidden_act", "gelu", "silu")],
+)
+def test_a_decoder_that_computes_something_else_is_refused(tmp_path: Path, name: str, value: Any, supported: Any) -> None:
+    assert refused(tmp_path, {**LLAMA_3_1_8B, name: value}) == [f"{name} is {value!r}; only {supported!r} is supported"]
+
+
+@pytest.mark.parametrize("name", ["rope_type", "type"])
+@pytest.mark.parametrize("rope_type", ["linear", "dynamic", "yarn", "longrope"])
+def test_another_rope_type_is_refused(tmp_path: Path, name: str, rope_type: str) -> None:
+    raw = {**LLAMA_3_1_8B, "rope_scaling": {name: rope_type, "factor": 2.0}}
+    assert refused(tmp_path, raw) == [f"RoPE type '{rope_type}' is not supported; 'default' and 'llama3' are"]
+
+
+def test_all_problems_of_a_file_are_listed_at_once(tmp_path: Path) -> None:
+    raw = {**LLAMA_3_1_8B, "vocab_size": None, "mlp_bias": True, "rope_scaling": {"rope_type": "yarn"}}
+    assert refused(tmp_path, raw) == [
+        "vocab_size is None, but must be a positive whole number",
+        "mlp_bias is True; only False is supported",
+        "RoPE type 'yarn' is not supported; 'default' and 'llama3' are",
+    ]
+
+
+def read(folder: Path, raw: Any) -> LlamaConfig:
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return read_llama_config(folder)
+
+
+def problems(folder: Path) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        read_llama_config(folder)
+    return caught.value.problems
+
+
+def refused(folder: Path, raw: Any) -> list[str]:
+    """The messages that refuse this file, without its path in front."""
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    found = problems(folder)
+    assert all(message.startswith(f"{folder}/config.json: ") for message in found)
+    return [message.removeprefix(f"{folder}/config.json: ") for message in found]

@@ -1,0 +1,238 @@
+"""Settings from dictionaries and files, and `run.yaml` there and back."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetuning.config.settings import (
+    CHOICES,
+    LORA_TARGETS,
+    Run,
+    RunConfig,
+    config_from_dict,
+    field_types,
+    read_config_file,
+    read_run,
+    write_run,
+)
+from finetuning.errors import InputError
+
+pytestmark = pytest.mark.unit
+
+REQUIRED = {"hf_model_id": "meta-llama/Llama-3.1-8B-Instruct", "dataset_path": "data/alpaca"}
+
+# Anything a shell can pass: no surrogates, no null character; and not U+0085, a line end of mainframes that PyYAML 6.0 writes
+# as if it were a line feed.
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0\x85"), max_size=40)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+def test_a_run_comes_back_equal_from_its_file(tmp_path: Path) -> None:
+    config = RunConfig(
+        **REQUIRED, peft="lora", lora_targets=("q_proj", "v_proj"), prompt_template="問題：{input}\n回答：{output}",
+        system_prompt="你是個有用的助理。\t'\"#: - ", lr=1e-5, max_steps=100, warmup_steps=0, save_every_n_steps=0,
+        accept_changes=True, lang="zh-TW",
+    )  # fmt: skip
+    assert write_and_read(make_run(config), tmp_path) == make_run(config)
+
+
+def test_a_run_of_defaults_comes_back_equal_from_its_file(tmp_path: Path) -> None:
+    run = dataclasses.replace(make_run(RunConfig(**REQUIRED)), initial_weights=None)
+    assert write_and_read(run, tmp_path) == run
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(text=texts, number=numbers, count=st.integers())
+def test_any_text_and_number_comes_back_equal(
+    tmp_path_factory: pytest.TempPathFactory, text: str, number: float, count: int
+) -> None:
+    config = RunConfig(**REQUIRED, system_prompt=text, lr=number, seed=count)
+    run = dataclasses.replace(make_run(config), identity={"text": text, "number": number, "nested": {"list": [count, None]}})
+    assert write_and_read(run, tmp_path_factory.mktemp("run")) == run
+
+
+def test_the_file_of_a_run_is_readable_by_people_and_by_any_yaml_reader(tmp_path: Path) -> None:
+    write_run(make_run(RunConfig(**REQUIRED, system_prompt="請用中文回答")), tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    assert "system_prompt: 請用中文回答\n" in text
+    assert "!!" not in text  # no tags of Python
+    assert yaml.safe_load(text)["config"]["lora_targets"] == list(LORA_TARGETS)
+
+
+def test_no_setting_holds_the_token() -> None:
+    assert not [name for name in field_types() if "token" in name and name != "max_new_tokens"]
+
+
+def test_every_choice_belongs_to_a_setting_whose_default_is_one_of_them() -> None:
+    defaults = RunConfig(**REQUIRED)
+    assert all(getattr(defaults, name) in choices for name, choices in CHOICES.items())
+
+
+@pytest.mark.parametrize(
+    ("peft", "lr", "expected"), [("none", None, 5e-6), ("lora", None, 1e-4), ("none", 3e-5, 3e-5), ("lora", 3e-5, 3e-5)]
+)
+def test_the_learning_rate_depends_on_what_is_trained_unless_it_is_given(peft: str, lr: float | None, expected: float) -> None:
+    assert RunConfig(**REQUIRED, peft=peft, lr=lr).learning_rate == expected
+
+
+def test_processes_that_do_not_share_a_model_work_data_parallel() -> None:
+    config = RunConfig(
+        **REQUIRED,
+        num_nodes=4,
+        num_gpus=8,
+        tensor_model_parallel_size=4,
+        pipeline_model_parallel_size=2,
+        context_parallel_size=2,
+    )
+    assert (config.world_size, config.model_parallel_size, config.data_parallel_size) == (32, 16, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "expected"),
+    [
+        ("max_steps", "100", 100),
+        ("max_steps", None, None),
+        ("lr", "1e-4", 1e-4),  # YAML reads 1e-4 as text: it wants 1.0e-4
+        ("lr", 1, 1.0),
+        ("lora_targets", "q_proj, v_proj", ("q_proj", "v_proj")),
+        ("lora_targets", ["q_proj", "v_proj"], ("q_proj", "v_proj")),
+        ("accept_changes", True, True),
+        ("wandb_project", None, None),
+    ],
+)
+def test_values_take_the_type_of_their_setting(name: str, given: Any, expected: Any) -> None:
+    value = getattr(config_from_dict({**REQUIRED, name: given}, "settings.yaml"), name)
+    assert (value, type(value)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "rule"),
+    [
+        ("num_gpus", "two", "a whole number"),
+        ("num_gpus", 1.5, "a whole number"),
+        ("num_gpus", True, "a whole number"),
+        ("num_gpus", None, "a whole number"),
+        ("max_steps", [1], "a whole number"),
+        ("lr", "fast", "a number"),
+        ("weight_decay", None, "a number"),
+        ("accept_changes", "yes", "true or false"),
+        ("accept_changes", 1, "true or false"),
+        ("experiment", 31, "text"),
+        ("system_prompt", ["a"], "text"),
+        ("lora_targets", 3, "a list of names"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(name: str, value: Any, rule: str) -> None:
+    assert problems({**REQUIRED, name: value}) == [f"settings.yaml: {name} is {value!r}, but must be {rule}"]
+
+
+@pytest.mark.parametrize(("name", "choices"), CHOICES.items())
+def test_a_value_that_is_no_choice_is_refused_with_the_choices(name: str, choices: tuple[str, ...]) -> None:
+    assert problems({**REQUIRED, name: "other"}) == [
+        f"settings.yaml: {name} is 'other', but must be one of {', '.join(choices)}"
+    ]
+
+
+def test_an_unknown_setting_is_refused_with_those_that_exist() -> None:
+    (message,) = problems({**REQUIRED, "learning_rate": 1e-4})
+    assert message.startswith("settings.yaml: unknown setting 'learning_rate'; known settings: ")
+    assert message.partition("known settings: ")[2].split(", ") == list(field_types())
+
+
+@pytest.mark.parametrize("missing", [{}, {"hf_model_id": "", "dataset_path": ""}], ids=["left out", "empty"])
+def test_what_is_required_and_missing_is_listed(missing: dict[str, str]) -> None:
+    assert problems(missing) == ["--hf_model_id is required", "--dataset_path is required"]
+
+
+def test_all_problems_are_listed_at_once() -> None:
+    found = problems({"hf_model_id": "model", "num_gpus": "two", "peft": "dora", "speed": "high"})
+    assert len(found) == 4
+    assert "unknown setting 'speed'" in found[0]
+    assert found[1] == "--dataset_path is required"
+    assert "num_gpus is 'two'" in found[2]
+    assert "peft is 'dora'" in found[3]
+
+
+def test_an_empty_config_file_sets_nothing(tmp_path: Path) -> None:
+    assert read_text(tmp_path, "# nothing yet\n") == {}
+
+
+def test_a_config_file_is_a_flat_list_of_settings(tmp_path: Path) -> None:
+    assert read_text(tmp_path, "num_gpus: 2\nsystem_prompt: 請用中文回答\n") == {"num_gpus": 2, "system_prompt": "請用中文回答"}
+
+
+def test_a_missing_config_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--config .*/none\.yaml: there is no such file$"):
+        read_config_file(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe"], ids=["cut off", "not UTF-8"])
+def test_a_broken_config_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "settings.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=r"^--config .*/settings\.yaml: not valid YAML: "):
+        read_config_file(tmp_path / "settings.yaml")
+
+
+def test_a_config_file_that_is_no_list_of_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"settings\.yaml: must hold 'name: value' lines named like the flags$"):
+        read_text(tmp_path, "- num_gpus\n")
+
+
+def make_run(config: RunConfig) -> Run:
+    return Run(
+        config=config,
+        experiment_dir="/data/experiments/微調 1",
+        device="cpu",
+        model_path="/data/model",
+        tokens_dir="/data/experiments/微調 1/data/0123",
+        sources={"training": "/data/alpaca/training.jsonl", "test": "/data/alpaca/test.jsonl"},
+        sharding="full",
+        optimizer_states="bf16",
+        activation_checkpointing="none",
+        row_length=16384,
+        max_steps=100,
+        warmup_steps=10,
+        val_check_interval=10,
+        save_every_n_steps=10,
+        end_token_ids=(128001, 128008, 128009),
+        initial_weights="/data/other",
+        identity={"data": "0123 (300 training samples)", "lora_rank": None, "seed": 1234, "lora_targets": ["q_proj"]},
+    )
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "config: [", "config: {hf_model_id: m, dataset_path: d}", "sharding: full"])
+def test_a_run_file_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_run(file)
+    assert caught.value.problems[0].startswith(f"{file}: not the settings of a run: ")
+
+
+def test_a_run_of_before_rows_could_be_longer_has_those_it_asked_for(tmp_path: Path) -> None:
+    config = RunConfig(hf_model_id="model", dataset_path="data", micro_batch_size=2, seq_length=1024)
+    write_run(make_run(config), tmp_path / "run.yaml")
+    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
+    (tmp_path / "run.yaml").write_text(text.replace("row_length: 16384\n", ""), encoding="utf-8")
+    assert read_run(tmp_path / "run.yaml").row_length == 2048
+
+
+def write_and_read(run: Run, folder: Path) -> Run:
+    write_run(run, folder / "run.yaml")
+    return read_run(folder / "run.yaml")
+
+
+def read_text(folder: Path, text: str) -> dict[str, Any]:
+    (folder / "settings.yaml").write_text(text, encoding="utf-8")
+    return read_config_file(folder / "settings.yaml")
+
+
+def problems(values: dict[str, Any]) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        config_from_dict(values, "settings.yaml")
+    return caught.value.problems

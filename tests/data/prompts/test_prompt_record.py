@@ -1,0 +1,54 @@
+"""The record of how a model was prompted, and what it notices."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.prompts.prompt_record import open_prompt_format, prompt_record
+from finetuning.errors import InputError
+
+pytestmark = pytest.mark.unit
+
+TEMPLATE = r"問題：{input}\n回答：{output}"
+
+
+def record_of(folder: Path, template: str | None = None, system: str | None = None) -> dict[str, Any]:
+    record = prompt_record(load_prompt_format(folder, template, system), template, system)
+    return json.loads(json.dumps(record))
+
+
+@pytest.mark.parametrize(("template", "system"), [(None, None), (None, "用繁體中文回答。"), (TEMPLATE, None)])
+def test_the_same_folder_gives_the_same_format(tiny_model: Path, template: str | None, system: str | None) -> None:
+    found = open_prompt_format(tiny_model, record_of(tiny_model, template, system))
+    assert found.fingerprint == load_prompt_format(tiny_model, template, system).fingerprint
+
+
+def test_a_tokenizer_saved_anew_is_the_same(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    Tokenizer.from_file(str(folder / "tokenizer.json")).save(str(folder / "tokenizer.json"), pretty=False)
+    open_prompt_format(folder, record_of(tiny_model))
+
+
+def test_a_changed_chat_template_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    file = folder / "chat_template.jinja"
+    file.write_text(file.read_text(encoding="utf-8").replace("Cutting Knowledge Date", "Knowledge Date"), encoding="utf-8")
+    with pytest.raises(InputError, match="the chat template is not the one that the model was trained with"):
+        open_prompt_format(folder, record_of(tiny_model))
+
+
+def test_a_changed_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    settings["model"]["merges"] = []
+    (folder / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(InputError, match="the tokenizer is not the one that the model was trained with"):
+        open_prompt_format(folder, record_of(tiny_model))

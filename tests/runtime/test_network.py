@@ -1,0 +1,80 @@
+"""Addresses by which machines reach each other: never a loopback that /etc/hosts gives a machine's own name."""
+
+import socket
+
+import pytest
+
+from finetuning.errors import RunError
+from finetuning.runtime.network import (
+    choose_interface,
+    interface_of,
+    local_address,
+    own_address,
+    port_of_job,
+    rendezvous_address,
+    resolve,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def test_ports_are_below_the_ephemeral_ones_and_differ_between_neighbouring_jobs_and_restarts() -> None:
+    ports = {port_of_job(job, restarts) for job in range(1000, 1010) for restarts in range(3)}
+    assert len(ports) == 30
+    assert all(20_000 <= port_of_job(job, 0) < 32_000 for job in (1, 11_999, 12_000, 999_999_999))
+
+
+def test_the_first_node_may_reach_itself_by_loopback_but_no_other_node_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts(monkeypatch, {"node1": ["127.0.1.1"]})
+    assert rendezvous_address("node1", is_first=True) == "127.0.1.1"
+    with pytest.raises(RunError) as caught:
+        rendezvous_address("node1", is_first=False)
+    assert str(caught.value) == (
+        "the first node's name node1 means 127.0.1.1 on this node, which is this node itself; mend its /etc/hosts, or set "
+        "NodeAddr in slurm.conf"
+    )
+
+
+def test_a_name_with_a_loopback_and_another_address_means_the_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts(monkeypatch, {"node1": ["127.0.1.1", "10.1.2.3"]})
+    assert rendezvous_address("node1", is_first=False) == "10.1.2.3"
+
+
+def test_a_numeric_loopback_is_what_somebody_has_decided() -> None:
+    assert rendezvous_address("127.0.0.1", is_first=False) == "127.0.0.1"
+
+
+def test_a_name_that_means_nothing_is_an_error_with_advice() -> None:
+    with pytest.raises(RunError) as caught:
+        resolve("no-such-node.invalid")
+    assert str(caught.value).startswith("the address no-such-node.invalid of the first node cannot be resolved here (")
+    assert str(caught.value).endswith("); see `scontrol show node`, NodeAddr")
+
+
+def test_the_interface_towards_a_peer_is_chosen_unless_the_user_has_named_one() -> None:
+    assert local_address("127.0.0.1") == "127.0.0.1"
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.77") is None
+    environment: dict[str, str] = {}
+    choose_interface(environment, "127.0.0.1")
+    assert environment == {"GLOO_SOCKET_IFNAME": "lo"}
+    environment = {"GLOO_SOCKET_IFNAME": "ib0"}
+    choose_interface(environment, "127.0.0.1")
+    assert environment == {"GLOO_SOCKET_IFNAME": "ib0"}
+
+
+def test_this_machine_has_an_address_that_is_its_own() -> None:
+    with socket.socket() as probe:
+        probe.bind((own_address(), 0))  # fails with an address of another machine
+
+
+def hosts(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> None:
+    """Puts names into what this machine resolves; numbers stay numbers."""
+    real = socket.getaddrinfo
+
+    def resolved(host: str, port: int | None, **given: int) -> list[object]:
+        if host not in names:
+            return list(real(host, port, **given))
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in names[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
