@@ -27,5 +27,9 @@ class RunError(Exception):
     """The job cannot go on; the message says what happened and what would help."""
 
 
+class NoRoom(RunError):
+    """A disk, or a quota, is full; nothing that was complete is lost."""
+
+
 class StopRequested(Exception):
     """SIGTERM or Ctrl-C arrived while there was nothing to save."""

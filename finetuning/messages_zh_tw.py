@@ -193,6 +193,25 @@ MESSAGES: dict[str, str] = {
     "more GPUs (weights and optimizer are spread over them)": "更多 GPU（權重與最佳化器狀態會分散到各 GPU）",
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
     "{file}: not a status; remove the file, it is written anew": "{file}：不是狀態檔；請刪除，程式會重新寫入",
+    # finetuning/files
+    "{file}: more than {most} aliases; write them out": "{file}：別名超過 {most} 個；請直接寫出內容",
+    "{file}: nested too deeply": "{file}：巢狀層數太多",
+    "{file}: not a regular file": "{file}：不是一般檔案",
+    "{file}: cannot be read: {reason}": "{file}：無法讀取：{reason}",
+    "{file}: larger than {most} MiB": "{file}：超過 {most} MiB",
+    "{file}: not UTF-8 (byte {position})": "{file}：不是 UTF-8（第 {position} 個位元組）",
+    "{file}: {key} is missing": "{file}：缺少 {key}",
+    "{file}: {key} is {found}, but must be {wanted}": "{file}：{key} 是{found}，但必須是{wanted}",
+    "{file}: holds {found}, but must hold {wanted}": "{file}：內容是{found}，但必須是{wanted}",
+    "{file}: {key}: {problem}": "{file}：{key}：{problem}",
+    "the whole": "整個檔案",
+    " or ": " 或 ",
+    "a list": "清單",
+    "a mapping": "物件",
+    "{folder}: no room left ({reason}; {free:.1f} GiB are free). "
+    "Make room there, then run the same command again: it goes on from the last complete checkpoint": (
+        "{folder}：空間不足（{reason}；剩餘 {free:.1f} GiB）。請騰出空間後再執行同一個指令，會從最後一個完整的檢查點繼續"
+    ),
     # finetuning/config/rules.py
     "must be 1 or more": "必須大於等於 1",
     "must be 0 or more": "必須大於等於 0",

@@ -1,0 +1,137 @@
+"""Files and folders that appear whole or not at all, also when the power fails or the disk is full.
+
+Each is written beside its place, as `.incomplete-NAME` or `.incomplete-NAME-PID`, made durable, and renamed. What a killed
+process has left under such a name is removed by the next one that writes there, or by `remove_incomplete`.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from finetuning.errors import NoRoom
+from finetuning.i18n import t
+
+INCOMPLETE, DELETED = ".incomplete-", ".deleted-"  # how names begin
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def write_text(file: Path, text: str, *, mode: int = 0o666) -> None:
+    """Replaces a file; who reads it sees the old text or the new one. `mode` is narrowed by the umask.
+
+    Raises:
+        NoRoom: the disk is full; the old file is untouched.
+    """
+    temporary = file.with_name(f"{INCOMPLETE}{file.name}-{os.getpid()}")
+    with tells_no_room(file.parent):
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of `target` when the block ends without an error.
+
+    For one process; several that write one folder use `begin_folder` and `finish_folder` on one of them.
+
+    Raises:
+        NoRoom: the disk is full; `target` is untouched and nothing is left beside it.
+    """
+    temporary = begin_folder(target)
+    try:
+        with tells_no_room(target.parent):
+            yield temporary
+            finish_folder(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def begin_folder(target: Path) -> Path:
+    """An empty folder beside `target`."""
+    temporary = target.with_name(INCOMPLETE + target.name)
+    with tells_no_room(target.parent):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    return temporary
+
+
+def finish_folder(temporary: Path, target: Path) -> None:
+    """Puts a complete folder in its place, after everything in it is on the disk; an earlier one goes."""
+    with tells_no_room(target.parent):
+        for file in temporary.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                sync(file)
+        sync(temporary)
+        if target.exists() or target.is_symlink():
+            delete(target)
+        temporary.rename(target)
+        sync(target.parent)
+
+
+def delete(path: Path) -> None:
+    """Removes a folder, which is never seen half deleted, or a file or link."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    doomed = path.with_name(DELETED + path.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    shutil.rmtree(path.rename(doomed))
+
+
+def remove_incomplete(folder: Path) -> None:
+    """Clears what killed processes have left in a folder; only while nobody writes there."""
+    for pattern in (INCOMPLETE, DELETED):
+        for path in folder.glob(pattern + "*"):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Makes a file, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:  # file systems that cannot, of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def tells_no_room(folder: Path) -> Iterator[None]:
+    """Turns what the system says when a disk, a quota or a file's size is at its limit into `NoRoom`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise no_room(folder, error) from None
+
+
+def no_room(folder: Path, error: OSError) -> NoRoom:
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    free = shutil.disk_usage(there).free / 2**30
+    return NoRoom(
+        t(
+            "{folder}: no room left ({reason}; {free:.1f} GiB are free). "
+            "Make room there, then run the same command again: it goes on from the last complete checkpoint",
+            folder=folder,
+            reason=error.strerror,
+            free=free,
+        )
+    )

@@ -1,0 +1,125 @@
+"""JSON and YAML files that somebody else may have written, or damaged: read by a schema, refused in one sentence.
+
+In: a path and a schema, which is a `msgspec.Struct` or any other type that msgspec knows. Out: a value of that type. What the
+schema does not name is passed over. Imports no torch.
+"""
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from finetuning.errors import InputError
+from finetuning.i18n import t
+
+T = TypeVar("T")
+MAX_BYTES = 64 * 2**20  # of a file that is read whole; the tokenizers of today have 35 MiB at most
+MAX_ALIASES = 1000  # of a YAML file: each may stand for everything before it
+EXPECTED = re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`")
+MISSING = re.compile(r"Object missing required field `(?P<name>.+)`")
+
+
+def read_json(file: Path, schema: type[T], *, max_bytes: int = MAX_BYTES) -> T:
+    """The value in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it cannot be read, is no JSON, or does not fit the schema; names the file, the key and the rule.
+    """
+    return as_schema(parse_json(read_text(file, max_bytes), file), schema, file)
+
+
+def read_yaml(file: Path, schema: type[T], *, max_bytes: int = MAX_BYTES) -> T:
+    """The value in a YAML file, without any tag that would build something; errors as of `read_json`."""
+    text = read_text(file, max_bytes)
+    try:
+        if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)) > MAX_ALIASES:
+            raise InputError(t("{file}: more than {most} aliases; write them out", file=file, most=MAX_ALIASES))
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(t("{file}: not valid YAML: {error}", file=file, error=" ".join(str(error).split()))) from None
+    except RecursionError:
+        raise InputError(t("{file}: nested too deeply", file=file)) from None
+    return as_schema(value, schema, file)
+
+
+def read_text(file: Path, max_bytes: int = MAX_BYTES) -> str:
+    """The text of a regular file in UTF-8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is no regular file, too large, not UTF-8, or cannot be read.
+    """
+    try:
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+            # Asked of what is open, so that it cannot be exchanged in between: a pipe would block, /dev/zero never end.
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise InputError(t("{file}: not a regular file", file=file))
+            content = stream.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise InputError(t("{file}: cannot be read: {reason}", file=file, reason=error.strerror or error)) from None
+    if len(content) > max_bytes:
+        raise InputError(t("{file}: larger than {most} MiB", file=file, most=max_bytes // 2**20))
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(t("{file}: not UTF-8 (byte {position})", file=file, position=error.start)) from None
+
+
+def parse_json(text: str, file: Path) -> Any:
+    """
+    Raises:
+        InputError: it is no JSON, nested too deeply, or has a number that is too long.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InputError(t("{file}: nested too deeply", file=file)) from None
+    except ValueError as error:  # JSONDecodeError, and a number of more digits than Python converts
+        raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
+
+
+def as_schema(value: Any, schema: type[T], file: Path) -> T:
+    """
+    Raises:
+        InputError: the value does not fit; names the file, the key and the rule.
+    """
+    try:
+        return msgspec.convert(value, schema)
+    except msgspec.ValidationError as error:
+        problem, _, key = str(error).partition(" - at `")
+        raise InputError(_sentence(file, problem, key.rstrip("`").removeprefix("$").removeprefix("."))) from None
+    except RecursionError:
+        raise InputError(t("{file}: nested too deeply", file=file)) from None
+
+
+def _sentence(file: Path, problem: str, key: str) -> str:
+    if missing := MISSING.fullmatch(problem):
+        return t("{file}: {key} is missing", file=file, key=".".join(filter(None, (key, missing["name"]))))
+    types = EXPECTED.fullmatch(problem)
+    if types is None:
+        return t("{file}: {key}: {problem}", file=file, key=key or t("the whole"), problem=problem)
+    found, wanted = _in_words(types["found"]), _in_words(types["wanted"])
+    if not key:
+        return t("{file}: holds {found}, but must hold {wanted}", file=file, found=found, wanted=wanted)
+    return t("{file}: {key} is {found}, but must be {wanted}", file=file, key=key, found=found, wanted=wanted)
+
+
+def _in_words(types: str) -> str:
+    """`int | null` as a reader would say it."""
+    words = {
+        "int": t("a whole number"),
+        "float": t("a number"),
+        "str": t("text"),
+        "bool": t("true or false"),
+        "array": t("a list"),
+        "object": t("a mapping"),
+    }
+    return t(" or ").join(words.get(name, name) for name in types.split(" | "))

@@ -1,0 +1,56 @@
+"""Whole or not at all, with a limit on the size of files, which the system answers like a full disk."""
+
+import resource
+import stat
+from pathlib import Path
+
+import pytest
+
+from finetuning.errors import NoRoom
+from finetuning.files.atomic import delete, remove_incomplete, whole_folder, write_text
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def small_files() -> object:
+    """No file of this process may grow beyond 64 KiB: the system answers EFBIG."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: object) -> None:
+    file = tmp_path / "a.json"
+    write_text(file, "old", mode=0o600)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    with pytest.raises(NoRoom, match="no room left"):
+        write_text(file, "x" * 100_000)
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: object) -> None:
+    target = tmp_path / "folder"
+    with whole_folder(target) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(NoRoom), whole_folder(target) as folder:
+        (folder / "b").write_text("x" * 100_000)
+    assert (target / "a").read_text() == "old"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".incomplete-a").mkdir()
+    (tmp_path / ".incomplete-b-17").write_text("half")
+    (tmp_path / ".deleted-c").mkdir()
+    (tmp_path / "kept").mkdir()
+    remove_incomplete(tmp_path)
+    assert names(tmp_path) == ["kept"]
+    delete(tmp_path / "kept")
+    assert names(tmp_path) == []
