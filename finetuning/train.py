@@ -24,7 +24,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, Checkpoint, find_checkpoints
+from finetuning.checkpoint.files import Checkpoint, find_checkpoints
 from finetuning.checkpoint.store import load_weights
 from finetuning.config.degrees import degrees_of
 from finetuning.config.llama import LlamaConfig, read_llama_config
@@ -41,6 +41,7 @@ from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError, StopRequeste
 from finetuning.formats.huggingface.sharded import export_model, load_base_weights
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
 from finetuning.formats.peft.sharded import export_adapters, initialise_adapters, load_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
-from finetuning.checkpoint.files import ADAPTER_WEIGHTS_FILE, INFO_FILE, Checkpoint, open_checkpoint, run_of
+from finetuning.checkpoint.files import INFO_FILE, Checkpoint, open_checkpoint, run_of
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.gguf.header import GGUF_NAMES, is_gguf, read_gguf_header
@@ -19,6 +18,8 @@ from finetuning.formats.gguf.weights import GgufModel
 from finetuning.formats.nemo.checkpoint import TOKENIZER_FILES, NemoCheckpoint, is_nemo, open_nemo
 from finetuning.formats.nemo.weights import model_keys
 from finetuning.formats.peft.adapter import read_settings
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
+from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE
 from finetuning.formats.recognize import find_model_in
 from finetuning.formats.weight_source import DTYPES, HuggingFaceSource
 from finetuning.i18n import t

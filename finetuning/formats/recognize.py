@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, run_of
 from finetuning.config.llama import read_llama_config
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
@@ -19,6 +18,7 @@ from finetuning.formats.gguf.header import is_gguf
 from finetuning.formats.gguf.weights import open_gguf
 from finetuning.formats.nemo.checkpoint import cache_folder, describe_nemo, is_nemo, nemo_source, open_nemo
 from finetuning.formats.peft.adapter import Adapter, MergedSource, checkpoint_adapter, read_adapter, read_settings
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
 from finetuning.formats.provenance import check_base, make_origin, read_origin
 from finetuning.formats.weight_source import CheckpointSource, HuggingFaceSource, WeightSource
 from finetuning.i18n import t

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from finetuning.checkpoint.files import check_weights, weight_files
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.files import check_weights, weight_files
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
 from finetuning.storage.dcp_reader import ShardedFiles

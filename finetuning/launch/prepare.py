@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetuning.checkpoint.files import check_weights, fingerprint, run_of
+from finetuning.checkpoint.files import run_of
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.memory import Choices, choose, least_memory_on_host_gib
 from finetuning.config.rules import check_devices, check_layout, check_settings
@@ -12,6 +12,7 @@ from finetuning.config.settings import Run, RunConfig
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.files import check_weights, fingerprint
 from finetuning.i18n import t
 from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model

@@ -5,16 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from finetuning.checkpoint.files import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_WEIGHTS_FILE,
-    Checkpoint,
-    find_checkpoints,
-    open_checkpoint,
-)
+from finetuning.checkpoint.files import Checkpoint, find_checkpoints, open_checkpoint
 from finetuning.config.degrees import Degrees, degrees_of
 from finetuning.config.settings import RunConfig, read_run
 from finetuning.errors import InputError
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.i18n import t
 from finetuning.runtime.status import FINISHED, read_status
 

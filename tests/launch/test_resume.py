@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, INFO_FILE
+from finetuning.checkpoint.files import INFO_FILE
 from finetuning.checkpoint.store import checkpoint_name, save_checkpoint
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
 from finetuning.config.settings import RunConfig, write_run
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.formats.peft.sharded import export_adapters, initialise_adapters
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from finetuning.checkpoint.files import weight_files
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.files import weight_files
 from finetuning.formats.huggingface.safetensors_writer import SafetensorsFile, Stored, converted, plan_files
 from finetuning.formats.huggingface.sharded import copy_companions, write_description
 from finetuning.formats.peft.sharded import write_adapter

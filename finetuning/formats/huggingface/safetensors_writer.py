@@ -14,8 +14,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from finetuning.checkpoint.files import INDEX_FILE, SINGLE_FILE, read_index
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.files import INDEX_FILE, SINGLE_FILE, read_index
 from finetuning.i18n import t
 
 SHARD_BYTES = 4 * 2**30

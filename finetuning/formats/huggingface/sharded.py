@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-from finetuning.checkpoint.files import INDEX_FILE
+from finetuning.formats.huggingface.files import INDEX_FILE
 from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, plan_files
 from finetuning.parallel.parallelize import ParallelLlama, base_tensors
 

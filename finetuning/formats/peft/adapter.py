@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.errors import InputError
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.formats.weight_source import WeightSource
 from finetuning.i18n import t
 from finetuning.storage.dcp_reader import ShardedFiles

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.sharded import begin_folder, copy_companions, finish_folder
@@ -20,6 +19,7 @@ from finetuning.formats.peft.adapter import (
     read_tensors,
     unsupported_settings,
 )
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.i18n import t
 from finetuning.model.lora import initial_adapter, is_adapter
 from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters

@@ -11,14 +11,15 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, fingerprint
 from finetuning.checkpoint.store import save_checkpoint
 from finetuning.config.degrees import Degrees
 from finetuning.errors import InputError
 from finetuning.formats.huggingface import export
 from finetuning.formats.huggingface.export import export_hugging_face, export_peft
+from finetuning.formats.huggingface.files import fingerprint
 from finetuning.formats.huggingface.safetensors_writer import Stored, plan_files
 from finetuning.formats.peft.adapter import MergedSource
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.formats.recognize import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from finetuning.model.attention import make_documents

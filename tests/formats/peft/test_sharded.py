@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from finetuning.checkpoint.files import ADAPTER_CONFIG_FILE
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
 from finetuning.formats.peft.sharded import check_adapter, export_adapters
 from finetuning.model.lora import initial_adapter
 from finetuning.parallel.parallelize import Technique
