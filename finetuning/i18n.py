@@ -5,6 +5,10 @@
 """
 
 import os
+import re
+
+# All control characters but tab and line feed, and halves of characters, which no terminal's encoding knows.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _language = "en"
 
@@ -26,8 +30,13 @@ def language() -> str:
 
 
 def t(template: str, /, **values: object) -> str:
-    """The message in the chosen language, with `values` put in by `str.format`."""
-    return translated(template).format(**values)
+    """The message in the chosen language, with `values` put in by `str.format`; `printable`, whatever they hold."""
+    return printable(translated(template).format(**values))
+
+
+def printable(text: str) -> str:
+    """The text without what could write anything over a terminal: escape codes of data, of file names, of a model's answers."""
+    return UNPRINTABLE.sub("\ufffd", text)
 
 
 def translated(text: str) -> str:

@@ -52,6 +52,7 @@ from finetuning.runtime.failures import write_failure
 from finetuning.runtime.network import choose_interface
 from finetuning.runtime.process_lifetime import end_with_parent, end_with_siblings, launcher_is_gone
 from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
+from finetuning.terminal import SafeConsole
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
@@ -353,7 +354,7 @@ def redirect_output(log_file: Path) -> Console:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    return Console(file=terminal)
+    return SafeConsole(file=terminal)
 
 
 def _stopped_message(step: int, run: Run) -> str:

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from finetuning.cli.common_flags import verb_parser
 from finetuning.errors import EXIT_FAILED, InputError
 from finetuning.i18n import t
@@ -15,6 +13,7 @@ from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_exper
 from finetuning.launch.outcome import record_outcome, saved_step
 from finetuning.launch.slurm.job import cancel, is_live, job_state, signal_job
 from finetuning.launch.slurm.submit import outcome_of_job
+from finetuning.terminal import open_console
 
 POLL_INTERVAL_S = 1.0
 WAIT_S = 600.0
@@ -31,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             t("experiment {name} does not run: {state} {reason}", name=found.name, state=found.state, reason=found.reason)
         )
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     if found.job_id:
         _cancel_job(found, now=given.now)
     else:

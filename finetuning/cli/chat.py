@@ -7,8 +7,8 @@ from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
 from finetuning.data.reading.records import Sample
 from finetuning.errors import EXIT_FINISHED, InputError
-from finetuning.i18n import t
-from finetuning.inference.generate import Conversation, TextStream, printable
+from finetuning.i18n import printable, t
+from finetuning.inference.generate import Conversation, TextStream
 from finetuning.inference.loading import LoadedModel, load_model
 
 RESET, LEAVE = "/reset", "/exit"

@@ -36,6 +36,7 @@ from finetuning.data.tokens.prune import find_unused, remove_unused
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
 from finetuning.launch.hub import find_model
+from finetuning.terminal import open_console
 
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         set_language(given.lang)
     _refuse_bad_numbers(given)
     action: Callable[[argparse.Namespace, Console], int] = given.action
-    return action(given, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
+    return action(given, open_console())
 
 
 def _refuse_bad_numbers(given: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from finetuning.launch.experiments import DEFAULT_FOLDER
 from finetuning.launch.slurm.container import package_folder
 from finetuning.launch.slurm.job import job_environment
 from finetuning.launch.slurm.submit import plan_for
+from finetuning.terminal import open_console
 
 SUBJECT_WIDTH = 14
 COLOURS = {GOOD: "green", NOTE: "yellow", BAD: "bold red"}
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-N", "--num_nodes", type=int, default=2, help=t("nodes to look at (default: 2)"))
     parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     given = parser.parse_args(argv)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     worst = _show(console, examine_all(given.experiments_dir))
     if given.slurm:
         worst |= _show(console, examine_nodes(given.experiments_dir, given.account, given.partition, given.num_nodes))

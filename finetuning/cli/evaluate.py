@@ -21,6 +21,7 @@ from finetuning.inference.generate import Sampling, generate_answers
 from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.inference.samples import check_lengths, read_samples
 from finetuning.inference.scores import Scores, score_answers
+from finetuning.terminal import open_console
 
 SHOWN_SAMPLES = 5
 SUMMARY, TABLE, PREDICTIONS = "summary.json", "samples.csv", "predictions.jsonl"
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     scores = None if answers is None else score_answers(answers, [sample.output for sample in samples])
     out = given.out or Path("evaluation") / f"{Path(given.model).resolve().name}-{file.name.split('.')[0]}"
     write_results(out, samples, losses, answers, scores, {"model": str(stored.path), "data": str(file)})
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     _show(console, samples, losses, scores, out)
     return EXIT_FINISHED
 

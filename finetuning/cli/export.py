@@ -16,6 +16,7 @@ from finetuning.formats.huggingface.export import DTYPES, export_hugging_face, e
 from finetuning.formats.nemo.write import export_nemo
 from finetuning.formats.recognize import ADAPTER, CHECKPOINT, StoredModel, named_base
 from finetuning.i18n import t
+from finetuning.terminal import open_console
 
 FORMATS = ("hf", "nemo")
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     keeps_adapter = model.adapter is not None and not given.merge
     problems = _problems(model, given.dtype, merge=given.merge)
     if given.to == "nemo" and keeps_adapter:

@@ -12,8 +12,8 @@ from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sa
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, stem_of
 from finetuning.errors import EXIT_FINISHED, InputError
-from finetuning.i18n import t
-from finetuning.inference.generate import TextStream, generate_answers, printable
+from finetuning.i18n import printable, t
+from finetuning.inference.generate import TextStream, generate_answers
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_lengths, read_samples
 

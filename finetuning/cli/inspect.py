@@ -4,12 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from finetuning.cli.common_flags import verb_parser
 from finetuning.formats.inspection import Inspection, inspect
 from finetuning.formats.nemo.checkpoint import cache_folder
 from finetuning.i18n import t
+from finetuning.terminal import open_console
 
 LABEL_WIDTH = 12
 
@@ -21,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tensors", action="store_true", help=t("list every tensor"))
     given = parser.parse_args(argv)
     found = inspect(given.path, cache_folder())
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     if given.json:
         console.print(json.dumps(found.plain(), ensure_ascii=False))
         return 0

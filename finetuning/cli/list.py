@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from finetuning.cli.common_flags import verb_parser
 from finetuning.i18n import t
 from finetuning.launch.experiments import DEFAULT_FOLDER, find_experiments
+from finetuning.terminal import SafeConsole
 
 WIDTH_IN_FILES = 240
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     folder = parser.parse_args(argv).experiments_dir
     experiments = find_experiments(folder)
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = SafeConsole(highlight=False, markup=False, emoji=False)
     if not experiments:
         console.print(t("no experiments in {folder}", folder=folder))
         return 0

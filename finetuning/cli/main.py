@@ -17,7 +17,7 @@ from typing import Any
 from finetuning import __version__
 from finetuning.config.settings import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
-from finetuning.i18n import language_of_environment, set_language, t, translated
+from finetuning.i18n import language_of_environment, printable, set_language, t, translated
 
 # Group title -> (flag, short form, help). The first six groups are the specification's.
 FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
@@ -290,4 +290,4 @@ def _hide_token(arguments: list[str]) -> None:
 def _print_problems(problems: list[str]) -> None:
     print(t("Nothing was started. {count} to mend:", count=len(problems)), file=sys.stderr)
     for problem in problems:
-        print(f"  - {problem}", file=sys.stderr)
+        print(f"  - {printable(problem)}", file=sys.stderr)

@@ -21,6 +21,7 @@ from finetuning.i18n import t
 from finetuning.inference.compare import Behaviour, Comparison, compare, observe
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_lengths, read_samples
+from finetuning.terminal import open_console
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     prompts = [prompt_format.encode_prompt(sample) for sample in samples]
     check_lengths(samples, [len(prompt) + given.max_new_tokens for prompt in prompts], stored.base.config)
 
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     if not stored.base_is_checked:
         console.print(t("note: the adapter does not say on which weights it was trained; only names and shapes are compared"))
     export_with_progress(stored, given.out, None, console)

@@ -4,13 +4,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from finetuning.cli.common_flags import verb_parser
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
 from finetuning.launch.outcome import saved_step
+from finetuning.terminal import open_console
 
 LABEL_WIDTH = 12
 
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         found = experiments[0]
     else:
         found = find_experiment(given.experiments_dir, given.name)
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     if given.json:
         job = None if found.job is None else vars(found.job)
         console.print(

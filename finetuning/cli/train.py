@@ -27,6 +27,7 @@ from finetuning.launch.torchrun import run_workers, torchrun_command, torchrun_c
 from finetuning.runtime.failures import clear_failures
 from finetuning.runtime.network import own_address
 from finetuning.runtime.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
+from finetuning.terminal import open_console
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
@@ -38,7 +39,7 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
     Raises:
         InputError: nothing was started.
     """
-    console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+    console = open_console()
     config = _with_home_folder(config)
     _refuse_token(config, token)
     if detach and config.executor != "slurm":

@@ -4,7 +4,6 @@ An answer depends on its prompt, its number and the seed, not on which prompts a
 The sample answers of a training run are `finetuning.training.sample_answers`'s, which works in every layout.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -145,11 +144,6 @@ def choose_tokens(logits_SV: Tensor, sampling: Sampling, generators: list[torch.
         probabilities[before >= sampling.top_p] = 0.0  # the likeliest always stays
         chosen.append(int(order_V[torch.multinomial(probabilities, 1, generator=generator)]))
     return chosen
-
-
-def printable(text: str) -> str:
-    """The text without control characters, which could write anything over a terminal."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else REPLACEMENT for c in text)
 
 
 class TextStream:

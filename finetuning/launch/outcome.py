@@ -4,12 +4,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED
 from finetuning.i18n import t
 from finetuning.runtime.failures import first_failure
 from finetuning.runtime.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
+from finetuning.terminal import open_console
 
 LOG_LINES_SHOWN = 20
 
@@ -68,7 +67,7 @@ def record_outcome(experiment_dir: Path, outcome: Outcome) -> None:
 
 def show_failure(outcome: Outcome) -> None:
     """The first failing rank's own error, in red, and where to read more; on standard error."""
-    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    errors = open_console(stderr=True)
     head = outcome.reason or ""
     if outcome.rank is not None:
         head = t("Rank {rank} failed: {reason}", rank=outcome.rank, reason=outcome.reason)

@@ -8,7 +8,7 @@ import transformers
 
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.formats.recognize import open_model
-from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers, printable
+from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers
 from finetuning.inference.loading import load_net
 from finetuning.model.llama import Llama
 
@@ -118,7 +118,3 @@ def test_a_stream_shows_whole_characters_and_in_the_end_the_whole_text(tiny_mode
     stream = TextStream(prompt_format)
     parts = [stream.add(token) for token in tokens] + [stream.end()]
     assert "".join(parts) == text and not any("\ufffd" in part for part in parts)
-
-
-def test_a_terminal_gets_no_control_characters() -> None:
-    assert printable("a\x1b[2J\tb\n\x07") == "a\ufffd[2J\tb\n\ufffd"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from finetuning.i18n import t
+from finetuning.i18n import printable, t
 
 EXCERPT_LENGTH = 40
 KEPT_PER_CODE = 100  # findings of one kind in one file that stay in memory; all of them are counted, and written to the list
@@ -129,7 +129,7 @@ def write_findings(findings: Findings, path: Path) -> None:
 
 def excerpt(text: str) -> str:
     """The beginning of a text on one line, safe to print anywhere."""
-    text = " ".join(text[: 4 * EXCERPT_LENGTH].split()).encode("utf-8", "replace").decode("utf-8")
+    text = printable(" ".join(text[: 4 * EXCERPT_LENGTH].split()))
     return text if len(text) <= EXCERPT_LENGTH else text[:EXCERPT_LENGTH] + "…"
 
 

@@ -22,7 +22,7 @@ from finetuning.formats.gguf.header import read_gguf_header
 from finetuning.formats.gguf.weights import META_SCALING, gguf_name, open_gguf, rope_divisors
 from finetuning.formats.inspection import inspect
 from finetuning.formats.recognize import open_model
-from finetuning.inference.generate import printable
+from finetuning.i18n import printable
 from finetuning.launch.hub import find_model
 
 pytestmark = pytest.mark.unit
