@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from finetuning.config.llama import LlamaConfig, RopeScaling
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.rope import RopeScaling
 from finetuning.formats.load_sharded import BYTES_AT_ONCE
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.nemo.write import PREFIX, TorchDistWriter, megatron_pieces

@@ -166,6 +166,20 @@ MESSAGES: dict[str, str] = {
     "{file}: RoPE type {value!r} is not supported; 'default' and 'llama3' are": (
         "{file}：不支援 RoPE 類型 {value!r}；支援 'default' 與 'llama3'"
     ),
+    "{file}: RoPE is described in several places that do not agree ({said}); keep what it was trained with": (
+        "{file}：多處描述了 RoPE，但說法不一致（{said}）；請只保留模型訓練時所用的設定"
+    ),
+    "nothing in the other": "另一處沒有",
+    "{file}: the llama3 RoPE scaling needs positive numbers, and low_freq_factor below high_freq_factor": (
+        "{file}：llama3 的 RoPE 縮放參數必須是正數，而且 low_freq_factor 要小於 high_freq_factor"
+    ),
+    "{file}: {key} says that the weights are quantized ({shown}); give the model that they were made from, "
+    "with weights in {known}": ("{file}：{key} 顯示權重已經量化（{shown}）；請改給量化前的原始模型，其權重的 dtype 為 {known}"),
+    "no method is named": "未寫明方法",
+    "{file}: {name} is {value}, but must be {rule}": "{file}：{name} 是 {value}，但必須是{rule}",
+    "a number between 0 and 1": "介於 0 與 1 之間的數字",
+    "even, as RoPE rotates pairs": "偶數，因為 RoPE 是成對旋轉",
+    "at most {most}": "不超過 {most} 的數",
     "{file}: the llama3 RoPE scaling has no {name}": "{file}：llama3 的 RoPE 縮放缺少 {name}",
     "{file}: {heads} attention heads must be a multiple of {key_value_heads} key/value heads and divide the hidden size "
     "{hidden}": (

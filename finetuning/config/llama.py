@@ -6,23 +6,34 @@ Everything the decoder cannot compute exactly is refused here, with what was fou
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from finetuning.config.rope import RopeScaling, RopeSettings, parse_rope
 from finetuning.config.settings import FP8_MULTIPLE
 from finetuning.errors import InputError
+from finetuning.files.documents import as_schema, read_json
 from finetuning.i18n import t
 
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Frequency scaling of Llama 3.1 (`rope_type: llama3`); lengths in tokens."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+DTYPES = ("float64", "float32", "float16", "bfloat16")  # of weights that are numbers; all others are codes of some kind
+MAX_LAYERS = 2048  # sixteen times those of Llama 3.1-405B: more is a damaged file, and would be built before it is noticed
+MAX_SIZE = 2**31 - 1
+# Where tools write down that the weights are quantized; what stands there does not matter.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+# What would change the computation, and the values that do not.
+PLAIN: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "hidden_act": ("silu",),
+    "partial_rotary_factor": (1.0, None),
+    "per_layer_config": (None,),
+    "transformers_weights": (None, "model.safetensors"),  # the name of the weight file
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class LlamaConfig:
     rope_scaling: RopeScaling | None
     max_position_embeddings: int
     tie_word_embeddings: bool
-    dtype: str  # of the stored weights: bfloat16, float16 or float32
+    dtype: str  # of the stored weights, one of DTYPES
 
     @property
     def layer_parameters(self) -> int:
@@ -92,96 +103,180 @@ def read_llama_config(model_path: Path) -> LlamaConfig:
     """Reads `config.json` of a local model folder.
 
     Raises:
-        InputError: no folder, no or broken config.json, not a Llama, or a variant that is not supported.
+        InputError: no folder, no or broken config.json, not a Llama, quantized, or a variant that is not supported.
     """
     file = model_path / "config.json"
     if not model_path.is_dir():
         raise InputError(t("--hf_model_id {path}: there is no such folder", path=model_path))
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = read_json(file, dict[str, Any])
     except FileNotFoundError:
         if (model_path / "adapter_config.json").is_file():
             raise InputError(
-                t("--hf_model_id {path}: this is an adapter; give its base model here and the adapter as --restore_config, "
-                  "with --peft lora", path=model_path)
-            ) from None  # fmt: skip
+                t(
+                    "--hf_model_id {path}: this is an adapter; give its base model here and the adapter as --restore_config, "
+                    "with --peft lora",
+                    path=model_path,
+                )
+            ) from None
         raise InputError(
             t("--hf_model_id {path}: holds no config.json, so it is not a model folder in Hugging Face format", path=model_path)
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
-    if not isinstance(raw, dict) or raw.get("model_type") != "llama":
-        found = raw.get("model_type") if isinstance(raw, dict) else None
+    found = raw.get("model_type")
+    if found != "llama":
         raise InputError(
             t(
                 "{file}: model_type is {found!r}; only the Llama family (model_type 'llama') is supported",
                 file=file,
-                found=found,
+                found=_shown(found),
             )
         )
-    return _parse(raw, file)
+    raw |= {name: None for name in ("rope_scaling", "rope_parameters") if raw.get(name) == {}}  # as if they were not there
+    problems = _unsupported(raw, file)
+    try:
+        return _parse(as_schema(raw, _ConfigFile, file), file, problems)
+    except InputError as error:
+        raise InputError(problems + [problem for problem in error.problems if problem not in problems]) from None
 
 
-def write_llama_config(config: LlamaConfig, folder: Path) -> None:
-    """Writes `config.json`; `read_llama_config` gives back an equal configuration."""
+def write_llama_config(
+    config: LlamaConfig, folder: Path, *, bos_token_id: int | None = None, eos_token_id: int | list[int] | None = None
+) -> None:
+    """Writes `config.json`; `read_llama_config` gives back an equal configuration. None: the model has no such token."""
     values: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"} | dataclasses.asdict(config)
     values |= {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+    values |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id}  # without them transformers takes Llama 2's
     if config.rope_scaling is not None:
         values["rope_scaling"] = {"rope_type": "llama3"} | dataclasses.asdict(config.rope_scaling)
     values["torch_dtype"] = values.pop("dtype")  # the name that all versions of transformers know
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _parse(raw: dict[str, Any], file: Path) -> LlamaConfig:
-    problems = []
-    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    for name in sizes:
-        if not isinstance(raw.get(name), int) or raw[name] < 1:
-            problems.append(t("{file}: {name} is {value!r}, but must be a positive whole number", file=file, name=name,
-                              value=raw.get(name)))  # fmt: skip
-    for name, supported in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
-        if raw.get(name, supported) != supported:
-            problems.append(t("{file}: {name} is {value!r}; only {supported!r} is supported", file=file, name=name,
-                              value=raw[name], supported=supported))  # fmt: skip
-    # transformers 5 writes rope_parameters; earlier versions rope_theta and rope_scaling.
-    rope = raw.get("rope_parameters") or {**(raw.get("rope_scaling") or {}), "rope_theta": raw.get("rope_theta", 10000.0)}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "llama3"):
-        problems.append(
-            t("{file}: RoPE type {value!r} is not supported; 'default' and 'llama3' are", file=file, value=rope_type)
-        )
-    if rope_type == "llama3":
-        missing = [field.name for field in dataclasses.fields(RopeScaling) if field.name not in rope]
-        problems += [t("{file}: the llama3 RoPE scaling has no {name}", file=file, name=name) for name in missing]
+class _ConfigFile(msgspec.Struct):
+    """What is read of a `config.json`; defaults, and what may be null, are those of transformers."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    rope_theta: float | UnsetType = UNSET
+    rope_parameters: RopeSettings | None = None
+    rope_scaling: RopeSettings | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    dtype: str | None = None
+    torch_dtype: str | None = None
+
+
+def _unsupported(raw: dict[str, Any], file: Path) -> list[str]:
+    problems = [_quantized(raw[key], key, file) for key in QUANTIZATION_KEYS if raw.get(key) is not None]
+    for name, plain in PLAIN.items():
+        if name in raw and raw[name] not in plain:
+            problems.append(
+                t(
+                    "{file}: {name} is {value!r}; only {supported!r} is supported",
+                    file=file,
+                    name=name,
+                    value=_shown(raw[name]),
+                    supported=plain[0],
+                )
+            )
+    return problems
+
+
+def _quantized(settings: Any, key: str, file: Path) -> str:
+    known = settings if isinstance(settings, dict) else {}
+    names = ("quant_method", "quant_algo", "format", "bits", "load_in_8bit", "load_in_4bit")
+    shown = ", ".join(f"{name} {known[name]}" for name in names if known.get(name)) or t("no method is named")
+    return t(
+        "{file}: {key} says that the weights are quantized ({shown}); give the model that they were made from, with weights in "
+        "{known}",
+        file=file,
+        key=key,
+        shown=shown,
+        known=", ".join(DTYPES),
+    )
+
+
+def _parse(raw: _ConfigFile, file: Path, problems: list[str]) -> LlamaConfig:
+    """`problems`: what is wrong already."""
+    rope_theta, rope_scaling, wrong = parse_rope(raw.rope_scaling, raw.rope_parameters, raw.rope_theta, file)
+    heads = raw.num_attention_heads
+    key_value_heads = heads if raw.num_key_value_heads is None else raw.num_key_value_heads
+    sizes = {
+        "vocab_size": raw.vocab_size,
+        "hidden_size": raw.hidden_size,
+        "intermediate_size": raw.intermediate_size,
+        "num_hidden_layers": raw.num_hidden_layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": raw.max_position_embeddings,
+    } | ({} if raw.head_dim is None else {"head_dim": raw.head_dim})
+    problems = [*problems, *_size_problems(sizes, file), *wrong]
+    if not 0 < raw.rms_norm_eps < 1:
+        problems.append(_out_of_range(file, "rms_norm_eps", raw.rms_norm_eps, t("a number between 0 and 1")))
+    dtype = raw.dtype or raw.torch_dtype or "float32"
+    if dtype not in DTYPES:
+        problems.append(_out_of_range(file, "dtype", dtype, ", ".join(DTYPES)))
     if problems:
         raise InputError(problems)
-    heads = raw["num_attention_heads"]
-    key_value_heads = raw.get("num_key_value_heads") or heads
-    if heads % key_value_heads or (raw["hidden_size"] % heads and not raw.get("head_dim")):
+    if heads % key_value_heads or raw.hidden_size % heads:
         raise InputError(
-            t("{file}: {heads} attention heads must be a multiple of {key_value_heads} key/value heads and divide the hidden "
-              "size {hidden}", file=file, heads=heads, key_value_heads=key_value_heads, hidden=raw["hidden_size"])
-        )  # fmt: skip
-    scaling = None
-    if rope_type == "llama3":
-        scaling = RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+            t(
+                "{file}: {heads} attention heads must be a multiple of {key_value_heads} key/value heads and divide the hidden "
+                "size {hidden}",
+                file=file,
+                heads=heads,
+                key_value_heads=key_value_heads,
+                hidden=raw.hidden_size,
+            )
         )
+    head_dim = raw.head_dim or raw.hidden_size // heads
+    if head_dim % 2:
+        raise InputError(_out_of_range(file, "head_dim", head_dim, t("even, as RoPE rotates pairs")))
     return LlamaConfig(
-        vocab_size=raw["vocab_size"],
-        hidden_size=raw["hidden_size"],
-        intermediate_size=raw["intermediate_size"],
-        num_hidden_layers=raw["num_hidden_layers"],
+        vocab_size=raw.vocab_size,
+        hidden_size=raw.hidden_size,
+        intermediate_size=raw.intermediate_size,
+        num_hidden_layers=raw.num_hidden_layers,
         num_attention_heads=heads,
         num_key_value_heads=key_value_heads,
-        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
-        rope_scaling=scaling,
-        max_position_embeddings=int(raw.get("max_position_embeddings", 2048)),
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        dtype=str(raw.get("dtype") or raw.get("torch_dtype") or "float32"),
+        head_dim=head_dim,
+        rms_norm_eps=raw.rms_norm_eps,
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        max_position_embeddings=raw.max_position_embeddings,
+        tie_word_embeddings=raw.tie_word_embeddings,
+        dtype=dtype,
     )
+
+
+def _size_problems(sizes: dict[str, int], file: Path) -> Iterator[str]:
+    for name, value in sizes.items():
+        most = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
+        if value < 1:
+            yield t(
+                "{file}: {name} is {value!r}, but must be a positive whole number",
+                file=file,
+                name=name,
+                value=value,
+            )
+        elif value > most:
+            yield _out_of_range(file, name, f"{value:.3g}" if value > 10**9 else value, t("at most {most}", most=most))
+
+
+def _out_of_range(file: Path, name: str, value: object, rule: str) -> str:
+    return t("{file}: {name} is {value}, but must be {rule}", file=file, name=name, value=value, rule=rule)
+
+
+def _shown(value: Any) -> Any:
+    """A value of a file as short as a message can have it."""
+    if isinstance(value, list | dict):
+        return type(value).__name__
+    return value[:80] if isinstance(value, str) else value

@@ -89,15 +89,39 @@ def parse_json(text: str, file: Path) -> Any:
 def as_schema(value: Any, schema: type[T], file: Path) -> T:
     """
     Raises:
-        InputError: the value does not fit; names the file, the key and the rule.
+        InputError: the value does not fit; names the file and, for every key that is wrong, the rule.
     """
     try:
         return msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        problem, _, key = str(error).partition(" - at `")
-        raise InputError(_sentence(file, problem, key.rstrip("`").removeprefix("$").removeprefix("."))) from None
+        first = _sentence(file, *_problem_and_key(error))
+        raise InputError(_field_problems(value, schema, file) or first) from None
     except RecursionError:
         raise InputError(t("{file}: nested too deeply", file=file)) from None
+
+
+def _field_problems(value: Any, schema: Any, file: Path) -> list[str]:
+    """A sentence for every field of a struct; msgspec itself stops at the first."""
+    if not isinstance(value, dict) or not (isinstance(schema, type) and issubclass(schema, msgspec.Struct)):
+        return []
+    problems = []
+    for field in msgspec.structs.fields(schema):
+        if field.encode_name not in value:
+            if field.required:
+                problems.append(t("{file}: {key} is missing", file=file, key=field.encode_name))
+            continue
+        try:
+            msgspec.convert(value[field.encode_name], field.type)
+        except msgspec.ValidationError as error:
+            problem, key = _problem_and_key(error)
+            inner = f".{key}" if key and not key.startswith("[") else key
+            problems.append(_sentence(file, problem, field.encode_name + inner))
+    return problems
+
+
+def _problem_and_key(error: msgspec.ValidationError) -> tuple[str, str]:
+    problem, _, key = str(error).partition(" - at `")
+    return problem, key.rstrip("`").removeprefix("$").removeprefix(".")
 
 
 def _sentence(file: Path, problem: str, key: str) -> str:

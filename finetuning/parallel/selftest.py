@@ -24,7 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 from finetuning.config.degrees import Degrees
-from finetuning.config.llama import LlamaConfig, RopeScaling
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.config.stages import num_rows_rule, stage_indices
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch

@@ -1,7 +1,9 @@
 """Reading a model's shape from `config.json`, and what is refused there."""
 
+import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from finetuning.config.llama import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config, write_llama_config
+from finetuning.config.rope import RopeScaling
 from finetuning.errors import InputError
 from finetuning.model.llama import Llama
 
@@ -27,6 +30,7 @@ LLAMA_3_1_8B = {
     "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
 }  # fmt: skip
 
+SCALING = LLAMA_3_1_8B["rope_scaling"]
 LLAMA_3_2_1B = {
     **LLAMA_3_1_8B, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "rope_scaling": {**LLAMA_3_1_8B["rope_scaling"], "factor": 32.0}, "tie_word_embeddings": True,
@@ -117,21 +121,21 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{}"], ids=["cut off", "not UTF-8"])
-def test_a_broken_config_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"{", "not valid JSON: "), (b"\xff\xfe{}", "not UTF-8 (byte 0)")], ids=["cut off", "not UTF-8"]
+)
+def test_a_broken_config_is_refused(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "config.json").write_bytes(content)
     (message,) = problems(tmp_path)
-    assert message.startswith(f"{tmp_path}/config.json: not valid JSON: ")
+    assert message.startswith(f"{tmp_path}/config.json: {reason}")
 
 
-@pytest.mark.parametrize(
-    ("content", "found"), [({"model_type": "qwen2"}, "'qwen2'"), ({}, "None"), (["llama"], "None")], ids=str
-)
+@pytest.mark.parametrize(("content", "found"), [({"model_type": "qwen2"}, "'qwen2'"), ({}, "None")], ids=str)
 def test_another_family_is_refused_with_its_name(tmp_path: Path, content: Any, found: str) -> None:
     assert refused(tmp_path, content) == [f"model_type is {found}; only the Llama family (model_type 'llama') is supported"]
 
 
-@pytest.mark.parametrize("value", [0, -1, 4096.0, "4096", None])
+@pytest.mark.parametrize("value", [0, -1])
 def test_a_size_that_is_no_positive_whole_number_is_refused(tmp_path: Path, value: Any) -> None:
     assert refused(tmp_path, {**LLAMA_3_1_8B, "hidden_size": value}) == [
         f"hidden_size is {value!r}, but must be a positive whole number"
@@ -154,12 +158,170 @@ def test_another_rope_type_is_refused(tmp_path: Path, name: str, rope_type: str)
 
 
 def test_all_problems_of_a_file_are_listed_at_once(tmp_path: Path) -> None:
-    raw = {**LLAMA_3_1_8B, "vocab_size": None, "mlp_bias": True, "rope_scaling": {"rope_type": "yarn"}}
+    raw = {**LLAMA_3_1_8B, "vocab_size": 0, "mlp_bias": True, "rope_scaling": {"rope_type": "yarn"}}
     assert refused(tmp_path, raw) == [
-        "vocab_size is None, but must be a positive whole number",
         "mlp_bias is True; only False is supported",
+        "vocab_size is 0, but must be a positive whole number",
         "RoPE type 'yarn' is not supported; 'default' and 'llama3' are",
     ]
+    assert refused(tmp_path, {**raw, "vocab_size": None, "rms_norm_eps": "small"}) == [
+        "mlp_bias is True; only False is supported",
+        "vocab_size is null, but must be a whole number",
+        "rms_norm_eps is text, but must be a number",
+    ]
+
+
+WRONG_TYPES = [
+    ("hidden_size", 4096.0, "is a number, but must be a whole number"),
+    ("hidden_size", "4096", "is text, but must be a whole number"),
+    ("num_hidden_layers", True, "is true or false, but must be a whole number"),
+    ("num_key_value_heads", [8], "is a list, but must be a whole number or null"),
+    ("head_dim", {}, "is a mapping, but must be a whole number or null"),
+    ("rms_norm_eps", None, "is null, but must be a number"),
+    ("max_position_embeddings", None, "is null, but must be a whole number"),
+    ("tie_word_embeddings", None, "is null, but must be true or false"),
+    ("tie_word_embeddings", 1, "is a whole number, but must be true or false"),
+    ("rope_theta", None, "is null, but must be a number"),
+    ("rope_parameters", [], "is a list, but must be a mapping or null"),
+    ("rope_scaling", "llama3", "is text, but must be a mapping or null"),
+    ("torch_dtype", 16, "is a whole number, but must be text or null"),
+    ("eos_token_id", "2", "is text, but must be a whole number or a list or null"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), WRONG_TYPES)
+def test_a_wrong_type_is_one_sentence_with_its_key(tmp_path: Path, name: str, value: Any, sentence: str) -> None:
+    assert refused(tmp_path, {**LLAMA_3_1_8B, name: value}) == [f"{name} {sentence}"]
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "value", "sentence"),
+    [
+        ("rope_scaling", "factor", None, "is null, but must be a number"),
+        ("rope_scaling", "rope_type", None, "is null, but must be text"),
+        ("rope_parameters", "original_max_position_embeddings", "8192", "is text, but must be a whole number"),
+    ],
+)
+def test_a_wrong_type_inside_of_the_rope_settings_names_both(
+    tmp_path: Path, place: str, name: str, value: Any, sentence: str
+) -> None:
+    raw = {key: value for key, value in LLAMA_3_1_8B.items() if key != "rope_scaling"}
+    assert refused(tmp_path, {**raw, place: {**SCALING, name: value}}) == [f"{place}.{name} {sentence}"]
+
+
+OUT_OF_RANGE = [
+    ("rms_norm_eps", math.nan, "rms_norm_eps is nan, but must be a number between 0 and 1"),
+    ("rms_norm_eps", -1e-5, "rms_norm_eps is -1e-05, but must be a number between 0 and 1"),
+    ("rope_theta", math.inf, "rope_theta is inf, but must be a positive number"),
+    ("rope_theta", 0, "rope_theta is 0.0, but must be a positive number"),
+    ("num_hidden_layers", 10**6, "num_hidden_layers is 1000000, but must be at most 2048"),
+    ("vocab_size", 10**30, "vocab_size is 1e+30, but must be at most 2147483647"),
+    ("num_key_value_heads", 0, "num_key_value_heads is 0, but must be a positive whole number"),
+    ("head_dim", 0, "head_dim is 0, but must be a positive whole number"),
+    ("head_dim", 127, "head_dim is 127, but must be even, as RoPE rotates pairs"),
+    ("max_position_embeddings", -1, "max_position_embeddings is -1, but must be a positive whole number"),
+    ("torch_dtype", "bf16", "dtype is bf16, but must be float64, float32, float16, bfloat16"),
+    ("torch_dtype", "float8_e4m3fn", "dtype is float8_e4m3fn, but must be float64, float32, float16, bfloat16"),
+    ("partial_rotary_factor", 0.5, "partial_rotary_factor is 0.5; only 1.0 is supported"),
+    ("transformers_weights", "other.safetensors", "transformers_weights is 'other.safetensors'; only None is supported"),
+    ("rope_scaling", SCALING | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is supported"),
+    (
+        "rope_scaling", SCALING | {"low_freq_factor": 4.0},
+        "the llama3 RoPE scaling needs positive numbers, and low_freq_factor below high_freq_factor",
+    ),
+    ("num_attention_heads", 33, "33 attention heads must be a multiple of 8 key/value heads and divide the hidden size 4096"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), OUT_OF_RANGE)
+def test_a_value_that_makes_no_llama_is_refused(tmp_path: Path, name: str, value: Any, sentence: str) -> None:
+    assert refused(tmp_path, {**LLAMA_3_1_8B, name: value}) == [sentence]
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    assert refused(tmp_path, ["llama"]) == ["holds a list, but must hold a mapping"]
+
+
+@pytest.mark.parametrize("target", ["/dev/zero", "a pipe"])
+def test_what_never_ends_is_not_waited_for(tmp_path: Path, target: str) -> None:
+    if target == "a pipe":
+        os.mkfifo(tmp_path / "config.json")
+    else:
+        (tmp_path / "config.json").symlink_to(target)
+    assert problems(tmp_path) == [f"{tmp_path}/config.json: not a regular file"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "shown"),
+    [
+        ("quantization_config", {"quant_method": "bitsandbytes", "bits": 4}, "quant_method bitsandbytes, bits 4"),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": [128, 128]}, "quant_method fp8"),
+        ("quantization_config", {}, "no method is named"),
+        ("compression_config", {"format": "float-quantized"}, "format float-quantized"),
+        ("quantization", {"group_size": 64, "bits": 4}, "bits 4"),
+    ],
+)  # fmt: skip
+def test_quantized_weights_are_refused_by_the_configuration_alone(
+    tmp_path: Path, key: str, value: dict[str, Any], shown: str
+) -> None:
+    (message,) = refused(tmp_path, {**LLAMA_3_1_8B, key: value})
+    assert message == (
+        f"{key} says that the weights are quantized ({shown}); give the model that they were made from, with weights in "
+        "float64, float32, float16, bfloat16"
+    )
+
+
+WITHOUT_ROPE = {key: value for key, value in LLAMA_3_1_8B.items() if key not in ("rope_theta", "rope_scaling")}
+NEW = SCALING | {"rope_theta": 500000.0}
+SAID_ONCE_OR_EQUALLY = [
+    {"rope_parameters": NEW},
+    {"rope_parameters": SCALING, "rope_theta": 500000.0},
+    {"rope_parameters": NEW, "rope_theta": 500000.0},
+    {"rope_scaling": SCALING, "rope_parameters": NEW, "rope_theta": 500000},
+    {"rope_scaling": NEW, "rope_parameters": NEW},
+    {"rope_scaling": {}, "rope_parameters": NEW},
+    {"rope_scaling": None, "rope_parameters": NEW},
+    {"rope_scaling": NEW | {"type": "llama3"}, "rope_parameters": None},
+    {"rope_theta": 500000.0},
+    {"rope_scaling": SCALING},
+    {"rope_parameters": {"rope_type": "default"}, "rope_theta": 500000.0},
+    {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", SAID_ONCE_OR_EQUALLY, ids=str)
+def test_rope_settings_are_those_of_transformers_wherever_they_stand(tmp_path: Path, rope: dict[str, Any]) -> None:
+    config = read(tmp_path, WITHOUT_ROPE | rope)
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters
+    assert config.rope_theta == theirs["rope_theta"]
+    scaling = dataclasses.asdict(config.rope_scaling) if config.rope_scaling is not None else None
+    names = [field.name for field in dataclasses.fields(RopeScaling)]
+    assert scaling == ({name: theirs[name] for name in names} if theirs["rope_type"] == "llama3" else None)
+
+
+CONTRADICTIONS = [
+    ({"rope_parameters": NEW, "rope_theta": 10000.0}, "rope_theta 10000.0, rope_parameters.rope_theta 500000.0"),
+    (
+        {"rope_scaling": SCALING, "rope_parameters": NEW | {"factor": 32.0}, "rope_theta": 500000.0},
+        "rope_scaling.factor 8.0, rope_parameters.factor 32.0",
+    ),
+    ({"rope_scaling": SCALING, "rope_parameters": NEW}, "rope_parameters.rope_theta 500000.0, nothing in the other"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rope", "said"), CONTRADICTIONS, ids=str)
+def test_rope_settings_that_contradict_each_other_are_refused(tmp_path: Path, rope: dict[str, Any], said: str) -> None:
+    assert refused(tmp_path, WITHOUT_ROPE | rope) == [
+        f"RoPE is described in several places that do not agree ({said}); keep what it was trained with"
+    ]
+
+
+def test_what_is_written_is_read_as_it_was_with_the_tokens_that_begin_and_end(tmp_path: Path) -> None:
+    config = read(tmp_path, LLAMA_3_1_8B)
+    write_llama_config(config, tmp_path, bos_token_id=1, eos_token_id=[2, 3])
+    assert read_llama_config(tmp_path) == config
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (theirs.bos_token_id, theirs.eos_token_id) == (1, [2, 3])
 
 
 def read(folder: Path, raw: Any) -> LlamaConfig:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from finetuning.config.llama import LlamaConfig, RopeScaling, read_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.memory import MemoryPlan, choose, least_memory_on_host_gib, plan_memory, trained_parameters
+from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora

@@ -263,7 +263,7 @@ def test_a_data_file_without_permission_is_refused_by_name(settings: Settings, t
 def test_a_configuration_that_is_a_folder_is_refused(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "model" / "config.json").mkdir(parents=True)
     assert problems_of(settings(hf_model_id=str(tmp_path / "model")), tmp_path) == [
-        f"{tmp_path}/model/config.json: cannot be read or written: Is a directory"
+        f"{tmp_path}/model/config.json: cannot be read: Is a directory"
     ]
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetuning.config.llama import LlamaConfig, RopeScaling, write_llama_config
+from finetuning.config.llama import LlamaConfig, write_llama_config
+from finetuning.config.rope import RopeScaling
 from finetuning.errors import InputError
 from finetuning.formats.gguf.header import GgufHeader, GgufTensor, read_gguf_header
 from finetuning.formats.gguf.tokenizer import write_tokenizer

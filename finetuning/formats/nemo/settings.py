@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from finetuning.config.llama import LlamaConfig, RopeScaling
+from finetuning.config.llama import LlamaConfig
+from finetuning.config.rope import RopeScaling
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.storage.file_parts import FilePart

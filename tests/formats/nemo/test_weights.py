@@ -12,7 +12,8 @@ import transformers
 from torch import Tensor
 
 from finetuning.config.degrees import Degrees
-from finetuning.config.llama import LlamaConfig, RopeScaling, read_llama_config, write_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config, write_llama_config
+from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import read_run
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
