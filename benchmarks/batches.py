@@ -12,7 +12,8 @@ import time
 
 import numpy as np
 
-from finetuning.data.batches.packing import RowPlan, measure, plan_rows
+from finetuning.config.strategy import PackPlan
+from finetuning.data.batches.packing import measure, plan_rows
 
 CAPACITY, ATTENTION_COST = 8192, 1.75e-5
 
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     given = parser.parse_args()
     for ranks, samples, granularity in ((4, 128, 128), (4, 128, 8), (4, 128, 1024), (8, 512, 128), (64, 2048, 128)):
-        plan = RowPlan(CAPACITY, granularity, ATTENTION_COST)
+        plan = PackPlan(CAPACITY, granularity, ATTENTION_COST)
         packings, times = [], []
         for step in range(given.steps if samples < 512 else given.steps // 10):
             lengths = draw(samples, step)

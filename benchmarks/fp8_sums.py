@@ -31,10 +31,11 @@ from numerics import REFERENCE, Scale, Study, cosine_by_layer, make_tiny_model, 
 from one_gpu import machine
 from torch import Tensor
 
+from finetuning.config.strategy import FUSED, HEAD_GRADIENT, LINEAR, Strategy
 from finetuning.formats.huggingface.sharded import load_base_weights
 from finetuning.model import cross_entropy, frozen, trained
 from finetuning.model.llama import Head
-from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
+from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.parallel.weights import fill
 from finetuning.train import Worker
 
@@ -145,11 +146,14 @@ class Sums(Study):
     def _in_fp8(self, worker: Worker, *, head: bool) -> ParallelLlama:
         """What the command builds for --fp8 on a GPU, where it refuses that on a CPU; without fp8 in the head, if so asked."""
         config, lora = worker.config, self.mode == "lora"
-        technique = Technique(
-            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
-            compute_dtype=torch.bfloat16, sharding=worker.run.sharding, fuse=True, fp8=True, split_master=not lora,
+        strategy = Strategy(
+            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha,
+            lora_targets=config.lora_targets if lora else (),
+            compute_dtype="bfloat16", sharding=worker.run.strategy.sharding, blocks=FUSED,
+            fp8=(LINEAR, HEAD_GRADIENT) if lora else (LINEAR,), optimizer_states="fp32" if lora else "bf16",
+            degrees=worker.layout.degrees,
         )  # fmt: skip
-        net = build_model(worker.llama_config, worker.layout, self.device, technique)
+        net = build_model(worker.llama_config, worker.layout, self.device, strategy)
         load_base_weights(worker.model_path, net)
         for module in net.modules():
             if isinstance(module, Head):

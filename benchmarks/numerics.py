@@ -46,12 +46,13 @@ from make_tiny_model import make_tiny_model  # noqa: E402
 
 from finetuning.cli.main import build_parser  # noqa: E402
 from finetuning.config.settings import config_from_dict  # noqa: E402
+from finetuning.config.strategy import Strategy  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.errors import InputError  # noqa: E402
 from finetuning.formats.huggingface.sharded import load_base_weights  # noqa: E402
 from finetuning.formats.peft.sharded import initialise_adapters  # noqa: E402
 from finetuning.launch.prepare import prepare  # noqa: E402
-from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model  # noqa: E402
+from finetuning.parallel.parallelize import ParallelLlama, build_model  # noqa: E402
 from finetuning.parallel.weights import fill, local_part  # noqa: E402
 from finetuning.train import StopSwitch, Worker  # noqa: E402
 from finetuning.training.evaluate import evaluate  # noqa: E402
@@ -247,11 +248,12 @@ class Study:
     def _plain_float32(self, worker: Worker) -> ParallelLlama:
         config = worker.config
         lora = config.peft == "lora"
-        technique = Technique(
-            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
-            compute_dtype=torch.float32, sharding=worker.run.sharding,
+        strategy = Strategy(
+            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha,
+            lora_targets=config.lora_targets if lora else (),
+            compute_dtype="float32", sharding=worker.run.strategy.sharding, degrees=worker.layout.degrees,
         )  # fmt: skip
-        net = build_model(worker.llama_config, worker.layout, self.device, technique)
+        net = build_model(worker.llama_config, worker.layout, self.device, strategy)
         load_base_weights(worker.model_path, net)
         return net
 

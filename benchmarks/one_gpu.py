@@ -39,7 +39,8 @@ from make_tiny_model import make_tiny_model  # noqa: E402
 from benchmarks.gpu import GpuSampler, driver  # noqa: E402
 from benchmarks.step_profile import as_table, where_the_time_goes  # noqa: E402
 from finetuning.config.llama import LlamaConfig, read_llama_config  # noqa: E402
-from finetuning.config.settings import PROFILE_AFTER_STEPS, read_run, write_run  # noqa: E402
+from finetuning.config.run import read_run, write_run  # noqa: E402
+from finetuning.config.settings import PROFILE_AFTER_STEPS  # noqa: E402
 from finetuning.data.batches.order import steps_per_epoch  # noqa: E402
 from finetuning.data.reading.records import Sample  # noqa: E402
 from finetuning.data.tokens.tokenized import open_split  # noqa: E402

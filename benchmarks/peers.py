@@ -26,8 +26,9 @@ import torch
 
 from benchmarks.gpu import GpuSampler, driver
 from finetuning.config.llama import LlamaConfig, read_llama_config
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.order import samples_of_step
-from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.batches.packing import plan_rows
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 
@@ -227,7 +228,7 @@ def write_workload(
     lines = (data / "training.jsonl").read_text(encoding="utf-8").splitlines()
     raw = [json.loads(line) for line in lines]
     encoded = prompt_format.encode_all([Sample(number + 1, r["input"], r["output"]) for number, r in enumerate(raw)])
-    plan = RowPlan(row_length, 128, config.attention_cost)
+    plan = PackPlan(row_length, 128, config.attention_cost)
     tokens, labels, steps = [], [], []
     for step in range(PEER_STEPS):
         members = samples_of_step(step, samples_per_step, len(encoded), SEED)

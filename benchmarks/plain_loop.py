@@ -22,13 +22,12 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks.one_gpu import WARM_UP_STEPS, machine  # noqa: E402
 from finetuning.config.llama import LlamaConfig, read_llama_config  # noqa: E402
-from finetuning.config.settings import Run, read_run  # noqa: E402
+from finetuning.config.run import Run, read_run  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.data.tokens.tokenized import open_split  # noqa: E402
 from finetuning.model.blocks.lora_block import FusedBlock  # noqa: E402
 from finetuning.model.llama import Block, Llama  # noqa: E402
 from finetuning.model.lora import add_lora, initial_adapter, is_adapter  # noqa: E402
-from finetuning.train import row_plan  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
 
 
@@ -49,7 +48,7 @@ def main() -> None:
     speeds, losses = [], []
     batches = GlobalBatches(
         open_split(Path(run.tokens_dir) / "training"), start_step=0, max_steps=len(rows), seed=config.seed,
-        global_batch_size=config.global_batch_size, data_rank=0, data_parallel_size=1, plan=row_plan(run, llama_config),
+        global_batch_size=config.global_batch_size, data_rank=0, data_parallel_size=1, plan=run.strategy.packs,
     )  # fmt: skip
     for batch, row in zip(batches, rows, strict=True):
         started = time.perf_counter()

@@ -14,6 +14,7 @@ Three parts, each row of the result printed as it comes and kept in --out:
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -47,8 +48,9 @@ from benchmarks.one_gpu import (  # noqa: E402
     wait_until,
 )
 from finetuning.config.llama import read_llama_config  # noqa: E402
-from finetuning.config.memory import Choices, plan_memory  # noqa: E402
-from finetuning.config.settings import PROFILE_AFTER_STEPS, read_run  # noqa: E402
+from finetuning.config.memory import plan_memory  # noqa: E402
+from finetuning.config.run import read_run  # noqa: E402
+from finetuning.config.settings import PROFILE_AFTER_STEPS  # noqa: E402
 from finetuning.runtime.status import read_status  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
 
@@ -246,9 +248,9 @@ def train(bench: Bench, name: str, gpus: int) -> dict[str, Any]:
         row |= steady_figures(metrics, WARM_UP_STEPS + PROFILED_STEPS)
         row["tokens_per_second_of_each"] = round(row["tokens_per_second"] / gpus)
         run_file = read_run(folder / "run.yaml")
-        choices = Choices(run_file.sharding, run_file.optimizer_states, run_file.activation_checkpointing, run_file.row_length)
-        plan = plan_memory(run_file.config, read_llama_config(Path(run_file.model_path)), choices)
-        row |= {"planned_gib": round(plan.total_gib, 2), "choices": choices._asdict(), "waits": share_of_messages(folder)}
+        plan = plan_memory(run_file.strategy, read_llama_config(Path(run_file.model_path)))
+        strategy = dataclasses.asdict(run_file.strategy)
+        row |= {"planned_gib": round(plan.total_gib, 2), "strategy": strategy, "waits": share_of_messages(folder)}
     shutil.rmtree(folder, ignore_errors=True)  # an export takes 16 GB
     return row
 

@@ -493,6 +493,13 @@ MESSAGES: dict[str, str] = {
     "{count:.0f} days": "{count:.0f} 天",
     # finetuning/cli/train_screens.py
     "all weights": "全部權重",
+    "strategy": "策略",
+    "{blocks} blocks": "{blocks} 區塊",
+    ", products in fp8": "，乘積用 fp8",
+    "sharding {sharding}": "分片 {sharding}",
+    "recomputation {mode}": "重算 {mode}",
+    "optimizer states {states}": "最佳化器狀態 {states}",
+    "schedule {schedule}": "排程 {schedule}",
     "model": "模型",
     "{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})": (
         "{name} · Llama，{layers} 層 · 參數 {total}，訓練其中 {trained}（{method}）"

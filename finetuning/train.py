@@ -5,9 +5,7 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 (`status.json` says which); 1 when it failed, with the reason in `logs/rank_N.error.json`.
 """
 
-import dataclasses
 import json
-import math
 import os
 import signal
 import sys
@@ -26,13 +24,9 @@ from rich.console import Console
 
 from finetuning.checkpoint.files import Checkpoint, find_checkpoints
 from finetuning.checkpoint.store import load_weights
-from finetuning.config.degrees import degrees_of
-from finetuning.config.llama import LlamaConfig, read_llama_config
-from finetuning.config.memory import fuses
-from finetuning.config.settings import FP8_MULTIPLE, Run, RunConfig, read_run
-from finetuning.config.stages import num_rows_rule
+from finetuning.config.llama import read_llama_config
+from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
-from finetuning.data.batches.packing import GRANULARITY, RowPlan
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import read_samples_at
@@ -45,9 +39,8 @@ from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
 from finetuning.formats.peft.sharded import export_adapters, initialise_adapters, load_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
-from finetuning.parallel.context import plan_context
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
+from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.runtime.failures import write_failure
 from finetuning.runtime.network import choose_interface
 from finetuning.runtime.process_lifetime import end_with_parent, end_with_siblings, launcher_is_gone
@@ -57,8 +50,6 @@ from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
 from finetuning.training.sample_answers import generate
-
-MOST_LENGTHS = 8  # torch.compile's limit of variants of one function
 
 
 def main(run_file: Path) -> int:
@@ -127,8 +118,7 @@ class Worker:
         self.model_path = Path(run.model_path)
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
-        self.layout = Layout(run.device, degrees_of(self.config))
-        self.plan = row_plan(run, self.llama_config)
+        self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
             self.model_path, self.config.prompt_template, self.config.system_prompt,
             has_text=not run.sources["training"].endswith(".bin"),
@@ -152,7 +142,7 @@ class Worker:
         batches = GlobalBatches(
             self.splits["training"], start_step=self.resume_step, max_steps=run.max_steps, seed=config.seed,
             global_batch_size=config.global_batch_size, data_rank=self.layout.data_rank,
-            data_parallel_size=config.data_parallel_size, plan=self.plan,
+            data_parallel_size=config.data_parallel_size, plan=run.strategy.packs,
         )  # fmt: skip
         record = StepRecord(
             run, self.display, self.checkpoint,
@@ -187,16 +177,8 @@ class Worker:
         config, run = self.config, self.run
         on_gpu = run.device == "cuda"
         lora = config.peft == "lora"
-        technique = Technique(
-            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets,
-            compute_dtype=torch.bfloat16 if on_gpu or run.optimizer_states != "fp32" else torch.float32,
-            sharding=run.sharding, activation_checkpointing=run.activation_checkpointing, compile=compiles(config, on_gpu),
-            pipeline_schedule=config.pipeline_schedule, tensor_overlap=config.tensor_overlap,
-            prefetch_blocks=config.prefetch_blocks, fuse=(on_gpu and compiles(config, on_gpu)) or config.least_memory,
-            fp8=config.fp8, least_memory=config.least_memory, split_master=run.optimizer_states != "fp32",
-        )  # fmt: skip
         device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        model = build_model(self.llama_config, self.layout, device, technique)
+        model = build_model(self.llama_config, self.layout, device, run.strategy)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None
         if lora or not trained_come_later:  # with all weights trained, every one of them comes from a checkpoint
@@ -239,9 +221,7 @@ class Worker:
 
     def _loss(self, split: str) -> Evaluation:
         assert self.module.net is not None
-        # Without gradients a pipeline takes rows of any number and length.
-        plan = dataclasses.replace(self.plan, rows_multiple=1, same_length=False)
-        return evaluate(self.module.net, self.splits[split], plan)
+        return evaluate(self.module.net, self.splits[split], self.run.strategy.packs.without_gradients())
 
     def _answer(self, file_name: str) -> None:
         """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""
@@ -310,28 +290,6 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     found = [complete[-1] if complete else None]
     dist.broadcast_object_list(found, device=torch.device("cpu"))
     return found[0]
-
-
-def compiles(config: RunConfig, on_gpu: bool) -> bool:
-    """Whether blocks are compiled; a zero-bubble schedule takes their backward pass apart and cannot have it compiled."""
-    return config.compile == "on" or (config.compile == "auto" and on_gpu and config.pipeline_schedule != "zero_bubble")
-
-
-def row_plan(run: Run, model: LlamaConfig) -> RowPlan:
-    """Row lengths: on GPUs a multiple of what matrix products are tiled by, on CPU close to the real length.
-
-    Where blocks are compiled for each length, there are at most eight, which is where torch.compile gives up.
-    """
-    granularity, on_gpu = GRANULARITY[run.device], run.device == "cuda"
-    compiled = compiles(run.config, on_gpu) and not (on_gpu and fuses(run.config, run.sharding))
-    if run.activation_checkpointing == "selective" and compiled:
-        granularity = max(granularity, -(-run.row_length // MOST_LENGTHS))
-    wanted = degrees_of(run.config)
-    multiple = plan_context(model, wanted.cp, wanted.tp).multiple * wanted.tp
-    if run.config.fp8 and run.config.peft == "none":
-        multiple = math.lcm(multiple, FP8_MULTIPLE)  # weight gradients are products over tokens
-    rows_multiple = num_rows_rule(run.config.pipeline_schedule, wanted.pp)
-    return RowPlan(run.row_length, granularity, model.attention_cost, multiple, rows_multiple, same_length=wanted.pp > 1)
 
 
 def first_samples(split: Split, source: Path, count: int) -> list[Sample]:

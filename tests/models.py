@@ -9,28 +9,30 @@ from torch.distributed.tensor import DTensor
 
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
+from finetuning.config.strategy import Strategy, spread
 from finetuning.formats.huggingface.sharded import load_base_weights
 from finetuning.formats.peft.sharded import initialise_adapters, load_adapters
 from finetuning.model.attention import make_documents
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
+from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.parallel.weights import gather_whole
 
 CPU = torch.device("cpu")
 
 
 def build(
-    model_folder: Path, technique: Technique | None = None, adapter: Path | None = None, seed: int = 1234,
+    model_folder: Path, strategy: Strategy | None = None, adapter: Path | None = None, seed: int = 1234,
     degrees: Degrees | None = None,
 ) -> ParallelLlama:  # fmt: skip
     """The model of this process, filled from `model_folder`; every rank must call it. By default data parallel over all."""
-    technique = technique or Technique()
+    strategy = strategy or Strategy()
+    config = read_llama_config(model_folder)
     layout = Layout("cpu", degrees or Degrees(dp_shard=dist.get_world_size()))
-    model = build_model(read_llama_config(model_folder), layout, CPU, technique)
+    model = build_model(config, layout, CPU, spread(strategy, config, layout.degrees))
     load_base_weights(model_folder, model)
     if adapter is not None:
         load_adapters(adapter, model)
-    elif technique.lora_rank is not None:
+    elif strategy.lora_rank is not None:
         initialise_adapters(model, seed)
     return model
 

@@ -16,7 +16,7 @@ import transformers
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from finetuning.checkpoint.files import find_checkpoints
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.runtime.status import read_status

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from finetuning.checkpoint.files import find_checkpoints
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.data.tokens.tokenized import open_split

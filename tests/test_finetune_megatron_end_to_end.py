@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
 from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.megatron import write_megatron

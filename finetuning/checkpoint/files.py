@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.settings import Run, read_run
+from finetuning.config.run import Run, read_run
 from finetuning.i18n import t
 
 INFO_FILE = "checkpoint.json"

@@ -13,9 +13,10 @@ from rich.console import Console
 from finetuning.cli.common_flags import add_common_flags
 from finetuning.config.llama import read_llama_config
 from finetuning.config.rules import check_settings
-from finetuning.config.settings import CHOICES, RunConfig, read_run
+from finetuning.config.run import read_run
+from finetuning.config.settings import CHOICES, RunConfig
+from finetuning.config.strategy import GRANULARITY, PackPlan
 from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
-from finetuning.data.batches.packing import GRANULARITY, RowPlan
 from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, scan_sources
@@ -301,7 +302,7 @@ def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -
     capacity = given.row_length or given.micro_batch_size * given.seq_length
     return packing_facts(
         report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
-        plan=RowPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
+        plan=PackPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
     )  # fmt: skip
 
 

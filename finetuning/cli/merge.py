@@ -13,7 +13,7 @@ from finetuning.cli.common_flags import verb_parser
 from finetuning.cli.export import export_with_progress
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, chosen_device
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.export import DTYPES
 from finetuning.formats.recognize import StoredModel, open_model

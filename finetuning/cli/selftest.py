@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.cli.common_flags import verb_parser
-from finetuning.config.memory import fuses
 from finetuning.config.rules import check_devices, check_layout, check_settings
 from finetuning.config.settings import CHOICES, RunConfig
+from finetuning.config.strategy import obstacles_to_fused
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.gpus import count_gpus
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
 
 def _fused_ways(config: RunConfig, ways: list[str]) -> list[str]:
     sharding = "replicated" if config.sharding == "auto" else config.sharding
-    return [way for way in ways if fuses(dataclasses.replace(config, peft=way), sharding)]
+    return [way for way in ways if not obstacles_to_fused(dataclasses.replace(config, peft=way), sharding)]
 
 
 def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:

@@ -12,7 +12,8 @@ from rich.console import Console
 from finetuning.checkpoint.files import remove_incomplete
 from finetuning.cli.train_screens import show_end, show_start
 from finetuning.config.rules import check_settings
-from finetuning.config.settings import Run, RunConfig, write_run
+from finetuning.config.run import Run, write_run
+from finetuning.config.settings import RunConfig
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
 from finetuning.i18n import t

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from finetuning.config.memory import Choices, plan_memory, trained_parameters
-from finetuning.config.settings import Run, RunConfig
-from finetuning.config.stages import num_rows_rule
+from finetuning.config.memory import plan_memory, trainable_parameters
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import samples_of_step
-from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.batches.packing import plan_rows
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.records import Sample
 from finetuning.data.report.terminal import finding_summary
@@ -27,7 +28,7 @@ EXAMPLE_CHARACTERS = 160
 def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | None) -> None:
     """Everything that is about to happen, on one screen."""
     run, config, model = prepared.run, prepared.run.config, prepared.model
-    trained = trained_parameters(config, model)
+    trained = trainable_parameters(run.strategy, model)
     total = model.num_parameters + (trained if config.peft == "lora" else 0)
     method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
     _line(
@@ -48,12 +49,12 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     if prepared.dataset.example is not None:
         _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
     _line(console, t("layout"), _layout(prepared))
+    _line(console, t("strategy"), _strategy(run.strategy))
     _line(console, t("schedule"), _schedule(prepared))
     if gpu_memory_gib is not None:
-        choices = Choices(run.sharding, run.optimizer_states, run.activation_checkpointing, run.row_length)
         _line(
             console, t("memory"),
-            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(config, model, choices).total_gib,
+            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(run.strategy, model).total_gib,
               there=gpu_memory_gib),
         )  # fmt: skip
     _line(console, t("folder"), run.experiment_dir)
@@ -99,16 +100,27 @@ def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
 def _layout(prepared: Prepared) -> str:
     run, config, split = prepared.run, prepared.run.config, prepared.dataset.splits["training"]
     samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
-    rows_multiple = num_rows_rule(config.pipeline_schedule, config.pipeline_model_parallel_size)
-    plan = RowPlan(run.row_length, 1, prepared.model.attention_cost, rows_multiple=rows_multiple)
     lengths = split.lengths[samples]
-    rows = plan_rows(lengths, config.data_parallel_size, plan)
+    rows = plan_rows(lengths, config.data_parallel_size, run.strategy.packs)
     return t(
         "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
-        "{tokens:,} tokens", length=run.row_length,
+        "{tokens:,} tokens", length=run.strategy.packs.capacity,
         world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
         axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
     )  # fmt: skip
+
+
+def _strategy(strategy: Strategy) -> str:
+    """What every `auto` became."""
+    texts = [
+        t("{blocks} blocks", blocks=strategy.blocks.replace("_", "-")),
+        strategy.compute_dtype + (t(", products in fp8") if strategy.fp8 else ""),
+        t("sharding {sharding}", sharding=strategy.sharding) if strategy.degrees.world_size > 1 else "",
+        t("recomputation {mode}", mode=strategy.activation_checkpointing),
+        t("optimizer states {states}", states=strategy.optimizer_states) if strategy.trains_all else "",
+        t("schedule {schedule}", schedule=strategy.pipeline_schedule) if strategy.degrees.pp > 1 else "",
+    ]
+    return " · ".join(filter(None, texts))
 
 
 def _axes(config: RunConfig) -> str:

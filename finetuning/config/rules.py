@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 
 from finetuning.config.llama import LlamaConfig
-from finetuning.config.settings import LORA_TARGETS, MOST_FUSED_RANK, PROFILE_AFTER_STEPS, RunConfig
+from finetuning.config.settings import LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
+from finetuning.config.strategy import obstacles_to_fused
 from finetuning.i18n import t
 
 SIZES = (
@@ -126,44 +127,31 @@ def _check_fp8(config: RunConfig) -> list[str]:
     """What keeps fp8 from being used: it is part of the fused blocks."""
     if not config.fp8:
         return []
-    rules: tuple[tuple[bool, str, str], ...] = (
-        (config.world_size > 1, "--num_gpus", t("1 without --peft lora")),
-        (config.compile == "off", "--compile", "auto"),
-        (config.optimizer_states == "fp32", "--optimizer_states", "bf16 / 8bit"),
-    )
+    needs = _obstacles(config)
     if config.peft == "none":
-        return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
-    rules = (
-        (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
-        (config.lora_rank > MOST_FUSED_RANK, "--lora_rank", f"≤ {MOST_FUSED_RANK}"),
-        (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
-        (config.compile == "off", "--compile", "auto"),
-        (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
-        (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
-    )
-    return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
+        needs += [("--num_gpus", t("1 without --peft lora"))] if config.world_size > 1 else []
+        needs += [("--optimizer_states", "bf16 / 8bit")] if config.optimizer_states == "fp32" else []
+    return [t("--fp8 needs {flag} {value}", flag=flag, value=value) for flag, value in needs]
 
 
 def _check_least_memory(config: RunConfig) -> list[str]:
     """What keeps blocks from taking the least memory: they are fused LoRA blocks that hold all weights."""
     if not config.least_memory:
         return []
+    needs = _obstacles(config) if config.peft == "lora" else [("--peft", "lora")]
     rules = (
-        (config.peft != "lora", "--peft", "lora"),
-        (config.lora_rank > MOST_FUSED_RANK, "--lora_rank", f"≤ {MOST_FUSED_RANK}"),
-        (
-            config.peft == "lora" and sorted(config.lora_targets) != sorted(LORA_TARGETS),
-            "--lora_targets",
-            ",".join(LORA_TARGETS),
-        ),
-        (config.tensor_model_parallel_size > 1, "--tensor_model_parallel_size", "1"),
         (config.pipeline_model_parallel_size > 1, "--pipeline_model_parallel_size", "1"),
         (config.context_parallel_size > 1, "--context_parallel_size", "1"),
-        (config.sharding not in ("auto", "replicated"), "--sharding", "replicated"),
         (config.activation_checkpointing != "auto", "--activation_checkpointing", "auto"),
-        (config.compile != "auto", "--compile", "auto"),
+        (config.compile == "on", "--compile", "auto"),
     )
-    return [t("--least_memory needs {flag} {value}", flag=flag, value=value) for broken, flag, value in rules if broken]
+    needs += [(flag, value) for broken, flag, value in rules if broken]
+    return [t("--least_memory needs {flag} {value}", flag=flag, value=value) for flag, value in needs]
+
+
+def _obstacles(config: RunConfig) -> list[tuple[str, str]]:
+    lora = config.peft == "lora"
+    return obstacles_to_fused(config, "replicated" if lora and config.sharding == "auto" else config.sharding)
 
 
 def _check_parallel_settings(config: RunConfig) -> list[str]:

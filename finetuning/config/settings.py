@@ -1,8 +1,4 @@
-"""Every setting of a run, and the file `run.yaml` that the workers read.
-
-`RunConfig` is what the user asked for: its fields carry the names of the command's flags. `Run` adds what follows
-from it on the launching machine (folders, step counts, where weights come from). Imports no torch.
-"""
+"""Every setting of a run: what the user asked for, with the names of the command's flags. Imports no torch."""
 
 import dataclasses
 import types
@@ -16,7 +12,7 @@ import yaml
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
-MOST_FUSED_RANK = 256  # of adapters in hand-written blocks: tiles of more do not fit the shared memory of any GPU
+MAX_FUSED_RANK = 256  # of adapters in hand-written blocks: tiles of more do not fit the shared memory of any GPU
 FP8_MULTIPLE = 16  # of the number of terms, and of outputs, of a product in fp8
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
@@ -158,30 +154,6 @@ class RunConfig:
         return self.world_size // self.model_parallel_size
 
 
-@dataclass(frozen=True)
-class Run:
-    """A resolved run: the configuration and what the launching machine found out. Written to `run.yaml`."""
-
-    config: RunConfig
-    experiment_dir: str
-    device: str  # cuda | cpu
-    model_path: str  # local folder in Hugging Face format: config, weights, tokenizer
-    tokens_dir: str  # tokenised samples, memory-mapped by every worker
-    sources: dict[str, str]  # split -> JSONL file it was read from
-    sharding: str  # full | step | replicated: what "auto" became
-    optimizer_states: str  # fp32 | bf16 | 8bit: likewise
-    activation_checkpointing: str  # none | selective | full: likewise
-    row_length: int  # that a packed row holds at most
-    max_steps: int
-    warmup_steps: int
-    val_check_interval: int
-    save_every_n_steps: int
-    end_token_ids: tuple[int, ...]  # any of them ends a generated answer
-    initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
-    identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
-    nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
-
-
 def field_types() -> dict[str, Any]:
     """Field name -> annotated type of `RunConfig`."""
     return typing.get_type_hints(RunConfig)
@@ -236,36 +208,6 @@ def read_config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise InputError(t("--config {path}: must hold 'name: value' lines named like the flags", path=path))
     return values
-
-
-def write_run(run: Run, path: Path) -> None:
-    """Writes `run.yaml`; `read_run` gives back an equal `Run`."""
-    text = yaml.safe_dump(_plain(dataclasses.asdict(run)), allow_unicode=True, sort_keys=False, width=120)
-    path.write_text(text, encoding="utf-8")
-
-
-def read_run(path: Path) -> Run:
-    """What `write_run` wrote, also of earlier versions.
-
-    Raises:
-        InputError: the file is damaged, or of a version that knows other settings.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = config_from_dict(values.pop("config"), str(path))
-        values["end_token_ids"] = tuple(values["end_token_ids"])
-        values.setdefault("row_length", config.asked_row_length)  # of before rows could be longer
-        return Run(config=config, **values)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=error)) from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _convert(value: Any, hint: Any) -> Any:

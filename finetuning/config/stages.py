@@ -40,6 +40,6 @@ def assign_layers(config: LlamaConfig, num_stages: int) -> list[range]:
     return result[2]
 
 
-def num_rows_rule(schedule: str, pp: int) -> int:
-    """The number of rows of a step on each process must be a multiple of this, so that no stage runs dry early."""
+def num_packs_rule(schedule: str, pp: int) -> int:
+    """The number of packs of a step on each process must be a multiple of this, so that no stage runs dry early."""
     return pp if schedule != "zero_bubble" else 2 * pp

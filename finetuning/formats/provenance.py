@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.checkpoint.files import INFO_FILE
-from finetuning.config.settings import Run
+from finetuning.config.run import Run
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import InputError

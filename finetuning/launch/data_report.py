@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-from finetuning.data.batches.packing import GRANULARITY, RowPlan
 from finetuning.data.batches.packing_statistics import packing_facts
 from finetuning.data.reading.scan import CUT_INPUT
 from finetuning.data.report.html import report_page
@@ -20,10 +19,9 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
     if not isinstance(training, TokenizedSplit):
         return
     folder.mkdir(exist_ok=True)
-    plan = RowPlan(prepared.run.row_length, GRANULARITY[prepared.run.device], prepared.model.attention_cost)
     facts = packing_facts(
         training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
-        plan=plan, seed=config.seed,
+        plan=prepared.run.strategy.packs, seed=config.seed,
     )  # fmt: skip
     cut_to = config.seq_length if config.truncation == CUT_INPUT else None
     previews = [

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from finetuning.checkpoint.files import run_of
 from finetuning.config.llama import LlamaConfig, read_llama_config
-from finetuning.config.memory import Choices, choose, least_memory_on_host_gib
+from finetuning.config.memory import low_memory_on_host_gib
+from finetuning.config.resolve import resolve
 from finetuning.config.rules import check_devices, check_layout, check_settings
-from finetuning.config.settings import Run, RunConfig
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.errors import InputError
@@ -77,13 +80,13 @@ def prepare(
         )  # fmt: skip
     memory = gpu_memory_gib() if visible_gpus else None
     mean_sample = dataset.splits["training"].num_tokens / num_samples
-    choices = choose(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
-    if config.fp8 and config.peft == "lora" and choices.sharding != "replicated":
+    strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
+    if config.fp8 and config.peft == "lora" and strategy.sharding != "replicated":
         raise InputError(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
               "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
         )  # fmt: skip
-    if config.prefetch_blocks > 0 and choices.sharding == "replicated":
+    if config.prefetch_blocks > 0 and strategy.sharding == "replicated":
         raise InputError(
             t("--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding "
               "full or step", count=config.prefetch_blocks)
@@ -92,10 +95,10 @@ def prepare(
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
     weights = _weights_fingerprint(model_path, nemo) if with_weights or nemo is not None else None
-    identity = _identity(config, weights, model, dataset) | {"optimizer_states": choices.optimizer_states}
+    identity = _identity(config, weights, model, dataset) | {"optimizer_states": strategy.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
     if start.checkpoint is not None:
-        choices = _with_rows_so_far(choices, config, model, start.checkpoint.path, memory, on_gpu=visible_gpus > 0)
+        strategy = _with_packs_so_far(strategy, config, model, start.checkpoint.path, memory, on_gpu=visible_gpus > 0)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
         config=config,
@@ -104,10 +107,7 @@ def prepare(
         model_path=str(model_path),
         tokens_dir=str(dataset.folder),
         sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
-        sharding=choices.sharding,
-        optimizer_states=choices.optimizer_states,
-        activation_checkpointing=choices.activation_checkpointing,
-        row_length=choices.row_length,
+        strategy=strategy,
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,
@@ -119,7 +119,7 @@ def prepare(
     )
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
     if config.least_memory and visible_gpus:
-        gib = least_memory_on_host_gib(model, choices.row_length)
+        gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
     return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
 
@@ -229,12 +229,12 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
     }
 
 
-def _with_rows_so_far(
-    choices: Choices, config: RunConfig, model: LlamaConfig, checkpoint: Path, memory: float | None, *, on_gpu: bool
-) -> Choices:  # fmt: skip
-    """Rows of an experiment that goes on stay as long as they were, unless asked for or too long now.
+def _with_packs_so_far(
+    strategy: Strategy, config: RunConfig, model: LlamaConfig, checkpoint: Path, memory: float | None, *, on_gpu: bool
+) -> Strategy:
+    """Packs of an experiment that goes on stay as long as they were, unless asked for or too long now.
 
-    Other rows have other rounding, and on the same layout losses are to be the same to the bit.
+    Other packs have other rounding, and on the same layout losses are to be the same to the bit.
     """
     try:
         before = run_of(checkpoint)
@@ -243,10 +243,10 @@ def _with_rows_so_far(
     if before is None or any(
         getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")
     ):
-        return choices
-    same = choices._replace(row_length=before.row_length)
-    asked = replace(config, row_length=before.row_length)
-    return same if choose(asked, model, memory, on_gpu=on_gpu) == same else choices
+        return strategy
+    same = resolve(replace(config, row_length=before.strategy.packs.capacity), model, memory, on_gpu=on_gpu)
+    unchanged = replace(same, packs=strategy.packs) == strategy
+    return same if unchanged else strategy
 
 
 def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:

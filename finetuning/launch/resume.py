@@ -7,7 +7,8 @@ from typing import Any
 
 from finetuning.checkpoint.files import Checkpoint, find_checkpoints, open_checkpoint
 from finetuning.config.degrees import Degrees, degrees_of
-from finetuning.config.settings import RunConfig, read_run
+from finetuning.config.run import read_run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
 from finetuning.i18n import t

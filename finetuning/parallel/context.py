@@ -14,9 +14,7 @@ Labels were shifted before the row is cut, so the last token of a part keeps its
 Shape letters: t tokens of one process, T tokens of the row, N query heads, K key/value heads, H head dimension.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple, cast
 
@@ -24,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.config.llama import LlamaConfig
+from finetuning.config.strategy import ContextPlan
 from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.attention import Documents, sent
 from finetuning.model.cross_entropy import count_trained
@@ -43,31 +41,6 @@ class PieceDocuments(NamedTuple):
     def to(self, device: torch.device) -> "PieceDocuments":
         queries, keys = (sent(x, device) for x in (self.query_boundaries, self.key_boundaries))
         return PieceDocuments(queries, keys, self.extent)
-
-
-@dataclass(frozen=True)
-class ContextPlan:
-    """How rows are cut. `repeat`: copies of each key/value head for the exchange; None: gathered keys and values."""
-
-    size: int
-    repeat: int | None
-
-    @property
-    def multiple(self) -> int:
-        """What the length of a row must be a multiple of, for each process to get a part of the same length."""
-        return self.size if self.repeat is not None else 2 * self.size
-
-
-def plan_context(config: LlamaConfig, cp: int, tp: int) -> ContextPlan:
-    """Exchange where the heads that tensor parallel leaves on a process can be spread over `cp` processes.
-
-    Example: 32 query and 8 key/value heads, tp 2, cp 8: 16 and 4 heads; each key/value head is repeated twice and a
-    process gets 2 query heads and the one key/value head they read.
-    """
-    heads, key_value_heads = config.num_attention_heads // tp, config.num_key_value_heads // tp
-    repeat = cp // math.gcd(key_value_heads, cp)
-    fits = heads % cp == 0 and heads % (key_value_heads * repeat) == 0
-    return ContextPlan(cp, repeat if fits else None)
 
 
 def apply_context_parallel(model: Llama, layout: Layout, plan: ContextPlan) -> None:

@@ -1,8 +1,6 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
-import dataclasses
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,6 +10,7 @@ from typing_extensions import override
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
+from finetuning.config.strategy import COMPILED, FUSED, HEAD_GRADIENT, LINEAR, LOW_MEMORY, Strategy
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
 from finetuning.model.blocks.full_block import Accumulation, FusedTrainedBlock
@@ -20,7 +19,7 @@ from finetuning.model.llama import Block, Head, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.activation_checkpointing import block_forward
 from finetuning.parallel.collectives import TokenExchange, sum_over
-from finetuning.parallel.context import apply_context_parallel, cut_row, local_places, plan_context
+from finetuning.parallel.context import apply_context_parallel, cut_row, local_places
 from finetuning.parallel.fsdp import Covered, prepare_backward, release, shard_parameters, uncover_documents
 from finetuning.parallel.low_memory import build_least, load_done
 from finetuning.parallel.mesh import AXES, Layout
@@ -28,127 +27,98 @@ from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
 
-
-@dataclass(frozen=True)
-class Technique:
-    """What is applied to the model besides the mesh."""
-
-    lora_rank: int | None = None  # None: all weights are trained
-    lora_alpha: float = 32.0
-    lora_targets: tuple[str, ...] = ()
-    compute_dtype: torch.dtype = torch.float32
-    sharding: str = "full"  # see finetuning.parallel.fsdp
-    activation_checkpointing: str = "none"  # see finetuning.parallel.activation_checkpointing
-    compile: bool = False
-    fuse: bool = False  # hand-written blocks where they apply, see `_can_fuse`
-    fp8: bool = False  # frozen weights of fused LoRA blocks; products of fused trained ones
-    least_memory: bool = False  # fused LoRA blocks as `finetuning.model.blocks.low_memory_block` has them
-    split_master: bool = False  # trained weights in `compute_dtype`, the rest of their bits in the optimizer
-    pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
-    tensor_overlap: bool = False  # see finetuning.parallel.ring
-    prefetch_blocks: int = 0  # see finetuning.parallel.fsdp
-
-    @property
-    def trained_dtype(self) -> torch.dtype:
-        """Of trained weights and their gradients, and of sums over them; with `split_master`, of the sums only."""
-        return torch.promote_types(self.compute_dtype, torch.float32)
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-def build_model(config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique) -> "ParallelLlama":
-    """The parallelised model with uninitialised weights on `device`; every process must call it.
+def build_model(config: LlamaConfig, layout: Layout, device: torch.device, strategy: Strategy) -> "ParallelLlama":
+    """The parallelized model with uninitialized weights on `device`; every process must call it.
 
-    Trained weights are held in float32 or wider, unless the optimizer keeps their lower halves, and computed in
+    Trainable weights are held in float32 or wider, unless the optimizer keeps their lower halves, and computed in
     `compute_dtype`; frozen ones are held in `compute_dtype`.
     """
-    if layout.degrees.pp > 1 and technique.sharding == "full":
-        technique = dataclasses.replace(technique, sharding="step")  # a schedule reduces gradients once, at its end
-    indices = stage_indices(technique.pipeline_schedule, layout.degrees.pp, layout.pp_rank) if layout.degrees.pp > 1 else [0]
-    stages = assign_layers(config, layout.degrees.pp * len(indices))
+    assert strategy.degrees == layout.degrees
+    pp = layout.degrees.pp
+    indices = stage_indices(strategy.pipeline_schedule, pp, layout.pp_rank) if pp > 1 else [0]
+    stages = assign_layers(config, pp * len(indices))
     accumulation = Accumulation()
-    parts = [build_part(config, layout, device, technique, index, stages, accumulation) for index in indices]
-    return ParallelLlama(config, parts, layout, device, technique, accumulation)
+    parts = [build_part(config, layout, device, strategy, index, stages, accumulation) for index in indices]
+    return ParallelLlama(config, parts, layout, device, strategy, accumulation)
+
+
+def trainable_dtype(strategy: Strategy) -> torch.dtype:
+    """Of trainable weights and their gradients, and of sums over them; with `split_master`, of the sums only."""
+    return torch.promote_types(TORCH_DTYPES[strategy.compute_dtype], torch.float32)
 
 
 def build_part(
-    config: LlamaConfig, layout: Layout, device: torch.device, technique: Technique, index: int, stages: list[range],
+    config: LlamaConfig,
+    layout: Layout,
+    device: torch.device,
+    strategy: Strategy,
+    index: int,
+    stages: list[range],
     accumulation: Accumulation,
-) -> Llama:  # fmt: skip
-    """One pipeline stage, with every technique in its place."""
+) -> Llama:
+    """One pipeline stage, with everything that the strategy asks for in its place."""
+    compute_dtype = TORCH_DTYPES[strategy.compute_dtype]
     with torch.device("meta"):
         if len(stages) == 1:
             model = Llama(config)
         else:
             model = build_stage(config, stages[index], first=index == 0, last=index == len(stages) - 1)
-        if technique.lora_rank is not None:
-            add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
+        if strategy.lora_rank is not None:
+            add_lora(model, strategy.lora_rank, strategy.lora_alpha, strategy.lora_targets)
     if layout.degrees.tp > 1:
-        apply_tensor_parallel(model, layout, overlap=technique.tensor_overlap)
-    if technique.lora_rank is not None:
-        freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trained
+        apply_tensor_parallel(model, layout, overlap=strategy.tensor_overlap)
+    if strategy.lora_rank is not None:
+        freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trainable
     if layout.degrees.cp > 1:
-        apply_context_parallel(model, layout, plan_context(config, layout.degrees.cp, layout.degrees.tp))
+        apply_context_parallel(model, layout, strategy.context)
     for parameter in model.parameters():
-        whole = parameter.requires_grad and not technique.split_master
-        parameter.data = parameter.data.to(technique.trained_dtype if whole else technique.compute_dtype)
-    blocks = [layer for layer in model.model.layers.values() if isinstance(layer, Block)]
-    if technique.least_memory:
-        assert layout.degrees.pp == 1 and technique.lora_rank is not None and _can_fuse(blocks, layout, technique)
-        build_least(model, device, fp8=technique.fp8)
+        whole = parameter.requires_grad and not strategy.split_master
+        parameter.data = parameter.data.to(trainable_dtype(strategy) if whole else compute_dtype)
+    if strategy.blocks == LOW_MEMORY:
+        build_least(model, device, fp8=LINEAR in strategy.fp8)
         uncover_documents(model)
         return model
-    fused = _can_fuse(blocks, layout, technique)
-    sharded = not fused or (technique.lora_rank is None and not _holds_whole_weights(layout, technique))
-    if sharded:
-        shard_parameters(
-            model, layout.sharding_mesh(), technique.compute_dtype, technique.sharding, prefetch=technique.prefetch_blocks
-        )
+    if strategy.shards_weights:
+        shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding, prefetch=strategy.prefetch_blocks)
     else:
         model.to_empty(device=device)  # before the blocks move their weights into joint tensors
         uncover_documents(model)
-    mode = technique.activation_checkpointing
-    keep_all = mode != "selective"  # fused blocks do `selective` themselves
-    for block in blocks:
-        forward: Callable[..., Tensor] = block.forward
-        if fused and technique.lora_rank is None:
-            exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
-            forward = FusedTrainedBlock(
-                block, fp8=technique.fp8, keep_all=keep_all, gathered=sharded, exchange=exchange, accumulation=accumulation
-            )
-        elif fused:
-            forward = FusedBlock(block, fp8=technique.fp8, keep_all=keep_all)
-        recomputed = "none" if fused and mode == "selective" else mode
+    for layer in model.model.layers.values():
+        assert isinstance(layer, Block)
         # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
-        block.forward = block_forward(  # type: ignore[method-assign]
-            forward, recomputed, config.hidden_size, compiled=technique.compile and not fused
-        )
+        layer.forward = _block_forward(config, layer, layout, strategy, accumulation)  # type: ignore[method-assign]
     # Products over tokens in fp8 take a multiple of 16 of them.
-    any_number = not (technique.fp8 and technique.lora_rank is None)
-    model.trims_last_block = fused and index == len(stages) - 1 and layout.degrees.tp == 1 and any_number
+    any_number = not (strategy.fp8 and strategy.trains_all)
+    is_last = index == len(stages) - 1
+    model.trims_last_block = strategy.blocks == FUSED and is_last and layout.degrees.tp == 1 and any_number
     if isinstance(model.lm_head, Head):
-        model.lm_head.fp8_gradient = fused and head_in_fp8(config, technique)
-    if sharded:
+        model.lm_head.fp8_gradient = HEAD_GRADIENT in strategy.fp8
+    if strategy.shards_weights:
         model.to_empty(device=device)
     return model
 
 
-def _can_fuse(blocks: list[Block], layout: Layout, technique: Technique) -> bool:
-    """Adapters need frozen weights that every process holds whole; trained weights may be spread by tensor parallel, too."""
-    if not technique.fuse or technique.pipeline_schedule == "zero_bubble":
-        return False
-    if technique.lora_rank is None:
-        return not technique.tensor_overlap
-    return layout.degrees.tp == 1 and technique.sharding == "replicated" and all(can_fuse(block) for block in blocks)
-
-
-def _holds_whole_weights(layout: Layout, technique: Technique) -> bool:
-    """Nothing to shard, and trained weights are held in the dtype that they are computed in."""
-    degrees = layout.degrees
-    return technique.split_master and degrees.data_parallel * degrees.cp == 1
-
-
-def head_in_fp8(config: LlamaConfig, technique: Technique) -> bool:
-    """Whether the gradient through a frozen head, a sum over the vocabulary, is a product in fp8 in fused blocks."""
-    return technique.fp8 and technique.lora_rank is not None and config.head_fits_fp8
+def _block_forward(
+    config: LlamaConfig, block: Block, layout: Layout, strategy: Strategy, accumulation: Accumulation
+) -> Callable[..., Tensor]:
+    """What a block computes instead of its own `forward`: fused, compiled, computed again."""
+    mode, fp8 = strategy.activation_checkpointing, LINEAR in strategy.fp8
+    keep_all = mode != "selective"  # fused blocks do `selective` themselves
+    forward: Callable[..., Tensor] = block.forward
+    if strategy.blocks == FUSED and strategy.trains_all:
+        exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
+        gathered = strategy.shards_weights
+        forward = FusedTrainedBlock(
+            block, fp8=fp8, keep_all=keep_all, gathered=gathered, exchange=exchange, accumulation=accumulation
+        )
+    elif strategy.blocks == FUSED:
+        assert layout.degrees.tp == 1 and strategy.sharding == "replicated" and can_fuse(block)
+        forward = FusedBlock(block, fp8=fp8, keep_all=keep_all)
+    recomputed = "none" if strategy.blocks == FUSED and mode == "selective" else mode
+    return block_forward(forward, recomputed, config.hidden_size, compiled=strategy.blocks == COMPILED)
 
 
 class ParallelLlama(nn.Module):
@@ -159,16 +129,16 @@ class ParallelLlama(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, technique: Technique,
+        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, strategy: Strategy,
         accumulation: Accumulation,
     ):  # fmt: skip
         super().__init__()
         self.accumulation = accumulation
-        self.config, self.layout, self.device, self.technique = config, layout, device, technique
+        self.config, self.layout, self.device, self.strategy = config, layout, device, strategy
         self.parts = nn.ModuleList(parts)
-        self.context = plan_context(config, layout.degrees.cp, layout.degrees.tp)
+        self.compute_dtype, self.trainable_dtype = TORCH_DTYPES[strategy.compute_dtype], trainable_dtype(strategy)
         self.pipeline = (
-            Pipeline(config, parts, layout, technique.pipeline_schedule, device, technique.compute_dtype)
+            Pipeline(config, parts, layout, strategy.pipeline_schedule, device, self.compute_dtype)
             if layout.degrees.pp > 1
             else None
         )
@@ -193,8 +163,8 @@ class ParallelLlama(nn.Module):
         """Global name -> global shape of every weight of the model, whichever stage holds it; in the model's order."""
         with torch.device("meta"):
             whole = Llama(self.config)
-            if self.technique.lora_rank is not None:
-                add_lora(whole, self.technique.lora_rank, self.technique.lora_alpha, self.technique.lora_targets)
+            if self.strategy.lora_rank is not None:
+                add_lora(whole, self.strategy.lora_rank, self.strategy.lora_alpha, self.strategy.lora_targets)
         return {name: parameter.shape for name, parameter in whole.named_parameters()}
 
     def view(self, name: str, tensor: Tensor) -> DTensor:
@@ -236,9 +206,9 @@ class ParallelLlama(nn.Module):
             for index, row in enumerate(map(self._local, rows)):
                 assert isinstance(part, Llama)
                 last = alone or index == len(rows) - 1
-                prepare_backward(part, self.technique.sharding, last=last)
+                prepare_backward(part, self.strategy.sharding, last=last)
                 # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
-                self.accumulation.more_rows = self.technique.split_master and self.technique.sharding == "step" and not last
+                self.accumulation.more_rows = self.strategy.split_master and self.strategy.sharding == "step" and not last
                 loss = part(
                     row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
                 )
@@ -266,13 +236,13 @@ class ParallelLlama(nn.Module):
     def logits(self, tokens_T: Tensor, positions_T: Tensor, documents: Documents, at_S: Tensor) -> Tensor:
         """Logits [S, V] at these places of a row, on every process; every process must call it with the same row (CPU).
 
-        The length of the row must be a multiple of `row_multiple`.
+        The length of the row must be a multiple of `pack_multiple`.
         """
         degrees = self.layout.degrees
         whole = MicroBatch(tokens_T[None], positions_T[None], tokens_T[None], documents, len(tokens_T))
         places, here = at_S, torch.ones_like(at_S, dtype=torch.bool)
         if degrees.cp > 1:
-            places, here = local_places(at_S, len(tokens_T), self.context, self.layout.cp_rank)
+            places, here = local_places(at_S, len(tokens_T), self.strategy.context, self.layout.cp_rank)
         row, places, here = self._local(whole), places.to(self.device), here.to(self.device)
         found: Tensor | None
         if self.pipeline is not None:
@@ -280,7 +250,7 @@ class ParallelLlama(nn.Module):
         else:
             found = self.parts[0](row.tokens, row.positions, Covered(row.documents), at_S=places)
         if found is None:
-            found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.technique.compute_dtype, device=self.device)
+            found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.compute_dtype, device=self.device)
         # One process has each place; the others add zeros.
         logits_SV = found[0].masked_fill(~here[:, None], 0.0)
         for axis, degree in (("cp", degrees.cp), ("pp", degrees.pp)):
@@ -297,12 +267,12 @@ class ParallelLlama(nn.Module):
     @property
     def trains_all(self) -> bool:
         """All weights are trained, not only adapters."""
-        return self.technique.lora_rank is None
+        return self.strategy.trains_all
 
     @property
-    def row_multiple(self) -> int:
-        """What the length of every row must be a multiple of."""
-        return self.context.multiple * self.layout.degrees.tp
+    def pack_multiple(self) -> int:
+        """What the length of every pack must be a multiple of."""
+        return self.strategy.pack_multiple
 
     @torch.no_grad()
     def squared_gradient_norm(self) -> Tensor:
@@ -317,7 +287,7 @@ class ParallelLlama(nn.Module):
         ]
         if self.layout.replicate_rank > 0 or not gradients:
             return torch.zeros((), dtype=torch.float64, device=self.device)
-        norms = torch._foreach_norm(gradients, dtype=self.technique.trained_dtype)  # of bfloat16 gradients too
+        norms = torch._foreach_norm(gradients, dtype=self.trainable_dtype)  # of bfloat16 gradients too
         return torch.stack(norms).double().square().sum()
 
     def refresh_copies(self) -> None:
@@ -335,7 +305,7 @@ class ParallelLlama(nn.Module):
 
     def _local(self, row: MicroBatch) -> MicroBatch:
         if self.layout.degrees.cp > 1:
-            row = cut_row(row, self.context, self.layout.cp_rank)
+            row = cut_row(row, self.strategy.context, self.layout.cp_rank)
         return row.to(self.device)
 
     def _counted(self, loss_sum: Tensor) -> Tensor:

@@ -27,7 +27,8 @@ from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import LORA_TARGETS
-from finetuning.config.stages import num_rows_rule, stage_indices
+from finetuning.config.stages import num_packs_rule, stage_indices
+from finetuning.config.strategy import FUSED, PLAIN, Strategy, spread
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch
 from finetuning.i18n import language_of_environment, set_language, t
 from finetuning.model.attention import make_documents
@@ -35,7 +36,7 @@ from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import ParallelLlama, Technique, build_model
+from finetuning.parallel.parallelize import ParallelLlama, build_model, trainable_dtype
 from finetuning.parallel.weights import fill
 
 # Largest difference of an entry, relative to the 2-norm of the gradient. Sums in another order differ by some 1e-7 in float32
@@ -69,16 +70,16 @@ def main(spec: dict[str, Any]) -> int:
     schedule = spec["pipeline_schedule"]
     stages_per_rank = len(stage_indices(schedule, degrees.pp, 0))
     config = tiny_config(degrees, stages_per_rank=stages_per_rank)
-    rows = random_rows(config, 2 * degrees.data_parallel * num_rows_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
+    rows = random_rows(config, 2 * degrees.data_parallel * num_packs_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
     found: list[tuple[str, Comparison, float]] = []
     for peft in spec["peft"]:
         for dtype_name in spec["dtypes"]:
             dtype, tolerance = DTYPES[dtype_name]
             fused = peft in spec["fused"] and _fused_is_exact(peft, dtype, on_gpu)
-            technique = _technique(spec, peft, schedule, dtype, degrees, fused=fused)
+            strategy = _strategy(spec, peft, schedule, dtype_name, degrees, fused=fused)
             # The kernels of fused LoRA blocks multiply by halves of heads, in tiles of 16 at least.
             of_case = dataclasses.replace(config, head_dim=32) if fused else config
-            comparison = compare(of_case, technique, layout, rows, device)
+            comparison = compare(of_case, strategy, layout, rows, device)
             if comparison is not None:
                 name = ", ".join(("LoRA" if peft == "lora" else t("all weights"), dtype_name, *([t("fused")] if fused else [])))
                 found.append((name, comparison, tolerance))
@@ -97,18 +98,22 @@ def _fused_is_exact(peft: str, dtype: torch.dtype, on_gpu: bool) -> bool:
     return dtype == torch.bfloat16 or (dtype == torch.float32 and not (on_gpu and peft == "lora"))
 
 
-def _technique(
-    spec: dict[str, Any], peft: str, schedule: str, dtype: torch.dtype, degrees: Degrees, *, fused: bool
-) -> Technique:
+def _strategy(spec: dict[str, Any], peft: str, schedule: str, dtype_name: str, degrees: Degrees, *, fused: bool) -> Strategy:
     lora = peft == "lora"
     by_default = "replicated" if lora else "step" if degrees.pp > 1 else "full"
-    return Technique(
-        lora_rank=3 if lora else None, lora_alpha=6.0, lora_targets=LORA_TARGETS if lora else (), compute_dtype=dtype,
-        sharding=by_default if spec["sharding"] == "auto" else spec["sharding"], pipeline_schedule=schedule,
+    return Strategy(
+        blocks=FUSED if fused else PLAIN,
+        compute_dtype=dtype_name,
+        optimizer_states="bf16" if fused and not lora and dtype_name == "bfloat16" else "fp32",  # as in training
+        lora_rank=3 if lora else None,
+        lora_alpha=6.0,
+        lora_targets=LORA_TARGETS if lora else (),
+        sharding=by_default if spec["sharding"] == "auto" else spec["sharding"],
         activation_checkpointing=spec["activation_checkpointing"].replace("auto", "none"),
-        tensor_overlap=spec["tensor_overlap"], prefetch_blocks=spec["prefetch_blocks"], fuse=fused,
-        split_master=fused and not lora and dtype == torch.bfloat16,  # as in training
-    )  # fmt: skip
+        pipeline_schedule=schedule,
+        tensor_overlap=spec["tensor_overlap"],
+        prefetch_blocks=spec["prefetch_blocks"],
+    )
 
 
 def _table(layout: str, found: list[tuple[str, "Comparison", float]]) -> Table:
@@ -227,12 +232,12 @@ def fill_randomly(model: ParallelLlama) -> None:
 
 
 def one_process(
-    config: LlamaConfig, technique: Technique, rows: list[MicroBatch], device: torch.device, dtype: torch.dtype
+    config: LlamaConfig, strategy: Strategy, rows: list[MicroBatch], device: torch.device, dtype: torch.dtype
 ) -> tuple[float, float, dict[str, Tensor]]:
     """Loss, gradient norm and gradients of the plain model, computed in `dtype`, from the same float32 weights."""
     model = Llama(config)
-    if technique.lora_rank is not None:
-        add_lora(model, technique.lora_rank, technique.lora_alpha, technique.lora_targets)
+    if strategy.lora_rank is not None:
+        add_lora(model, strategy.lora_rank, strategy.lora_alpha, strategy.lora_targets)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(random_weight(name, weight.shape))
@@ -250,10 +255,10 @@ def one_process(
 
 
 def in_layout(
-    config: LlamaConfig, technique: Technique, layout: Layout, rows: list[MicroBatch], device: torch.device
+    config: LlamaConfig, strategy: Strategy, layout: Layout, rows: list[MicroBatch], device: torch.device
 ) -> tuple[float, float, dict[str, Tensor]]:
     """The same of the model spread over all processes; gradients on rank 0 only. Every process must call it."""
-    model = build_model(config, layout, device, technique)
+    model = build_model(config, layout, device, spread(strategy, config, layout.degrees))
     fill_randomly(model)
     batch = share_of(rows, layout.data_rank, layout.degrees.data_parallel)
     shared = torch.stack((model.backward(batch).double(), model.squared_gradient_norm()))
@@ -270,19 +275,19 @@ def whole_gradients(model: ParallelLlama) -> Iterator[tuple[str, Tensor]]:
             if weight is not None:
                 assert weight.grad is not None, f"{name} has no gradient"
                 gradient = weight.grad
-            whole = model.whole(name, gradient, shape, model.technique.trained_dtype)
+            whole = model.whole(name, gradient, shape, model.trainable_dtype)
             if whole is not None:
                 yield name, whole
 
 
 def compare(
-    config: LlamaConfig, technique: Technique, layout: Layout, rows: list[MicroBatch], device: torch.device
+    config: LlamaConfig, strategy: Strategy, layout: Layout, rows: list[MicroBatch], device: torch.device
 ) -> Comparison | None:
     """The layout against one process, on rank 0; None on the others. Every process must call it."""
-    loss, norm, gradients = in_layout(config, technique, layout, rows, device)
+    loss, norm, gradients = in_layout(config, strategy, layout, rows, device)
     if dist.get_rank() != 0:
         return None
-    expected_loss, expected_norm, expected = one_process(config, technique, rows, device, technique.trained_dtype)
+    expected_loss, expected_norm, expected = one_process(config, strategy, rows, device, trainable_dtype(strategy))
     assert gradients.keys() == expected.keys()
     return Comparison(loss, expected_loss, norm, expected_norm, *differences_between(gradients, expected))
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.global_batch import make_step_batch
-from finetuning.data.batches.packing import RowPlan
 from finetuning.data.tokens.tokenized import Split
 from finetuning.parallel.parallelize import ParallelLlama
 
@@ -27,7 +27,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: ParallelLlama, split: Split, plan: RowPlan) -> Evaluation:
+def evaluate(model: ParallelLlama, split: Split, plan: PackPlan) -> Evaluation:
     """Evaluates all samples of `split`; every rank must call it and gets the same result."""
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     layout = model.layout

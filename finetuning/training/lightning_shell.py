@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from finetuning.checkpoint.files import Checkpoint
 from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
-from finetuning.config.settings import Run
+from finetuning.config.run import Run
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch
 from finetuning.data.batches.ledger import LEDGER_FILE, Ledger, ledger_entry
 from finetuning.data.tokens.tokenized import Split
@@ -69,7 +69,7 @@ class FineTuning(pl.LightningModule):
         return build_optimizer(
             self.net, learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps, weight_decay=config.weight_decay, fused=self.run.device == "cuda",
-            states=self.run.optimizer_states,
+            states=self.run.strategy.optimizer_states,
         )  # fmt: skip
 
     @override

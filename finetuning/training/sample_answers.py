@@ -23,7 +23,7 @@ def generate(
         rows = [prompts[index] + answers[index] for index in open_answers]
         lengths = [len(row) for row in rows]
         last = torch.tensor(lengths).cumsum(0).sub(1)
-        padding = -sum(lengths) % model.row_multiple
+        padding = -sum(lengths) % model.pack_multiple
         if padding:  # a document of its own, which nothing looks at
             rows, lengths = [*rows, [0] * padding], [*lengths, padding]
         tokens = torch.tensor([token for row in rows for token in row])

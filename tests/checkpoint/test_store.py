@@ -23,25 +23,26 @@ from finetuning.checkpoint.store import (
     save_checkpoint,
 )
 from finetuning.config.settings import LORA_TARGETS
-from finetuning.data.batches.global_batch import RowPlan, make_step_batch
+from finetuning.config.strategy import FUSED, PackPlan, Strategy
+from finetuning.data.batches.global_batch import make_step_batch
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.parallel.parallelize import ParallelLlama, Technique
+from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import train_step
 from tests.models import build, whole, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import random_split
 
-LORA = Technique(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)
-SPLIT = Technique(compute_dtype=torch.bfloat16, split_master=True, fuse=True, sharding="step")
-PLAN = RowPlan(capacity=64, granularity=8, attention_cost=0.01)
+LORA = Strategy(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)
+SPLIT = Strategy(compute_dtype="bfloat16", optimizer_states="bf16", blocks=FUSED, sharding="step")
+PLAN = PackPlan(capacity=64, granularity=8, attention_cost=0.01)
 LENGTHS, ANSWERS = [40, 30, 20, 12], [10, 9, 8, 7]
 
 
 def make_optimizer(model: ParallelLlama) -> torch.optim.Optimizer:
     return build_optimizer(
         model, learning_rate=1e-2, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False,
-        states="8bit" if model.technique.split_master else "fp32",
+        states="8bit" if model.strategy.split_master else "fp32",
     )  # fmt: skip
 
 
@@ -63,8 +64,8 @@ def everything(model: ParallelLlama, optimizer: torch.optim.Optimizer) -> dict[s
     return {"weights": whole_parameters(model), "moments": moments, "random": torch.get_rng_state()}
 
 
-def train_and_save(model_folder: Path, technique: Technique, split_folder: Path, path: Path) -> dict[str, Any]:
-    model = build(model_folder, technique)
+def train_and_save(model_folder: Path, strategy: Strategy, split_folder: Path, path: Path) -> dict[str, Any]:
+    model = build(model_folder, strategy)
     optimizer = make_optimizer(model)
     take_steps(model, optimizer, split_folder, 2)
     torch.manual_seed(100 + dist.get_rank())
@@ -72,8 +73,8 @@ def train_and_save(model_folder: Path, technique: Technique, split_folder: Path,
     return everything(model, optimizer) | {"later": take_steps(model, optimizer, split_folder, 2)}
 
 
-def load_and_train(model_folder: Path, technique: Technique, split_folder: Path, path: Path) -> dict[str, Any]:
-    model = build(model_folder, technique, seed=99)  # other adapters than those that were saved
+def load_and_train(model_folder: Path, strategy: Strategy, split_folder: Path, path: Path) -> dict[str, Any]:
+    model = build(model_folder, strategy, seed=99)  # other adapters than those that were saved
     optimizer = make_optimizer(model)
     torch.manual_seed(7)
     info = load_checkpoint(path, model, optimizer_state(model, optimizer))
@@ -92,8 +93,8 @@ def save_while_gathered(model_folder: Path, path: Path) -> str:
     return "saved"
 
 
-def only_weights(model_folder: Path, technique: Technique, path: Path) -> dict[str, Tensor]:
-    model = build(model_folder, technique, seed=99)
+def only_weights(model_folder: Path, strategy: Strategy, path: Path) -> dict[str, Tensor]:
+    model = build(model_folder, strategy, seed=99)
     load_weights(path, model)
     return whole_parameters(model)
 
@@ -104,21 +105,21 @@ def assert_bit_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> N
         assert torch.equal(found[name], value), name
 
 
-@pytest.fixture(scope="module", params=[Technique(), LORA, SPLIT], ids=["full", "lora", "split"])
+@pytest.fixture(scope="module", params=[Strategy(), LORA, SPLIT], ids=["full", "lora", "split"])
 def saved(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A checkpoint of two processes: its path, and what they had in memory when they wrote it."""
     folder = tmp_path_factory.mktemp("saved")
     random_split(folder / "split", LENGTHS, ANSWERS)
     path = folder / checkpoint_name(2)
     ranks = run_processes(2, train_and_save, tiny_model, request.param, folder / "split", path)
-    return {"path": path, "ranks": ranks, "technique": request.param, "split": folder / "split"}
+    return {"path": path, "ranks": ranks, "strategy": request.param, "split": folder / "split"}
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_what_two_processes_saved_any_number_loads_exactly(saved: dict[str, Any], tiny_model: Path, world_size: int) -> None:
     before = saved["ranks"][0]
-    loaded = run_processes(world_size, load_and_train, tiny_model, saved["technique"], saved["split"], saved["path"])
+    loaded = run_processes(world_size, load_and_train, tiny_model, saved["strategy"], saved["split"], saved["path"])
     for rank in loaded:
         assert_bit_equal(rank["weights"], before["weights"])
         assert_bit_equal(rank["moments"], before["moments"])
@@ -126,7 +127,7 @@ def test_what_two_processes_saved_any_number_loads_exactly(saved: dict[str, Any]
     if world_size == 2:
         assert [rank["later"] for rank in loaded] == [rank["later"] for rank in saved["ranks"]]
     else:  # other sums: of float32, or of products rounded to bfloat16
-        tolerance = 1e-3 if saved["technique"].split_master else 1e-4
+        tolerance = 1e-3 if saved["strategy"].split_master else 1e-4
         assert loaded[0]["later"] == pytest.approx(before["later"], rel=tolerance)
 
 
@@ -148,7 +149,7 @@ def test_the_moments_are_those_of_two_steps(saved: dict[str, Any]) -> None:
 def test_each_rank_gets_its_own_random_state_back_and_a_new_rank_keeps_its_own(saved: dict[str, Any], tiny_model: Path) -> None:
     states = [rank["random"] for rank in saved["ranks"]]
     assert not torch.equal(*states)
-    loaded = run_processes(4, load_and_train, tiny_model, saved["technique"], saved["split"], saved["path"])
+    loaded = run_processes(4, load_and_train, tiny_model, saved["strategy"], saved["split"], saved["path"])
     torch.manual_seed(7)
     expected = [*states, torch.get_rng_state(), torch.get_rng_state()]
     assert all(torch.equal(rank["random"], state) for rank, state in zip(loaded, expected, strict=True))
@@ -156,7 +157,7 @@ def test_each_rank_gets_its_own_random_state_back_and_a_new_rank_keeps_its_own(s
 
 @pytest.mark.dist
 def test_the_weights_alone_can_be_the_start_of_another_run(saved: dict[str, Any], tiny_model: Path) -> None:
-    found = run_processes(1, only_weights, tiny_model, saved["technique"], saved["path"])[0]
+    found = run_processes(1, only_weights, tiny_model, saved["strategy"], saved["path"])[0]
     assert_bit_equal(found, saved["ranks"][0]["weights"])
 
 

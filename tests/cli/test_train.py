@@ -9,7 +9,7 @@ from threading import Thread
 import pytest
 
 from finetuning.cli.main import main
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, EXIT_INTERRUPTED
 from finetuning.runtime.status import FINISHED, write_status
 

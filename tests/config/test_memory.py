@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from finetuning.config.llama import LlamaConfig, read_llama_config
-from finetuning.config.memory import MemoryPlan, choose, least_memory_on_host_gib, plan_memory, trained_parameters
+from finetuning.config.memory import MemoryPlan, low_memory_on_host_gib, plan_memory, trainable_parameters
+from finetuning.config.resolve import resolve
 from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.model.llama import Llama
@@ -34,7 +35,8 @@ def test_llama_31_8b_has_the_published_number_of_parameters() -> None:
 
 
 def test_adapters_on_all_linears_of_8b_have_the_known_number_of_parameters() -> None:
-    assert trained_parameters(given(peft="lora", lora_rank=16), LLAMA31_8B) == 41_943_040  # PEFT, r = 16
+    strategy = resolve(given(peft="lora", lora_rank=16), LLAMA31_8B, None, on_gpu=True)
+    assert trainable_parameters(strategy, LLAMA31_8B) == 41_943_040  # PEFT, r = 16
 
 
 @pytest.mark.parametrize("targets", [LORA_TARGETS, ("q_proj", "v_proj"), ("down_proj",)], ids=",".join)
@@ -42,17 +44,22 @@ def test_the_number_of_trained_parameters_is_that_of_the_model(targets: tuple[st
     shape = read_llama_config(tiny_model)
     with torch.device("meta"):
         model = Llama(shape)
-        assert trained_parameters(given(), shape) == sum(p.numel() for p in model.parameters())
+        assert trainable_parameters(resolve(given(), shape, None, on_gpu=False), shape) == sum(
+            p.numel() for p in model.parameters()
+        )
         add_lora(model, 4, 8.0, targets)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert trained_parameters(given(peft="lora", lora_rank=4, lora_targets=targets), shape) == trained
+    config = given(peft="lora", lora_rank=4, lora_targets=targets)
+    assert trainable_parameters(resolve(config, shape, None, on_gpu=False), shape) == trained
 
 
-def plan_of(on_gpu: bool = False, **changed: Any) -> MemoryPlan:
+def plan_of(bf16_states: bool = False, **changed: Any) -> MemoryPlan:
     """With rows as long as asked for, however much memory there is."""
+    if not bf16_states and changed.get("peft") != "lora":
+        changed = {"optimizer_states": "fp32", **changed}
     config = given(**changed)
     config = dataclasses.replace(config, row_length=config.micro_batch_size * config.seq_length)
-    return plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=on_gpu))
+    return plan_memory(resolve(config, LLAMA31_8B, 1e6, on_gpu=True), LLAMA31_8B)
 
 
 def test_full_states_take_sixteen_bytes_a_parameter_spread_over_the_ranks() -> None:
@@ -121,7 +128,7 @@ def test_the_first_rank_of_a_pipeline_keeps_rows_in_flight() -> None:
 def test_weights_are_held_with_the_least_communication_that_fits(
     changed: dict[str, Any], gib: float | None, expected: str
 ) -> None:
-    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True).sharding == expected
+    assert resolve(given(**changed), LLAMA31_8B, gib, on_gpu=True).sharding == expected
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,8 @@ def test_weights_are_held_with_the_least_communication_that_fits(
 def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
     changed: dict[str, Any], gib: float, expected: tuple[str, str]
 ) -> None:
-    assert choose(given(**changed), LLAMA31_8B, gib, on_gpu=True)[1:3] == expected
+    strategy = resolve(given(**changed), LLAMA31_8B, gib, on_gpu=True)
+    assert (strategy.optimizer_states, strategy.activation_checkpointing) == expected
 
 
 @pytest.mark.parametrize(
@@ -165,22 +173,23 @@ def test_states_are_as_exact_and_as_little_is_computed_again_as_fits(
 )
 def test_rows_are_longer_where_that_fits_as_well(changed: dict[str, Any], gib: float, expected: int) -> None:
     config = given(**{"peft": "lora", "num_gpus": 1} | changed)
-    choices = choose(config, LLAMA31_8B, gib, on_gpu=True)
-    assert choices.row_length == expected, choices
+    strategy = resolve(config, LLAMA31_8B, gib, on_gpu=True)
+    assert strategy.packs.capacity == expected, strategy
     asked = dataclasses.replace(config, row_length=config.row_length or config.micro_batch_size * config.seq_length)
-    assert choices[:3] == choose(asked, LLAMA31_8B, gib, on_gpu=True)[:3], "nothing else changes for it"
+    packs = resolve(asked, LLAMA31_8B, gib, on_gpu=True).packs
+    assert dataclasses.replace(strategy, packs=packs) == resolve(asked, LLAMA31_8B, gib, on_gpu=True), "nothing else changes"
 
 
 def test_rows_of_long_samples_are_as_asked_for() -> None:
     config = given(peft="lora", num_gpus=1)
-    found = [choose(config, LLAMA31_8B, 141.0, on_gpu=True, mean_sample=mean).row_length for mean in (4096.0, 4097.0)]
+    found = [resolve(config, LLAMA31_8B, 141.0, on_gpu=True, mean_sample=mean).packs.capacity for mean in (4096.0, 4097.0)]
     assert found == [24576, 8192]
 
 
 def test_rows_are_not_longer_for_a_memory_that_nobody_knows() -> None:
     config = given(peft="lora", num_gpus=1, seq_length=2048)
-    assert choose(config, LLAMA31_8B, None, on_gpu=True).row_length == 2048
-    assert choose(config, LLAMA31_8B, 80.0, on_gpu=True).row_length > 2048
+    assert resolve(config, LLAMA31_8B, None, on_gpu=True).packs.capacity == 2048
+    assert resolve(config, LLAMA31_8B, 80.0, on_gpu=True).packs.capacity > 2048
 
 
 @pytest.mark.parametrize(("vocabulary", "in_fp8"), [(128256, True), (128264, False)])
@@ -188,13 +197,13 @@ def test_the_head_in_fp8_is_counted_where_its_products_can_be_in_fp8(vocabulary:
     model = dataclasses.replace(LLAMA31_8B, vocab_size=vocabulary)
     config = given(peft="lora", num_gpus=1, row_length=8192)
     plain, fp8 = (
-        plan_memory(way, model, choose(way, model, 1e6, on_gpu=True)) for way in (config, dataclasses.replace(config, fp8=True))
+        plan_memory(resolve(way, model, 1e6, on_gpu=True), model) for way in (config, dataclasses.replace(config, fp8=True))
     )
     assert fp8.states - plain.states == in_fp8 * vocabulary * 4096
 
 
 def test_rows_on_cpus_are_as_asked_for() -> None:
-    assert choose(given(peft="lora", num_gpus=1), LLAMA31_8B, 1000.0, on_gpu=False).row_length == 8192
+    assert resolve(given(peft="lora", num_gpus=1), LLAMA31_8B, 1000.0, on_gpu=False).packs.capacity == 8192
 
 
 @pytest.mark.parametrize(("fp8", "gib"), [(False, 15.6), (True, 9.2)])
@@ -215,14 +224,14 @@ def test_the_least_memory_of_adapters_of_8b_is_that_of_the_arithmetic_by_hand(fp
 
 def test_what_waits_on_the_host_is_the_embedding_and_the_kept_tensors_of_all_blocks_but_the_last() -> None:
     expected = 128256 * 4096 * 2 / 2**30 + 31 * 128 / 1024  # input and attention output, 64 MiB each, for 8192 tokens
-    assert least_memory_on_host_gib(LLAMA31_8B, 8192) == pytest.approx(expected)
+    assert low_memory_on_host_gib(LLAMA31_8B, 8192) == pytest.approx(expected)
 
 
 def test_the_least_memory_leaves_the_embedding_on_the_host_unless_it_is_the_head() -> None:
     tied = dataclasses.replace(LLAMA31_8B, tie_word_embeddings=True)
     config = given(num_gpus=1, peft="lora", least_memory=True)
-    choices = choose(config, tied, 1e6, on_gpu=True)
-    assert plan_memory(config, tied, choices) == plan_memory(config, LLAMA31_8B, choices)
+    strategy = resolve(config, tied, 1e6, on_gpu=True)
+    assert plan_memory(strategy, tied) == plan_memory(strategy, LLAMA31_8B)
 
 
 @pytest.mark.parametrize("name", ["parallelism.md", "parallelism.zh-TW.md"])
@@ -243,8 +252,8 @@ def test_the_table_of_the_documentation_is_the_plan_s(name: str) -> None:
                 num_nodes=max(1, gpus // 8), num_gpus=min(gpus, 8), peft="lora" if index < 2 else "none",
                 data_parallel_replicate_size=int(copies[1]) if copies else 1, row_length=8192,
             )  # fmt: skip
-            choices = choose(config, LLAMA31_8B, gib, on_gpu=True)
-            planned = f"{plan_memory(config, LLAMA31_8B, choices).total_gib:.0f} GiB"
+            choices = resolve(config, LLAMA31_8B, gib, on_gpu=True)
+            planned = f"{plan_memory(choices, LLAMA31_8B).total_gib:.0f} GiB"
             assert in_words.endswith(planned), f"{gpus} GPUs, column {index + 1}: {planned} with {choices}"
             assert ("selective" in in_words) == (choices.activation_checkpointing == "selective")
 
@@ -261,7 +270,7 @@ def test_what_the_documentation_says_of_less_memory_is_the_plan_s(name: str) -> 
           for way in ({"peft": "lora"}, {"sharding": "full"})),
     ]  # fmt: skip
     configs = [given(**way) for way in ways]
-    plans = [plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 80.0, on_gpu=True)) for config in configs]
+    plans = [plan_memory(resolve(config, LLAMA31_8B, 80.0, on_gpu=True), LLAMA31_8B) for config in configs]
     assert stated == [round(plan.total_gib) for plan in plans]
 
 
@@ -271,7 +280,7 @@ BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 def assert_near_the_plan(measured_gib: float, **way: Any) -> None:
     """Below the plan, whose allowance is also for what the allocator does not count, and by 5 % at most."""
     config = given(num_gpus=1, row_length=8192, **way)
-    planned = plan_memory(config, LLAMA31_8B, choose(config, LLAMA31_8B, 1e6, on_gpu=True)).total_gib
+    planned = plan_memory(resolve(config, LLAMA31_8B, 1e6, on_gpu=True), LLAMA31_8B).total_gib
     assert 0.95 * planned < measured_gib <= planned, f"planned {planned:.1f} GiB"
 
 

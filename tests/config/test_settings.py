@@ -9,17 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetuning.config.settings import (
-    CHOICES,
-    LORA_TARGETS,
-    Run,
-    RunConfig,
-    config_from_dict,
-    field_types,
-    read_config_file,
-    read_run,
-    write_run,
-)
+from finetuning.config.run import Run, read_run, write_run
+from finetuning.config.settings import CHOICES, LORA_TARGETS, RunConfig, config_from_dict, field_types, read_config_file
+from finetuning.config.strategy import LINEAR, Strategy
 from finetuning.errors import InputError
 
 pytestmark = pytest.mark.unit
@@ -191,10 +183,7 @@ def make_run(config: RunConfig) -> Run:
         model_path="/data/model",
         tokens_dir="/data/experiments/微調 1/data/0123",
         sources={"training": "/data/alpaca/training.jsonl", "test": "/data/alpaca/test.jsonl"},
-        sharding="full",
-        optimizer_states="bf16",
-        activation_checkpointing="none",
-        row_length=16384,
+        strategy=Strategy(sharding="step", optimizer_states="bf16", fp8=(LINEAR,), lora_targets=("q_proj",)),
         max_steps=100,
         warmup_steps=10,
         val_check_interval=10,
@@ -214,12 +203,17 @@ def test_a_run_file_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
     assert caught.value.problems[0].startswith(f"{file}: not the settings of a run: ")
 
 
-def test_a_run_of_before_rows_could_be_longer_has_those_it_asked_for(tmp_path: Path) -> None:
-    config = RunConfig(hf_model_id="model", dataset_path="data", micro_batch_size=2, seq_length=1024)
-    write_run(make_run(config), tmp_path / "run.yaml")
-    text = (tmp_path / "run.yaml").read_text(encoding="utf-8")
-    (tmp_path / "run.yaml").write_text(text.replace("row_length: 16384\n", ""), encoding="utf-8")
-    assert read_run(tmp_path / "run.yaml").row_length == 2048
+def test_a_run_of_before_there_were_strategies_is_resolved_when_it_is_read(tmp_path: Path, tiny_model: Path) -> None:
+    config = RunConfig(hf_model_id="model", dataset_path="data", micro_batch_size=2, seq_length=1024, num_gpus=2)
+    write_run(dataclasses.replace(make_run(config), model_path=str(tiny_model)), tmp_path / "run.yaml")
+    values = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
+    del values["strategy"]
+    values |= {"device": "cuda", "sharding": "full", "optimizer_states": "bf16", "activation_checkpointing": "selective"}
+    for rows, expected in (({}, 2048), ({"row_length": 16384}, 16384)):  # of before rows could be longer, and after
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values | rows), encoding="utf-8")
+        strategy = read_run(tmp_path / "run.yaml").strategy
+        assert (strategy.blocks, strategy.compute_dtype, strategy.optimizer_states) == ("fused", "bfloat16", "bf16")
+        assert (strategy.packs.capacity, strategy.degrees.dp_shard) == (expected, 2)
 
 
 def write_and_read(run: Run, folder: Path) -> Run:

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from finetuning.config.llama import read_llama_config
-from finetuning.config.memory import choose
-from finetuning.config.settings import RunConfig, write_run
+from finetuning.config.resolve import resolve
+from finetuning.config.run import write_run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
-from finetuning.launch.prepare import Prepared, _with_rows_so_far, prepare
+from finetuning.launch.prepare import Prepared, _with_packs_so_far, prepare
 
 pytestmark = pytest.mark.unit
 
@@ -73,7 +74,7 @@ def test_gathering_ahead_is_refused_where_weights_are_whole(settings: Settings, 
     assert problems_of(config, tmp_path) == [
         "--prefetch_blocks 2 has no effect with --sharding replicated, as weights are whole; give --sharding full or step"
     ]
-    assert prepared(dataclasses.replace(config, sharding="full"), tmp_path).run.sharding == "full"
+    assert prepared(dataclasses.replace(config, sharding="full"), tmp_path).run.strategy.sharding == "full"
 
 
 def test_warm_up_as_long_as_the_run_is_refused(settings: Settings, tmp_path: Path) -> None:
@@ -96,19 +97,24 @@ def test_rows_of_an_experiment_that_goes_on_stay_as_long_as_they_were(
     changed: dict[str, int], expected: int, settings: Settings, tiny_model: Path, tmp_path: Path
 ) -> None:
     config, model = settings(peft="lora", seq_length=128), read_llama_config(tiny_model)
-    run = dataclasses.replace(prepared(config, tmp_path).run, row_length=192)  # as on a GPU with room
+    run = prepared(config, tmp_path).run
+    packs = dataclasses.replace(run.strategy.packs, capacity=192)  # as on a GPU with room
+    run = dataclasses.replace(run, strategy=dataclasses.replace(run.strategy, packs=packs))
     write_run(run, tmp_path / "run.yaml")
     now = dataclasses.replace(config, **changed)
-    choices = choose(now, model, None, on_gpu=False)
-    assert _with_rows_so_far(choices, now, model, tmp_path / CHECKPOINT, None, on_gpu=False).row_length == expected
+    strategy = resolve(now, model, None, on_gpu=False)
+    found = _with_packs_so_far(strategy, now, model, tmp_path / CHECKPOINT, None, on_gpu=False)
+    assert found.packs.capacity == expected
 
 
 def test_rows_that_do_not_fit_any_more_become_as_asked_for(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
     config, model = settings(peft="lora", seq_length=128), read_llama_config(tiny_model)
-    before = dataclasses.replace(prepared(config, tmp_path).run, row_length=2**24)
+    before = prepared(config, tmp_path).run
+    packs = dataclasses.replace(before.strategy.packs, capacity=2**24)
+    before = dataclasses.replace(before, strategy=dataclasses.replace(before.strategy, packs=packs))
     write_run(before, tmp_path / "run.yaml")
-    choices = choose(config, model, 4.0, on_gpu=True)
-    assert _with_rows_so_far(choices, config, model, tmp_path / CHECKPOINT, 4.0, on_gpu=True) == choices
+    strategy = resolve(config, model, 4.0, on_gpu=True)
+    assert _with_packs_so_far(strategy, config, model, tmp_path / CHECKPOINT, 4.0, on_gpu=True) == strategy
 
 
 @pytest.mark.parametrize("text", [None, "", "config: [", "config: {hf_model_id: m, dataset_path: d, from_the_future: 1}"])
@@ -118,8 +124,8 @@ def test_settings_of_before_that_cannot_be_read_change_nothing(
     if text is not None:
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
     config, model = settings(peft="lora"), read_llama_config(tiny_model)
-    choices = choose(config, model, None, on_gpu=False)
-    assert _with_rows_so_far(choices, config, model, tmp_path / CHECKPOINT, None, on_gpu=False) == choices
+    strategy = resolve(config, model, None, on_gpu=False)
+    assert _with_packs_so_far(strategy, config, model, tmp_path / CHECKPOINT, None, on_gpu=False) == strategy
 
 
 def test_longer_samples_than_the_model_has_positions_are_refused(settings: Settings, tmp_path: Path) -> None:

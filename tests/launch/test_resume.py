@@ -16,7 +16,9 @@ from finetuning.checkpoint.files import INFO_FILE
 from finetuning.checkpoint.store import checkpoint_name, save_checkpoint
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
-from finetuning.config.settings import RunConfig, write_run
+from finetuning.config.run import write_run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.sharded import load_base_weights
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
@@ -24,7 +26,7 @@ from finetuning.formats.peft.sharded import export_adapters, initialise_adapters
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import Technique, build_model
+from finetuning.parallel.parallelize import build_model
 from finetuning.runtime.status import FINISHED, STATUS_FILE, STOPPED, write_status
 from finetuning.training.optimizer import build_optimizer, optimizer_state
 from tests.processes import run_processes
@@ -39,9 +41,11 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     """Real checkpoints after STEPS steps of MAX_STEPS, and a LoRA run's adapters in PEFT format."""
     model_path = Path(config.hf_model_id)
     lora = config.peft == "lora"
-    technique = Technique(config.lora_rank if lora else None, config.lora_alpha, config.lora_targets)
+    strategy = Strategy(
+        lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets
+    )
     layout = Layout("cpu", Degrees())
-    model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), technique)
+    model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), strategy)
     load_base_weights(model_path, model)
     if lora:
         initialise_adapters(model, config.seed)

@@ -13,29 +13,29 @@ from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.config.stages import stage_indices
+from finetuning.config.strategy import COMPILED, Strategy
 from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model import llama
 from finetuning.model.attention import Documents
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import Technique
 from finetuning.parallel.selftest import Comparison, compare, random_rows, tiny_config
 
 CPU = torch.device("cpu")
 NUM_ROWS, LENGTH = 8, 64
 
-FULL = Technique()
-LORA = Technique(lora_rank=3, lora_alpha=6.0, lora_targets=LORA_TARGETS, sharding="replicated")  # 3 is divided by nothing
+FULL = Strategy()
+LORA = Strategy(lora_rank=3, lora_alpha=6.0, lora_targets=LORA_TARGETS, sharding="replicated")  # 3 is divided by nothing
 
 
 @dataclass(frozen=True)
 class Case:
     degrees: Degrees
-    technique: Technique = FULL
+    strategy: Strategy = FULL
     tied: bool = False
     heads: tuple[int, int] | None = None  # query, key/value; None: enough for every degree
 
     def config(self) -> LlamaConfig:
-        stages_per_rank = len(stage_indices(self.technique.pipeline_schedule, self.degrees.pp, 0))
+        stages_per_rank = len(stage_indices(self.strategy.pipeline_schedule, self.degrees.pp, 0))
         config = tiny_config(self.degrees, stages_per_rank=stages_per_rank, tied=self.tied)
         if self.heads is None:
             return config
@@ -51,23 +51,23 @@ def compare_all(cases: list[Case]) -> list[Comparison | str | None]:
             config = case.config()
             layout = Layout("cpu", case.degrees)
             rows = random_rows(config, NUM_ROWS, LENGTH)
-            if case.technique.compile:
-                results.append(compare_compiled(config, case.technique, layout, rows))
+            if case.strategy.blocks == COMPILED:
+                results.append(compare_compiled(config, case.strategy, layout, rows))
             else:
-                results.append(compare(config, case.technique, layout, rows, CPU))
+                results.append(compare(config, case.strategy, layout, rows, CPU))
         except Exception:  # noqa: BLE001 - the test of this case shows it
             results.append(traceback.format_exc())
     return results
 
 
-def compare_compiled(config: LlamaConfig, technique: Technique, layout: Layout, rows: list[MicroBatch]) -> Comparison | None:
+def compare_compiled(config: LlamaConfig, strategy: Strategy, layout: Layout, rows: list[MicroBatch]) -> Comparison | None:
     """Traced forward and backward, as ever, but run without generated code, which takes minutes to compile on a CPU."""
     # Attention on the CPU reads lengths from tensors, which the compiler cannot follow.
     with (
         mock.patch.object(llama, "document_attention", opaque_attention),
         mock.patch.object(torch, "compile", functools.partial(torch.compile, backend="aot_eager")),
     ):
-        return compare(config, technique, layout, rows, CPU)
+        return compare(config, strategy, layout, rows, CPU)
 
 
 def opaque_attention(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:

@@ -14,17 +14,16 @@ from torch import Tensor
 
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig
+from finetuning.config.strategy import ContextPlan, plan_context
 from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.attention import make_documents
 from finetuning.model.llama import Attention, Llama
 from finetuning.parallel import collectives
 from finetuning.parallel.context import (
-    ContextPlan,
     PieceDocuments,
     apply_context_parallel,
     cut_row,
     piece_attention,
-    plan_context,
 )
 from finetuning.parallel.mesh import Layout
 from tests.model.test_attention import masked_softmax_attention, random_inputs

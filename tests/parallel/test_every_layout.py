@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
 
 from finetuning.config.degrees import Degrees
+from finetuning.config.strategy import COMPILED, FUSED, LOW_MEMORY, PLAIN
 from finetuning.parallel.selftest import EXACT_TOLERANCE, HALF_TOLERANCE, TOLERANCE, Comparison
 from tests.parallel.layouts import FULL, LORA, Case, compare_all
 from tests.processes import run_processes
@@ -29,20 +29,18 @@ WIDE = [Degrees(tp=4), Degrees(cp=4), Degrees(pp=4), Degrees(dp_shard=4), Degree
 
 
 def named(case: Case) -> str:
-    degrees, technique, heads = case.degrees, case.technique, case.heads
+    degrees, strategy, heads = case.degrees, case.strategy, case.heads
     axes = [f"{axis}{degree}" for axis, degree in vars(degrees).items() if degree > 1]
     options = [
-        "lora" if technique.lora_rank else "full",
-        *([technique.sharding] if technique.sharding != (LORA if technique.lora_rank else FULL).sharding else []),
-        *([technique.pipeline_schedule] if technique.pipeline_schedule != "1f1b" else []),
-        *([f"recompute-{technique.activation_checkpointing}"] if technique.activation_checkpointing != "none" else []),
-        *([str(technique.compute_dtype).removeprefix("torch.")] if technique.compute_dtype != torch.float32 else []),
-        *(["overlap"] if technique.tensor_overlap else []),
-        *([f"prefetch-{technique.prefetch_blocks}"] if technique.prefetch_blocks else []),
-        *(["compiled"] if technique.compile else []),
-        *(["fused"] if technique.fuse else []),
-        *(["least-memory"] if technique.least_memory else []),
-        *(["split-master"] if technique.split_master else []),
+        "lora" if strategy.lora_rank else "full",
+        *([strategy.sharding] if strategy.sharding != (LORA if strategy.lora_rank else FULL).sharding else []),
+        *([strategy.pipeline_schedule] if strategy.pipeline_schedule != "1f1b" else []),
+        *([f"recompute-{strategy.activation_checkpointing}"] if strategy.activation_checkpointing != "none" else []),
+        *([strategy.compute_dtype] if strategy.compute_dtype != "float32" else []),
+        *(["overlap"] if strategy.tensor_overlap else []),
+        *([f"prefetch-{strategy.prefetch_blocks}"] if strategy.prefetch_blocks else []),
+        *([strategy.blocks] if strategy.blocks != PLAIN else []),
+        *(["split-master"] if strategy.split_master else []),
         *(["tied"] if case.tied else []),
         *([f"heads-{heads[0]}-{heads[1]}"] if heads else []),
     ]
@@ -50,10 +48,10 @@ def named(case: Case) -> str:
 
 
 def both(layouts: list[Degrees], **changed: Any) -> list[Case]:
-    return [Case(degrees, replace(technique, **changed)) for degrees in layouts for technique in (FULL, LORA)]
+    return [Case(degrees, replace(strategy, **changed)) for degrees in layouts for strategy in (FULL, LORA)]
 
 
-EXACT: dict[str, Any] = {"compute_dtype": torch.float64}
+EXACT: dict[str, Any] = {"compute_dtype": "float64"}
 INTERLEAVED, ZERO_BUBBLE = (replace(FULL, pipeline_schedule=name) for name in ("interleaved", "zero_bubble"))
 GROUPS: dict[str, list[Case]] = {
     "one axis": both(AXES),
@@ -73,52 +71,55 @@ GROUPS: dict[str, list[Case]] = {
         Case(CP, heads=(9, 3)),
     ],
     "activation checkpointing": [
-        Case(degrees, replace(technique, activation_checkpointing=mode))
-        for degrees, technique in ((TP, FULL), (CP, LORA), (PP, FULL), (SHARDED, LORA))
+        Case(degrees, replace(strategy, activation_checkpointing=mode))
+        for degrees, strategy in ((TP, FULL), (CP, LORA), (PP, FULL), (SHARDED, LORA))
         for mode in ("selective", "full")
     ],
     "compiled blocks": [
-        Case(TP, replace(FULL, compile=True)),
-        Case(TP, replace(LORA, compile=True, activation_checkpointing="selective")),
-        Case(CP, replace(FULL, compile=True)),
+        Case(TP, replace(FULL, blocks=COMPILED)),
+        Case(TP, replace(LORA, blocks=COMPILED, activation_checkpointing="selective")),
+        Case(CP, replace(FULL, blocks=COMPILED)),
     ],
     "compiled blocks, more": [
-        Case(CP, replace(FULL, compile=True, activation_checkpointing="full")),
-        Case(TP, replace(LORA, tensor_overlap=True, compile=True)),
+        Case(CP, replace(FULL, blocks=COMPILED, activation_checkpointing="full")),
+        Case(TP, replace(LORA, tensor_overlap=True, blocks=COMPILED)),
     ],
     "fused blocks": [
-        Case(degrees, replace(LORA, fuse=True, activation_checkpointing=mode))
+        Case(degrees, replace(LORA, blocks=FUSED, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
     ] + [
-        Case(degrees, replace(LORA, fuse=True, least_memory=True), tied=tied)
+        Case(degrees, replace(LORA, blocks=LOW_MEMORY), tied=tied)
         for degrees, tied in ((SHARDED, False), (COPIED, True))
     ],
     "fused blocks, context parallel": [
-        *(Case(CP, replace(technique, fuse=True, activation_checkpointing=mode))
-          for technique, mode in ((FULL, "none"), (FULL, "selective"), (LORA, "none"), (LORA, "full"))),
-        *(Case(CP, replace(technique, fuse=True), heads=heads)
-          for technique, heads in ((FULL, (8, 1)), (FULL, (9, 3)), (LORA, (3, 3)))),
-        Case(CP, replace(FULL, fuse=True, sharding="step", split_master=True), tied=True),
+        *(Case(CP, replace(strategy, blocks=FUSED, activation_checkpointing=mode))
+          for strategy, mode in ((FULL, "none"), (FULL, "selective"), (LORA, "none"), (LORA, "full"))),
+        *(Case(CP, replace(strategy, blocks=FUSED), heads=heads)
+          for strategy, heads in ((FULL, (8, 1)), (FULL, (9, 3)), (LORA, (3, 3)))),
+        Case(CP, replace(FULL, blocks=FUSED, sharding="step", optimizer_states="bf16"), tied=True),
     ],
     "fused blocks, all weights": [
-        *(Case(degrees, replace(FULL, fuse=True)) for degrees in (SHARDED, COPIED, TP, PP)),
-        *(Case(degrees, replace(FULL, fuse=True, split_master=True)) for degrees in (TP, PP)),  # weights whole, not sharded
-        *(Case(SHARDED, replace(FULL, fuse=True, sharding="step", split_master=kept)) for kept in (False, True)),
-        Case(TP, replace(FULL, fuse=True, activation_checkpointing="selective")),
-        Case(SHARDED, replace(FULL, fuse=True, prefetch_blocks=1, activation_checkpointing="selective"), tied=True),
-        Case(PP, replace(INTERLEAVED, fuse=True, split_master=True), tied=True),
+        *(Case(degrees, replace(FULL, blocks=FUSED)) for degrees in (SHARDED, COPIED, TP, PP)),
+        *(Case(degrees, replace(FULL, blocks=FUSED, optimizer_states="bf16")) for degrees in (TP, PP)),  # whole weights
+        *(Case(SHARDED, replace(FULL, blocks=FUSED, sharding="step", optimizer_states=states)) for states in ("fp32", "bf16")),
+        Case(TP, replace(FULL, blocks=FUSED, activation_checkpointing="selective")),
+        Case(SHARDED, replace(FULL, blocks=FUSED, prefetch_blocks=1, activation_checkpointing="selective"), tied=True),
+        Case(PP, replace(INTERLEAVED, blocks=FUSED, optimizer_states="bf16"), tied=True),
     ],
     "bfloat16": [
-        Case(degrees, replace(technique, compute_dtype=torch.bfloat16))
-        for degrees, technique in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
-    ] + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True)) for degrees in (TP, PP, SHARDED)]
-    + [Case(degrees, replace(FULL, compute_dtype=torch.bfloat16, split_master=True, fuse=True)) for degrees in (TP, SHARDED)],
+        Case(degrees, replace(strategy, compute_dtype="bfloat16"))
+        for degrees, strategy in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
+    ] + [Case(degrees, replace(FULL, compute_dtype="bfloat16", optimizer_states="bf16")) for degrees in (TP, PP, SHARDED)]
+    + [
+        Case(degrees, replace(FULL, compute_dtype="bfloat16", optimizer_states="bf16", blocks=FUSED))
+        for degrees in (TP, SHARDED)
+    ],
     "one axis, exact": both(AXES, **EXACT),
     "tensor parallel, overlapped": [
         *both([TP], tensor_overlap=True), *both([TP], tensor_overlap=True, activation_checkpointing="selective"),
         Case(TP, replace(FULL, tensor_overlap=True, activation_checkpointing="full")),
         Case(TP, replace(LORA, tensor_overlap=True, lora_targets=("q_proj", "down_proj"))),
-        Case(TP, replace(FULL, tensor_overlap=True, compute_dtype=torch.bfloat16)),
+        Case(TP, replace(FULL, tensor_overlap=True, compute_dtype="bfloat16")),
         *both([TP], tensor_overlap=True, **EXACT),
     ],
     "weights gathered ahead": [
@@ -131,8 +132,8 @@ GROUPS: dict[str, list[Case]] = {
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
-        Case(Degrees(pp=2, dp_shard=2), replace(LORA, fuse=True)),
-        Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, fuse=True)),
+        Case(Degrees(pp=2, dp_shard=2), replace(LORA, blocks=FUSED)),
+        Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, blocks=FUSED)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
         Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
@@ -142,17 +143,17 @@ GROUPS: dict[str, list[Case]] = {
         Case(Degrees(dp_shard=2, tp=2), replace(FULL, tensor_overlap=True, prefetch_blocks=1)),
     ],
     "fused blocks, all weights, pairs": [
-        *(Case(degrees, replace(FULL, fuse=True)) for degrees in
+        *(Case(degrees, replace(FULL, blocks=FUSED)) for degrees in
           (Degrees(dp_shard=2, tp=2), Degrees(dp_replicate=2, dp_shard=2), Degrees(pp=2, dp_shard=2))),
-        Case(Degrees(pp=2, tp=2), replace(FULL, fuse=True, split_master=True, activation_checkpointing="full")),
+        Case(Degrees(pp=2, tp=2), replace(FULL, blocks=FUSED, optimizer_states="bf16", activation_checkpointing="full")),
         Case(
             Degrees(dp_shard=2, tp=2),
-            replace(FULL, fuse=True, sharding="step", activation_checkpointing="selective", split_master=True),
+            replace(FULL, blocks=FUSED, sharding="step", activation_checkpointing="selective", optimizer_states="bf16"),
         ),
     ],
     "fused blocks, context parallel, pairs": [
-        Case(Degrees(cp=2, tp=2), replace(FULL, fuse=True)), Case(Degrees(cp=2, dp_shard=2), replace(FULL, fuse=True)),
-        Case(Degrees(cp=2, dp_shard=2), replace(LORA, fuse=True)), Case(Degrees(cp=2, pp=2), replace(LORA, fuse=True)),
+        Case(Degrees(cp=2, tp=2), replace(FULL, blocks=FUSED)), Case(Degrees(cp=2, dp_shard=2), replace(FULL, blocks=FUSED)),
+        Case(Degrees(cp=2, dp_shard=2), replace(LORA, blocks=FUSED)), Case(Degrees(cp=2, pp=2), replace(LORA, blocks=FUSED)),
     ],
     "three axes": both(TRIPLES),
     "three axes, exact": both(TRIPLES, **EXACT),
@@ -184,10 +185,10 @@ def test_loss_and_every_gradient_are_those_of_one_process(
     assert not failures, failures[0]
     found = ranks[0]
     assert isinstance(found, Comparison)
-    dtype = GROUPS[group][index].technique.compute_dtype
-    tolerance = {torch.float64: EXACT_TOLERANCE, torch.float32: TOLERANCE, torch.bfloat16: HALF_TOLERANCE}[dtype]
+    dtype = GROUPS[group][index].strategy.compute_dtype
+    tolerance = {"float64": EXACT_TOLERANCE, "float32": TOLERANCE, "bfloat16": HALF_TOLERANCE}[dtype]
     assert found.equal(tolerance), f"{found.worst}, loss {found.loss} for {found.expected_loss}"
-    if dtype == torch.float64:  # nothing is lost, however small
+    if dtype == "float64":  # nothing is lost, however small
         assert max(found.of_largest.values()) < EXACT_TOLERANCE
-    targets = GROUPS[group][index].technique.lora_targets
+    targets = GROUPS[group][index].strategy.lora_targets
     assert len(found.differences) >= (8 * len(targets) or 38)  # both adapters of the linears of four blocks, or every weight

@@ -5,9 +5,10 @@ import torch
 
 from finetuning.config.degrees import Degrees
 from finetuning.config.stages import assign_layers, stage_indices
-from finetuning.data.batches.global_batch import MicroBatch, RowPlan, plan_rows
+from finetuning.config.strategy import ContextPlan, PackPlan, plan_context
+from finetuning.data.batches.global_batch import MicroBatch, plan_rows
 from finetuning.model.attention import make_documents
-from finetuning.parallel.context import ContextPlan, PieceDocuments, cut_row, local_places, plan_context
+from finetuning.parallel.context import PieceDocuments, cut_row, local_places
 from finetuning.parallel.tensor import tensor_dim
 from tests.config.test_memory import LLAMA31_8B
 
@@ -110,9 +111,9 @@ def test_a_layout_is_named_by_its_axes() -> None:
 
 
 def test_rows_are_as_long_and_as_many_as_the_layout_asks_for() -> None:
-    plan = RowPlan(capacity=10, granularity=4, attention_cost=0.0, multiple=6, rows_multiple=4, same_length=True)
+    plan = PackPlan(capacity=10, granularity=4, attention_cost=0.0, multiple=6, packs_multiple=4, same_length=True)
     assert plan.padded(3) == 6
     assert plan.padded(10) == 12  # the capacity, made divisible
-    assert plan.row_lengths([3, 10]) == [12, 12]
+    assert plan.pack_lengths([3, 10]) == [12, 12]
     lengths = torch.tensor([5, 4, 3]).numpy()
     assert [len(rows) for rows in plan_rows(lengths, 1, plan)] == [4]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from finetuning.config.settings import LORA_TARGETS
+from finetuning.config.strategy import PackPlan, Strategy
 from finetuning.data.batches.global_batch import StepBatch, make_step_batch
-from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.batches.packing import plan_rows
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.parallel.parallelize import Technique
 from finetuning.training.optimizer import build_optimizer, gradient_scaler
 from finetuning.training.step import train_step
 from tests.models import build, whole
@@ -33,14 +33,14 @@ pytestmark = pytest.mark.dist
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 # Rows of at most 48 positions: two or three micro-batches a rank, and unequal numbers of answer tokens.
-PLAN = RowPlan(capacity=48, granularity=8, attention_cost=0.01)
+PLAN = PackPlan(capacity=48, granularity=8, attention_cost=0.01)
 LENGTHS = [40, 33, 30, 21, 18, 14, 9, 7, 5, 3]
 ANSWERS = [2, 30, 1, 12, 17, 3, 8, 1, 4, 1]
 # Two long samples fill the rows of rank 0 and rank 1; only one of them has answers.
 ONE_SIDED_LENGTHS, ONE_SIDED_ANSWERS = [40, 40], [30, 0]
 
-FULL = Technique()
-LORA = Technique(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)  # 3 does not divide by 2 or 4 processes
+FULL = Strategy()
+LORA = Strategy(lora_rank=3, lora_alpha=12.0, lora_targets=LORA_TARGETS)  # 3 does not divide by 2 or 4 processes
 
 
 def share(split_folder: Path, samples: np.ndarray, step: int = 0) -> StepBatch:
@@ -48,9 +48,9 @@ def share(split_folder: Path, samples: np.ndarray, step: int = 0) -> StepBatch:
     return make_step_batch(open_split(split_folder), samples, step, rank, world_size, PLAN)
 
 
-def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Technique, split_folder: Path) -> dict[str, Any]:
+def loss_and_gradients(model_folder: Path, adapter: Path | None, strategy: Strategy, split_folder: Path) -> dict[str, Any]:
     """On every rank: the mean loss, the gradient norm and all whole gradients of one global batch."""
-    model = build(model_folder, technique, adapter)
+    model = build(model_folder, strategy, adapter)
     samples = np.arange(len(open_split(split_folder)))
     batch = share(split_folder, samples)
     loss_sum = model.backward(batch)
@@ -66,9 +66,9 @@ def loss_and_gradients(model_folder: Path, adapter: Path | None, technique: Tech
 
 
 def losses_of_steps(
-    model_folder: Path, adapter: Path | None, technique: Technique, split_folder: Path, steps: list[list[int]], clip_grad: float
+    model_folder: Path, adapter: Path | None, strategy: Strategy, split_folder: Path, steps: list[list[int]], clip_grad: float
 ) -> list[float]:
-    model = build(model_folder, technique, adapter)
+    model = build(model_folder, strategy, adapter)
     optimizer = build_optimizer(model, learning_rate=3e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     losses = []
     for step, samples in enumerate(steps):
@@ -122,8 +122,8 @@ def assert_equal(results: list[dict[str, Any]], loss: float, gradients: dict[str
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 def test_all_weights_with_an_untied_head(tiny_model: Path, split_folder: Path, world_size: int, checkpointing: str) -> None:
-    technique = replace(FULL, activation_checkpointing=checkpointing)
-    results = run_processes(world_size, loss_and_gradients, tiny_model, None, technique, split_folder)
+    strategy = replace(FULL, activation_checkpointing=checkpointing)
+    results = run_processes(world_size, loss_and_gradients, tiny_model, None, strategy, split_folder)
     assert results[0]["micro_batches"] >= 2
     assert_equal(results, *reference(tiny_model, None, split_folder))
 
@@ -140,8 +140,8 @@ def test_all_weights_with_a_tied_head(tiny_tied_model: Path, split_folder: Path,
 def test_adapters_against_peft(
     tiny_model: Path, adapter: Path, split_folder: Path, world_size: int, checkpointing: str
 ) -> None:
-    technique = replace(LORA, activation_checkpointing=checkpointing)
-    results = run_processes(world_size, loss_and_gradients, tiny_model, adapter, technique, split_folder)
+    strategy = replace(LORA, activation_checkpointing=checkpointing)
+    results = run_processes(world_size, loss_and_gradients, tiny_model, adapter, strategy, split_folder)
     assert_equal(results, *reference(tiny_model, adapter, split_folder))
 
 
@@ -152,14 +152,14 @@ def test_two_ranks_with_unequal_numbers_of_answer_tokens_share_one_mean(tiny_mod
     assert first["loss"] == second["loss"]
 
 
-@pytest.mark.parametrize("technique", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", [FULL, LORA], ids=["full", "lora"])
 def test_a_rank_whose_rows_hold_no_answer_adds_nothing_and_does_not_hang(
-    tiny_model: Path, adapter: Path, tmp_path: Path, technique: Technique
+    tiny_model: Path, adapter: Path, tmp_path: Path, strategy: Strategy
 ) -> None:
     folder = tmp_path / "one-sided"
     random_split(folder, ONE_SIDED_LENGTHS, ONE_SIDED_ANSWERS)
-    start = adapter if technique is LORA else None
-    results = run_processes(2, loss_and_gradients, tiny_model, start, technique, folder)
+    start = adapter if strategy is LORA else None
+    results = run_processes(2, loss_and_gradients, tiny_model, start, strategy, folder)
     assert sorted(result["own_answers"] for result in results) == [0, 30]
     assert_equal(results, *reference(tiny_model, start, folder))
 
@@ -174,14 +174,14 @@ def test_a_rank_without_any_sample_takes_part(tiny_model: Path, tmp_path: Path) 
 
 # 0.05 is far below every gradient norm here, so each step is clipped.
 @pytest.mark.parametrize("clip_grad", [0.0, 0.05], ids=["no clipping", "clipped"])
-@pytest.mark.parametrize("technique", [FULL, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("strategy", [FULL, LORA], ids=["full", "lora"])
 def test_several_optimizer_steps_follow_plain_adamw(
-    tiny_model: Path, adapter: Path, split_folder: Path, technique: Technique, clip_grad: float
+    tiny_model: Path, adapter: Path, split_folder: Path, strategy: Strategy, clip_grad: float
 ) -> None:
     steps = [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 0, 4], [1, 2, 3], [5, 6, 7]]
-    start = adapter if technique is LORA else None
-    one = run_processes(1, losses_of_steps, tiny_model, start, technique, split_folder, steps, clip_grad)[0]
-    two = run_processes(2, losses_of_steps, tiny_model, start, technique, split_folder, steps, clip_grad)
+    start = adapter if strategy is LORA else None
+    one = run_processes(1, losses_of_steps, tiny_model, start, strategy, split_folder, steps, clip_grad)[0]
+    two = run_processes(2, losses_of_steps, tiny_model, start, strategy, split_folder, steps, clip_grad)
     assert two[0] == two[1]
 
     model = load_reference(tiny_model) if start is None else load_peft_reference(tiny_model, start)

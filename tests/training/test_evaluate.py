@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from finetuning.data.batches.global_batch import RowPlan
+from finetuning.config.strategy import PackPlan
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.training import evaluate as module
 from finetuning.training.evaluate import Evaluation, evaluate
@@ -16,7 +16,7 @@ from tests.processes import run_processes
 from tests.references import load_reference, random_split, summed_loss
 
 LENGTHS, ANSWERS = [40, 33, 30, 21, 18, 14, 9], [2, 30, 1, 12, 17, 3, 8]
-PLAN = RowPlan(capacity=48, granularity=8, attention_cost=0.01)
+PLAN = PackPlan(capacity=48, granularity=8, attention_cost=0.01)
 
 
 def evaluation(model_folder: Path, split_folder: Path, samples_at_once: int) -> Evaluation:

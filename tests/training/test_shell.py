@@ -11,8 +11,10 @@ import pytest
 from rich.console import Console
 
 from finetuning.config.degrees import Degrees
-from finetuning.config.settings import Run, RunConfig
-from finetuning.data.batches.global_batch import GlobalBatches, RowPlan
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import PackPlan, Strategy
+from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.parallel.mesh import Layout
@@ -33,8 +35,8 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     os.environ["LOCAL_RANK"] = "0"
     config = RunConfig(hf_model_id=str(model_folder), dataset_path="data", global_batch_size=2, save_every_n_steps=2)
     run = Run(
-        config, str(folder), device="cpu", model_path=str(model_folder), tokens_dir=str(folder), sources={}, sharding="full",
-        optimizer_states="fp32", activation_checkpointing="none", row_length=8192, max_steps=MAX_STEPS, warmup_steps=0,
+        config, str(folder), device="cpu", model_path=str(model_folder), tokens_dir=str(folder), sources={},
+        strategy=Strategy(sharding="full", optimizer_states="fp32"), max_steps=MAX_STEPS, warmup_steps=0,
         val_check_interval=1, save_every_n_steps=2, end_token_ids=(), initial_weights=None, identity={},
     )  # fmt: skip
     split = open_split(folder / "split")
@@ -56,7 +58,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
 
     batches = GlobalBatches(
         split, start_step=0, max_steps=MAX_STEPS, global_batch_size=2, seed=1, data_rank=0, data_parallel_size=1,
-        plan=RowPlan(64, 8, 0.01),
+        plan=PackPlan(64, 8, 0.01),
     )  # fmt: skip
     display = TrainingDisplay(Console(file=io.StringIO()), Console(file=io.StringIO()), MAX_STEPS, 1)
     record = Record(run, display, None, validate=None, before_first_step=lambda: None, training_split=split)

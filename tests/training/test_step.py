@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from finetuning.data.batches.global_batch import RowPlan, make_step_batch
+from finetuning.config.strategy import PackPlan, Strategy
+from finetuning.data.batches.global_batch import make_step_batch
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import RunError
-from finetuning.parallel.parallelize import ParallelLlama, Technique
+from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.parallel.weights import local_part
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import StepResult, train_step
@@ -23,7 +24,7 @@ from tests.references import random_split
 
 pytestmark = pytest.mark.dist
 
-PLAN = RowPlan(capacity=64, granularity=8, attention_cost=0.01)
+PLAN = PackPlan(capacity=64, granularity=8, attention_cost=0.01)
 
 
 def step_with(model_folder: Path, split_folder: Path, broken_rank: int | None, stopped_rank: int | None) -> dict[str, Any]:
@@ -49,11 +50,11 @@ def step_with(model_folder: Path, split_folder: Path, broken_rank: int | None, s
 def step_after_a_good_one(model_folder: Path, split_folder: Path, states: str, lora: bool) -> dict[str, Any]:
     """Two steps with a real optimizer, the second with an embedding that is infinite on the last rank."""
     split_master = states != "fp32"
-    technique = Technique(
-        split_master=split_master, compute_dtype=torch.bfloat16 if split_master else torch.float32,
+    strategy = Strategy(
+        optimizer_states="bf16" if split_master else "fp32", compute_dtype="bfloat16" if split_master else "float32",
         lora_rank=4 if lora else None, lora_targets=("q_proj", "down_proj"),
     )  # fmt: skip
-    model = build(model_folder, technique)
+    model = build(model_folder, strategy)
     optimizer = build_optimizer(
         model, learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=False, states=states
     )
@@ -85,7 +86,7 @@ def step_after_a_good_one(model_folder: Path, split_folder: Path, states: str, l
 
 def order_of_a_step(model_folder: Path, split_folder: Path) -> tuple[list[str], list[float]]:
     """What the second step calls, in order, and the factor of its gradients; looking through modules is an error there."""
-    model = build(model_folder, Technique(lora_rank=4, lora_targets=("q_proj",)))
+    model = build(model_folder, Strategy(lora_rank=4, lora_targets=("q_proj",)))
     split = open_split(split_folder)
     batch = make_step_batch(split, np.arange(len(split)), 4, dist.get_rank(), dist.get_world_size(), PLAN)
     calls: list[str] = []

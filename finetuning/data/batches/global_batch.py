@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetuning.config.strategy import GRANULARITY, PackPlan
 from finetuning.data.batches.order import samples_of_step
-from finetuning.data.batches.packing import GRANULARITY, RowPlan, measure, plan_rows
+from finetuning.data.batches.packing import measure, plan_rows
 from finetuning.data.tokens.tokenized import Split
 from finetuning.model.attention import Documents, make_documents, sent
 from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
@@ -84,13 +85,13 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
 
 
 def make_step_batch(
-    split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: RowPlan
+    split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: PackPlan
 ) -> StepBatch:
     """The rows of `data_rank` for these samples, with the counts of all ranks."""
     lengths = split.lengths[samples]
     ranks = plan_rows(lengths, data_parallel_size, plan)
     packing = measure(lengths, ranks, plan)
-    row_lengths = plan.row_lengths([int(lengths[row].sum()) for row in ranks[data_rank]])
+    row_lengths = plan.pack_lengths([int(lengths[row].sum()) for row in ranks[data_rank]])
     mine = zip(ranks[data_rank], row_lengths, strict=True)
     return StepBatch(
         step=step,
@@ -114,7 +115,7 @@ class GlobalBatches:
 
     def __init__(
         self, split: Split, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
-        data_rank: int, data_parallel_size: int, plan: RowPlan,
+        data_rank: int, data_parallel_size: int, plan: PackPlan,
     ):  # fmt: skip
         self.split, self.plan, self.seed = split, plan, seed
         self.start_step, self.max_steps, self.global_batch_size = start_step, max_steps, global_batch_size

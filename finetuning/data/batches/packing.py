@@ -10,34 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Row lengths are multiples of this: on GPUs what matrix products are tiled by, on CPUs next to nothing.
-GRANULARITY = {"cuda": 128, "cpu": 8}
-
-
-@dataclass(frozen=True)
-class RowPlan:
-    """How rows are filled. `capacity` and `granularity` in positions; `attention_cost` as in LlamaConfig.
-
-    Parallel layouts ask for more: every row length a `multiple`; with a pipeline, the number of rows of a rank a multiple
-    of `rows_multiple`, and all rows of a rank as long as its longest (`same_length`).
-    """
-
-    capacity: int
-    granularity: int
-    attention_cost: float
-    multiple: int = 1
-    rows_multiple: int = 1
-    same_length: bool = False
-
-    def padded(self, positions: int) -> int:
-        """Row length for this many real positions."""
-        length = min(-(-max(positions, 1) // self.granularity) * self.granularity, max(self.capacity, positions))
-        return -(-length // self.multiple) * self.multiple
-
-    def row_lengths(self, positions: list[int]) -> list[int]:
-        """Lengths of the rows of one rank, with these many real positions each."""
-        lengths = [self.padded(count) for count in positions]
-        return [max(lengths)] * len(lengths) if self.same_length else lengths
+from finetuning.config.strategy import PackPlan
 
 
 @dataclass(frozen=True)
@@ -56,7 +29,7 @@ class Packing:
 Rows = list[list[int]]
 
 
-def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: RowPlan) -> list[Rows]:
+def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: PackPlan) -> list[Rows]:
     """Assigns samples to rows: result[rank][micro_batch] lists indices into `lengths`.
 
     Rows get target lengths, multiples of `granularity` that together just hold all samples and differ by one at most. The
@@ -81,10 +54,10 @@ def plan_rows(lengths: np.ndarray, data_parallel_size: int, plan: RowPlan) -> li
     return min(candidates, key=lambda ranks: _duration(sizes, ranks, plan))
 
 
-def measure(lengths: np.ndarray, ranks: list[Rows], plan: RowPlan) -> Packing:
+def measure(lengths: np.ndarray, ranks: list[Rows], plan: PackPlan) -> Packing:
     """Fill and imbalance of a plan."""
     sizes = lengths.tolist()
-    row_lengths = [plan.row_lengths([sum(sizes[sample] for sample in row) for row in rows]) for rows in ranks]
+    row_lengths = [plan.pack_lengths([sum(sizes[sample] for sample in row) for row in rows]) for rows in ranks]
     work = [
         [length + _attention_work(sizes, row, plan) for row, length in zip(rows, own_lengths, strict=True)]
         for rows, own_lengths in zip(ranks, row_lengths, strict=True)
@@ -94,13 +67,13 @@ def measure(lengths: np.ndarray, ranks: list[Rows], plan: RowPlan) -> Packing:
     return Packing(int(lengths.sum()), computed, sum(map(max, zip(*work, strict=True))) / mean - 1)
 
 
-def _fill_targets(sizes: list[int], order: list[int], data_parallel_size: int, plan: RowPlan) -> list[Rows]:
+def _fill_targets(sizes: list[int], order: list[int], data_parallel_size: int, plan: PackPlan) -> list[Rows]:
     """Rows of target lengths; the heaviest rows come in the first micro-batches."""
     total = sum(sizes)
     units_of_row = max(1, plan.capacity // plan.granularity)
     units = -(-max(total, 1) // plan.granularity)
     while True:
-        rows_unit = data_parallel_size * plan.rows_multiple
+        rows_unit = data_parallel_size * plan.packs_multiple
         num_rows = -(-units // (units_of_row * rows_unit)) * rows_unit
         targets = [units // num_rows + (row < units % num_rows) for row in range(num_rows)]
         room = [target * plan.granularity for target in targets]
@@ -126,12 +99,12 @@ def _place_by_room(sizes: list[int], order: list[int], room: list[int]) -> Rows 
     return rows
 
 
-def _fill_by_work(sizes: list[int], work: list[float], order: list[int], data_parallel_size: int, plan: RowPlan) -> list[Rows]:
+def _fill_by_work(sizes: list[int], work: list[float], order: list[int], data_parallel_size: int, plan: PackPlan) -> list[Rows]:
     """Each sample into the row with the least work that still has room."""
     rows_per_rank = max(1, -(-sum(sizes) // (data_parallel_size * plan.capacity)))
-    rows_per_rank = -(-rows_per_rank // plan.rows_multiple) * plan.rows_multiple
+    rows_per_rank = -(-rows_per_rank // plan.packs_multiple) * plan.packs_multiple
     while (rows := _place_by_work(sizes, work, order, data_parallel_size * rows_per_rank, plan.capacity)) is None:
-        rows_per_rank += plan.rows_multiple
+        rows_per_rank += plan.packs_multiple
     return _deal(sizes, rows, data_parallel_size, plan)
 
 
@@ -154,7 +127,7 @@ def _place_by_work(sizes: list[int], work: list[float], order: list[int], num_ro
     return rows
 
 
-def _deal(sizes: list[int], rows: Rows, data_parallel_size: int, plan: RowPlan) -> list[Rows]:
+def _deal(sizes: list[int], rows: Rows, data_parallel_size: int, plan: PackPlan) -> list[Rows]:
     """Rows of similar work meet in the same micro-batch; dealt back and forth, so that rank totals even out as well."""
     rows.sort(key=lambda row: -_row_work(sizes, row, plan))
     ranks: list[Rows] = [[] for _ in range(data_parallel_size)]
@@ -164,14 +137,14 @@ def _deal(sizes: list[int], rows: Rows, data_parallel_size: int, plan: RowPlan) 
     return ranks
 
 
-def _row_work(sizes: list[int], row: list[int], plan: RowPlan) -> float:
+def _row_work(sizes: list[int], row: list[int], plan: PackPlan) -> float:
     return plan.padded(sum(sizes[sample] for sample in row)) + _attention_work(sizes, row, plan)
 
 
-def _attention_work(sizes: list[int], row: list[int], plan: RowPlan) -> float:
+def _attention_work(sizes: list[int], row: list[int], plan: PackPlan) -> float:
     return plan.attention_cost * sum(sizes[sample] ** 2 for sample in row)
 
 
-def _duration(sizes: list[int], ranks: list[Rows], plan: RowPlan) -> float:
+def _duration(sizes: list[int], ranks: list[Rows], plan: PackPlan) -> float:
     """What the step takes: of each micro-batch the heaviest row."""
     return sum(max(_row_work(sizes, rows[index], plan) for rows in ranks) for index in range(len(ranks[0])))

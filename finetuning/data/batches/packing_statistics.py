@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.order import samples_of_step, steps_per_epoch
-from finetuning.data.batches.packing import RowPlan, measure, plan_rows
+from finetuning.data.batches.packing import measure, plan_rows
 
 MEASURED_STEPS = 64
 
@@ -27,7 +28,7 @@ class PackingFacts:
 
 
 def packing_facts(
-    counts: np.ndarray, *, global_batch_size: int, data_parallel_size: int, plan: RowPlan, seed: int
+    counts: np.ndarray, *, global_batch_size: int, data_parallel_size: int, plan: PackPlan, seed: int
 ) -> PackingFacts:  # fmt: skip
     """`counts`: tokens of each sample, at least one sample."""
     lengths = np.maximum(counts - 1, 0)

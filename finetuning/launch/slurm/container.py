@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import finetuning
-from finetuning.config.settings import Run, RunConfig
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import Cluster
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import jinja2
 
-from finetuning.config.settings import Run, RunConfig
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, InputError
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import Cluster, Partition

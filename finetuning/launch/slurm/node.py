@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetuning.config.settings import Run, read_run
+from finetuning.config.run import Run, read_run
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError
 from finetuning.i18n import set_language, t
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, saved_step

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetuning.config.settings import Run, RunConfig
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_STOPPED, InputError
 from finetuning.i18n import t
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome

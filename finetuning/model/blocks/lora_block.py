@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from finetuning.config.settings import MOST_FUSED_RANK
+from finetuning.config.settings import MAX_FUSED_RANK
 from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward, document_attention
 from finetuning.model.blocks.frozen_linear import Fp8Matrix, Matrix
 from finetuning.model.kernels import ops as kernels
@@ -35,7 +35,7 @@ def can_fuse(block: Block) -> bool:
     if not all(isinstance(layer, LoraLinear) for layer in layers):
         return False
     shapes = {_shape(layer) for layer in layers}
-    return len(shapes) == 1 and max(rank for rank, _ in shapes) <= MOST_FUSED_RANK
+    return len(shapes) == 1 and max(rank for rank, _ in shapes) <= MAX_FUSED_RANK
 
 
 class FusedBlock:

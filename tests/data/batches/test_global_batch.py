@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.global_batch import LITTLE_PADDING, GlobalBatches, MicroBatch, make_row, make_step_batch
-from finetuning.data.batches.packing import RowPlan, plan_rows
+from finetuning.data.batches.packing import plan_rows
 from finetuning.data.tokens.tokenized import TokenizedSplit, open_split, write_split
 from finetuning.model.cross_entropy import IGNORED_LABEL
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 CAPACITY = 64
 lengths_strategy = st.lists(st.integers(0, CAPACITY), min_size=1, max_size=60).map(np.array)
-plans = st.builds(RowPlan, st.just(CAPACITY), st.sampled_from([1, 4, 8]), st.sampled_from([0.0, 1e-3, 0.1]))
+plans = st.builds(PackPlan, st.just(CAPACITY), st.sampled_from([1, 4, 8]), st.sampled_from([0.0, 1e-3, 0.1]))
 
 
 def make_split(folder: Path, lengths: list[int]) -> TokenizedSplit:
@@ -32,7 +33,7 @@ def make_split(folder: Path, lengths: list[int]) -> TokenizedSplit:
 
 @given(lengths=lengths_strategy, ranks=st.integers(1, 5), plan=plans)
 def test_a_plan_holds_every_sample_once_and_no_row_exceeds_its_capacity(
-    lengths: np.ndarray, ranks: int, plan: RowPlan
+    lengths: np.ndarray, ranks: int, plan: PackPlan
 ) -> None:  # fmt: skip
     rows = plan_rows(lengths, ranks, plan)
     assert len(rows) == ranks
@@ -45,17 +46,17 @@ def test_a_plan_holds_every_sample_once_and_no_row_exceeds_its_capacity(
 
 
 @given(lengths=lengths_strategy, ranks=st.integers(1, 5), plan=plans)
-def test_all_ranks_make_the_same_plan(lengths: np.ndarray, ranks: int, plan: RowPlan) -> None:
+def test_all_ranks_make_the_same_plan(lengths: np.ndarray, ranks: int, plan: PackPlan) -> None:
     assert plan_rows(lengths, ranks, plan) == plan_rows(lengths.copy(), ranks, plan)
 
 
 def test_a_sample_that_fits_no_row_is_an_error_with_both_numbers() -> None:
     with pytest.raises(ValueError, match="a sample has 65 positions, a row at most 64"):
-        plan_rows(np.array([3, 65]), 2, RowPlan(CAPACITY, 8, 0.0))
+        plan_rows(np.array([3, 65]), 2, PackPlan(CAPACITY, 8, 0.0))
 
 
 def test_long_documents_are_spread_because_attention_is_quadratic() -> None:
-    rows = plan_rows(np.array([60, 60, 8, 8, 8, 8, 8, 8, 8]), 2, RowPlan(128, 1, 0.1))
+    rows = plan_rows(np.array([60, 60, 8, 8, 8, 8, 8, 8, 8]), 2, PackPlan(128, 1, 0.1))
     assert [sum(index < 2 for row in rank for index in row) for rank in rows] == [1, 1]
 
 
@@ -86,7 +87,7 @@ def test_padding_after_a_single_document_is_its_end(tmp_path: Path) -> None:
 
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=30), ranks=st.integers(1, 4), plan=plans)
 def test_packing_keeps_every_token_and_every_label(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ranks: int, plan: RowPlan
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], ranks: int, plan: PackPlan
 ) -> None:
     split = make_split(tmp_path_factory.mktemp("split") / "training", lengths)
     samples = np.arange(len(lengths))
@@ -117,7 +118,7 @@ def test_an_epoch_trains_every_sample_once_from_any_start_on_any_number_of_ranks
     for rank in range(ranks):
         loader = GlobalBatches(
             split, start_step=start, max_steps=max_steps, global_batch_size=batch, seed=7, data_rank=rank,
-            data_parallel_size=ranks, plan=RowPlan(CAPACITY, 8, 0.0),
+            data_parallel_size=ranks, plan=PackPlan(CAPACITY, 8, 0.0),
         )  # fmt: skip
         assert len(loader) == max_steps
         steps = list(loader)
@@ -134,7 +135,7 @@ def test_an_epoch_trains_every_sample_once_from_any_start_on_any_number_of_ranks
 @pytest.mark.parametrize("prepared", [set(), {0, 1, 2, 3}, {1}], ids=["never", "always", "once"])
 def test_batches_are_the_same_whether_they_are_prepared_or_not(tmp_path: Path, prepared: set[int]) -> None:
     split = make_split(tmp_path / "split", [2 + index % 9 for index in range(20)])
-    settings = {"global_batch_size": 5, "seed": 7, "data_rank": 0, "data_parallel_size": 1, "plan": RowPlan(CAPACITY, 8, 0.0)}
+    settings = {"global_batch_size": 5, "seed": 7, "data_rank": 0, "data_parallel_size": 1, "plan": PackPlan(CAPACITY, 8, 0.0)}
     loader, plain = (GlobalBatches(split, start_step=1, max_steps=4, **settings) for _ in range(2))
     found = []
     if 0 in prepared:
@@ -151,7 +152,7 @@ def test_batches_are_the_same_whether_they_are_prepared_or_not(tmp_path: Path, p
 
 def test_ranks_without_samples_get_empty_rows_so_that_they_can_join_the_collectives(tmp_path: Path) -> None:
     split = make_split(tmp_path / "split", [4])
-    batches = [make_step_batch(split, np.array([0]), 0, rank, 2, RowPlan(CAPACITY, 8, 0.0)) for rank in range(2)]
+    batches = [make_step_batch(split, np.array([0]), 0, rank, 2, PackPlan(CAPACITY, 8, 0.0)) for rank in range(2)]
     assert [len(batch.micro_batches) for batch in batches] == [1, 1]
     assert torch.all(batches[1].micro_batches[0].labels == IGNORED_LABEL)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.batches.ledger import Ledger, ledger_entry, read_ledger
-from finetuning.data.batches.packing import RowPlan
 from finetuning.data.tokens.tokenized import TokenizedSplit, open_split, write_split
 
 pytestmark = pytest.mark.unit
@@ -33,7 +33,7 @@ def train(path: Path, split: TokenizedSplit, ranks: int, resume_step: int, max_s
     ledger = Ledger(path, resume_step)
     batches = GlobalBatches(
         split, start_step=resume_step, max_steps=max_steps, global_batch_size=BATCH, seed=3, data_rank=0,
-        data_parallel_size=ranks, plan=RowPlan(64, 1, 0.0),
+        data_parallel_size=ranks, plan=PackPlan(64, 1, 0.0),
     )  # fmt: skip
     for batch in batches:
         ledger.append(ledger_entry(split, batch.step + 1, batch.samples))

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetuning.data.batches.packing import GRANULARITY, RowPlan, measure, plan_rows
+from finetuning.config.strategy import GRANULARITY, PackPlan
+from finetuning.data.batches.packing import measure, plan_rows
 
 pytestmark = pytest.mark.unit
 
@@ -21,7 +22,7 @@ def alpaca_like(count: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("granularity", GRANULARITY.values())
 def test_short_samples_leave_little_padding_and_ranks_wait_little(granularity: int) -> None:
-    plan = RowPlan(CAPACITY, granularity, ATTENTION_COST)
+    plan = PackPlan(CAPACITY, granularity, ATTENTION_COST)
     packings = []
     for step in range(50):
         lengths = alpaca_like(128, step)
@@ -32,14 +33,14 @@ def test_short_samples_leave_little_padding_and_ranks_wait_little(granularity: i
 
 def test_many_rows_are_nearly_full() -> None:
     lengths = alpaca_like(2048, 0)
-    plan = RowPlan(CAPACITY, CAPACITY // 16, ATTENTION_COST)
+    plan = PackPlan(CAPACITY, CAPACITY // 16, ATTENTION_COST)
     packing = measure(lengths, plan_rows(lengths, 8, plan), plan)
     assert packing.fill >= 0.99
     assert packing.imbalance <= 0.01
 
 
 def test_the_measure_counts_padding_and_the_slowest_rank_of_each_micro_batch() -> None:
-    plan = RowPlan(8, 4, 0.0)
+    plan = PackPlan(8, 4, 0.0)
     # Rows of 5 and 4 positions are computed as 8 and 4; the mean is 6.
     packing = measure(np.array([5, 4]), [[[0]], [[1]]], plan)
     assert (packing.tokens, packing.computed) == (9, 12)
@@ -54,7 +55,7 @@ def test_the_measure_counts_padding_and_the_slowest_rank_of_each_micro_batch() -
     cost=st.sampled_from([0.0, 1e-4, 1.0]),
 )
 def test_any_lengths_fit_whatever_the_units(lengths: np.ndarray, ranks: int, granularity: int, cost: float) -> None:
-    plan = RowPlan(100, granularity, cost)
+    plan = PackPlan(100, granularity, cost)
     rows = plan_rows(lengths, ranks, plan)
     assert sorted(sample for rank in rows for row in rank for sample in row) == list(range(len(lengths)))
     assert all(int(lengths[row].sum()) <= 100 for rank in rows for row in rank)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.cli.data import main, previews_of
-from finetuning.data.batches.packing import RowPlan
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.packing_statistics import packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import scan_sources
@@ -88,7 +88,7 @@ def page_of_defects(tmp_path_factory: pytest.TempPathFactory, prompt_format: Pro
     sources = find_sources(folder)
     report = scan_sources(sources, ScanSettings(prompt_format, 512))
     facts = packing_facts(
-        report.counts["training"], global_batch_size=8, data_parallel_size=2, plan=RowPlan(512, 128, 0.0), seed=1
+        report.counts["training"], global_batch_size=8, data_parallel_size=2, plan=PackPlan(512, 128, 0.0), seed=1
     )
     return report_page(report, facts, previews_of(sources, report, prompt_format), "data/<seeded>")
 

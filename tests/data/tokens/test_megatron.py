@@ -13,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.global_batch import make_step_batch
-from finetuning.data.batches.packing import RowPlan
 from finetuning.data.tokens.configure import configure_dataset
 from finetuning.data.tokens.megatron import MegatronSplit, open_megatron_split, read_megatron, write_megatron
 from finetuning.data.tokens.tokenized import open_split
@@ -77,7 +77,7 @@ def test_documents_stay_apart_in_a_packed_row(tmp_path: Path) -> None:
     write_megatron(tmp_path / "x", documents_from([4, 3, 5]), 1000)
     split = open_megatron_split(tmp_path / "x", 4, np.arange(3))
     assert split.lines.tolist() == [1, 2, 3]
-    batch = make_step_batch(split, np.arange(len(split)), 0, 0, 1, RowPlan(16, 1, 0.0))
+    batch = make_step_batch(split, np.arange(len(split)), 0, 0, 1, PackPlan(16, 1, 0.0))
     (row,) = batch.micro_batches
     boundaries = row.documents.boundaries[: int(row.documents.extent[0]) + 1].tolist()
     pieces = [row.tokens[0, a:b].tolist() for a, b in pairwise(boundaries)]

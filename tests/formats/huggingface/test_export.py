@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from finetuning.checkpoint.store import save_checkpoint
 from finetuning.config.degrees import Degrees
+from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.formats.huggingface import export
 from finetuning.formats.huggingface.export import export_hugging_face, export_peft
@@ -23,14 +24,13 @@ from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_F
 from finetuning.formats.recognize import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from finetuning.model.attention import make_documents
-from finetuning.parallel.parallelize import Technique
 from finetuning.training.optimizer import build_optimizer, optimizer_state
 from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference, write_random_adapter
 
 TARGETS = ("q_proj", "down_proj")
-LORA = Technique(lora_rank=2, lora_alpha=6.0, lora_targets=TARGETS)
+LORA = Strategy(lora_rank=2, lora_alpha=6.0, lora_targets=TARGETS)
 
 
 def export_to(model_folder: Path, target: Path, dtype: str | None = None, base: Path | None = None) -> Path:
@@ -38,9 +38,9 @@ def export_to(model_folder: Path, target: Path, dtype: str | None = None, base: 
     return target
 
 
-def save_trained(model_folder: Path, path: Path, degrees: Degrees, technique: Technique) -> None:
-    model = build(model_folder, technique, degrees=degrees)
-    lora = technique.lora_rank is not None
+def save_trained(model_folder: Path, path: Path, degrees: Degrees, strategy: Strategy) -> None:
+    model = build(model_folder, strategy, degrees=degrees)
+    lora = strategy.lora_rank is not None
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     identity = {"peft": "lora" if lora else "none", "lora_rank": 2, "lora_alpha": 6.0, "base_model": fingerprint(model_folder)}
     origin = {"base_model": "tiny", "base_path": str(model_folder), "prompt": None}
@@ -67,7 +67,7 @@ def test_a_checkpoint_of_tensor_and_pipeline_stages_gives_the_weights_it_was_fil
     tiny_model: Path, tiny_tied_model: Path, tmp_path: Path, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = tiny_tied_model if tied else tiny_model
-    run_processes(4, save_trained, base, tmp_path / "step=000001", Degrees(tp=2, pp=2), Technique())
+    run_processes(4, save_trained, base, tmp_path / "step=000001", Degrees(tp=2, pp=2), Strategy())
     monkeypatch.setattr(export, "PIECE_BYTES", 10_000)  # several pieces of a weight, across its parts
     out = export_to(tmp_path / "step=000001", tmp_path / "out")
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
 from finetuning.config.settings import LORA_TARGETS
+from finetuning.config.strategy import LINEAR, LOW_MEMORY, Strategy
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.formats.huggingface import safetensors_writer as safetensors_files
@@ -19,7 +20,7 @@ from finetuning.formats.huggingface.sharded import export_model, load_base_weigh
 from finetuning.model.blocks.frozen_linear import SmallFp8Matrix
 from finetuning.model.blocks.low_memory_block import LeastBlock
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import Technique, base_parameters, build_model
+from finetuning.parallel.parallelize import base_parameters, build_model
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_reference
@@ -49,11 +50,11 @@ def weights_in_memory(model_folder: Path) -> dict[str, Tensor]:
 
 def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tensor]:
     """As on a GPU, where the table and what is to be quantised are filled on the host, as plain tensors."""
-    technique = Technique(
-        lora_rank=2, lora_targets=LORA_TARGETS, sharding="replicated", fuse=True, least_memory=True, fp8=fp8
+    strategy = Strategy(
+        lora_rank=2, lora_targets=LORA_TARGETS, sharding="replicated", blocks=LOW_MEMORY, fp8=(LINEAR,) if fp8 else ()
     )  # fmt: skip
     layout = Layout("cpu", Degrees())
-    model = build_model(read_llama_config(model_folder), layout, torch.device("cpu"), technique)
+    model = build_model(read_llama_config(model_folder), layout, torch.device("cpu"), strategy)
     model.device = torch.device("cuda")
     load_base_weights(model_folder, model)
     block = model.get_submodule("parts.0.model.layers.1").forward

@@ -14,7 +14,8 @@ from torch import Tensor
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig, read_llama_config, write_llama_config
 from finetuning.config.rope import RopeScaling
-from finetuning.config.settings import read_run
+from finetuning.config.run import read_run
+from finetuning.config.strategy import Strategy, spread
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.formats.huggingface.export import export_hugging_face, stored_dtypes
@@ -23,7 +24,7 @@ from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo
 from finetuning.formats.recognize import open_model
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.parallelize import Technique, build_model
+from finetuning.parallel.parallelize import build_model
 from finetuning.training.metrics import read_metrics
 from tests.commands import finetune
 from tests.formats.nemo.megatron_core import run_megatron
@@ -75,10 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def our_logits(folder: Path, config: LlamaConfig | None, degrees: Degrees, dtype: torch.dtype = torch.float32) -> Tensor:
+def our_logits(folder: Path, config: LlamaConfig | None, degrees: Degrees, dtype: str = "float32") -> Tensor:
     source = nemo_source(open_nemo(folder, folder), config)
-    technique = Technique(lora_rank=2, lora_targets=("q_proj",), compute_dtype=dtype, sharding="step")
-    model = build_model(source.config, Layout("cpu", degrees), CPU, technique)
+    strategy = Strategy(lora_rank=2, lora_targets=("q_proj",), compute_dtype=dtype, sharding="step")
+    model = build_model(source.config, Layout("cpu", degrees), CPU, spread(strategy, source.config, degrees))
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)  # the adapters too, so that the model is its base
     load_source(source, model)
@@ -108,7 +109,7 @@ def test_bfloat16_weights_with_optimizer_states_and_no_settings_take_the_configu
     assert {nemo_source(checkpoint, UNTIED).dtype(name) for name in nemo_source(checkpoint, UNTIED).shapes()} == {
         torch.bfloat16
     }
-    (found,) = run_processes(1, our_logits, made / "bfloat16", UNTIED, Degrees(), torch.bfloat16)
+    (found,) = run_processes(1, our_logits, made / "bfloat16", UNTIED, Degrees(), "bfloat16")
     expected = torch.load(made / "bfloat16.pt")
     torch.testing.assert_close(found.float(), expected, atol=BFLOAT16_TOLERANCE, rtol=0)
 

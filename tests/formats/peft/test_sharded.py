@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from finetuning.config.settings import LORA_TARGETS, RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
 from finetuning.formats.peft.sharded import check_adapter, export_adapters
 from finetuning.model.lora import initial_adapter
-from finetuning.parallel.parallelize import Technique
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_peft_reference, write_random_adapter
@@ -24,7 +24,7 @@ from tests.references import load_peft_reference, write_random_adapter
 TOKENS = torch.from_numpy(np.random.default_rng(2).integers(0, 512, 40))
 TARGETS = ("q_proj", "v_proj", "down_proj")
 RANK, ALPHA = 3, 12.0
-TECHNIQUE = Technique(lora_rank=RANK, lora_alpha=ALPHA, lora_targets=TARGETS)
+TECHNIQUE = Strategy(lora_rank=RANK, lora_alpha=ALPHA, lora_targets=TARGETS)
 
 
 def config(model_folder: Path) -> RunConfig:

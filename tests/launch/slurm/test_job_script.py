@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
-from finetuning.config.settings import Run, RunConfig
+from finetuning.config.run import Run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.launch.slurm.cluster import Cluster, Partition, count_gpus, parse_config, parse_partitions
 from finetuning.launch.slurm.container import apptainer_reference, enroot_reference, folders_of
@@ -298,5 +300,5 @@ def run(folder: Path, **changed: Any) -> Run:
         model_path=str(folder / "model"), tokens_dir=str(folder / "experiments" / "a" / "data" / "x"),
         sources={"training": str(folder / "data" / "training.jsonl")},
         max_steps=10, warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None,
-        identity={}, sharding="full", optimizer_states="bf16", activation_checkpointing="none", row_length=8192,
+        identity={}, strategy=Strategy(sharding="full", optimizer_states="bf16"),
     )  # fmt: skip

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from finetuning.config.settings import Run, RunConfig, write_run
+from finetuning.config.run import Run, write_run
+from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, RunError
 from finetuning.launch.experiments import find_experiment, find_experiments
 from finetuning.launch.outcome import decide_outcome, saved_step
@@ -117,7 +119,7 @@ def experiment(folder: Path) -> Path:
     run = Run(
         config=config, experiment_dir=str(folder), device="cpu", model_path="m", tokens_dir="t", sources={}, max_steps=10,
         warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None, identity={},
-        sharding="full", optimizer_states="fp32", activation_checkpointing="none", row_length=8192,
+        strategy=Strategy(sharding="full", optimizer_states="fp32"),
     )  # fmt: skip
     write_run(run, folder / "run.yaml")
     return folder / "run.yaml"

@@ -1,0 +1,75 @@
+"""A resolved run, and the file `run.yaml` that the workers read.
+
+`Run` adds to what the user asked for (`RunConfig`) what follows from it on the launching machine: folders, step counts, where
+weights come from, how it computes. Imports no torch.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetuning.config.llama import read_llama_config
+from finetuning.config.resolve import strategy_of_earlier
+from finetuning.config.settings import RunConfig, config_from_dict
+from finetuning.config.strategy import Strategy
+from finetuning.errors import InputError
+from finetuning.files.documents import as_schema
+from finetuning.i18n import t
+
+
+@dataclass(frozen=True)
+class Run:
+    """A resolved run: the configuration and what the launching machine found out. Written to `run.yaml`."""
+
+    config: RunConfig
+    experiment_dir: str
+    device: str  # cuda | cpu
+    model_path: str  # local folder in Hugging Face format: config, weights, tokenizer
+    tokens_dir: str  # tokenised samples, memory-mapped by every worker
+    sources: dict[str, str]  # split -> JSONL file it was read from
+    strategy: Strategy  # how it computes: what every "auto" became
+    max_steps: int
+    warmup_steps: int
+    val_check_interval: int
+    save_every_n_steps: int
+    end_token_ids: tuple[int, ...]  # any of them ends a generated answer
+    initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
+    identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
+    nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
+
+
+def write_run(run: Run, path: Path) -> None:
+    """Writes `run.yaml`; `read_run` gives back an equal `Run`."""
+    text = yaml.safe_dump(_plain(dataclasses.asdict(run)), allow_unicode=True, sort_keys=False, width=120)
+    path.write_text(text, encoding="utf-8")
+
+
+def read_run(path: Path) -> Run:
+    """What `write_run` wrote, also of earlier versions.
+
+    Raises:
+        InputError: the file is damaged, or of a version that knows other settings.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = config_from_dict(values.pop("config"), str(path))
+        values["end_token_ids"] = tuple(values["end_token_ids"])
+        if "strategy" in values:
+            values["strategy"] = as_schema(values["strategy"], Strategy, path)
+        else:  # of before there were strategies
+            model = read_llama_config(Path(values["model_path"]))
+            values["strategy"] = strategy_of_earlier(config, model, values, values["device"])
+        return Run(config=config, **values)
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+        raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=error)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
