@@ -90,6 +90,46 @@ MESSAGES: dict[str, str] = {
     "--config {path}: hf_token does not belong in a file; set HF_TOKEN or run `hf auth login`": (
         "--config {path}：hf_token 不該寫在檔案裡；請設定 HF_TOKEN，或執行 `hf auth login`"
     ),
+    # finetuning/config/secrets.py
+    "what looks like a token or key": "看起來是 token 或金鑰的內容",
+    "an address with a password": "帶有密碼的網址",
+    "a value of {name}": "{name} 的值",
+    "a header with a key": "帶有金鑰的標頭",
+    "--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token": (
+        "--{name} 含有 Hugging Face token，不可寫入檔案。工作不需要 token"
+    ),
+    "{given} holds {what}, which would stand in run.yaml, in job scripts and in process lists; {way}": (
+        "{given} 含有{what}，會出現在 run.yaml、工作腳本與行程清單中；{way}"
+    ),
+    "give the address without it, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or write them to "
+    "~/.mlflow/credentials, which jobs can read too": (
+        "請給不含密碼的網址，並設定 MLFLOW_TRACKING_USERNAME 與 MLFLOW_TRACKING_PASSWORD，"
+        "或寫入工作也讀得到的 ~/.mlflow/credentials"
+    ),
+    "give the image without it, and log in to the registry: ~/.config/enroot/.credentials or `apptainer registry login`": (
+        "請給不含密碼的映像檔名稱，並登入 registry：~/.config/enroot/.credentials 或 `apptainer registry login`"
+    ),
+    "write a placeholder instead; the model would learn it, too": "請改寫成代稱；否則模型也會學到",
+    "log in once with the tool that needs it (wandb login, hf auth login, ~/.netrc), or read it from a file of yours: "
+    """--setup 'export NAME="$(cat ~/.name)"'""": (
+        "請用需要它的工具登入一次（wandb login、hf auth login、~/.netrc），或從自己的檔案讀取："
+        """--setup 'export NAME="$(cat ~/.name)"'"""
+    ),
+    # finetuning/launch/slurm/shell.py
+    "there is no bash on this machine, which checks job scripts": "這台機器沒有 bash，無法檢查工作腳本",
+    "it ends in a backslash, which would take the next line of the job script with it": (
+        "結尾是反斜線，會把工作腳本的下一行一起接上去"
+    ),
+    "--setup: bash cannot read it: {problem}": "--setup：bash 無法解讀：{problem}",
+    "the job script of {template}: bash cannot read it: {problem}": "{template} 產生的工作腳本：bash 無法解讀：{problem}",
+    "{text!r} would be more than one line of the job script": "{text!r} 在工作腳本中會超過一行",
+    "{given}: there is no such file": "{given}：沒有這個檔案",
+    "{given}: {reason}; known variables: {known}": "{given}：{reason}；可用的變數：{known}",
+    "--{name} {text!r}: {word!r} belongs to no option": "--{name} {text!r}：{word!r} 不屬於任何選項",
+    "--{name} {value!r}: not UTF-8": "--{name} {value!r}：不是 UTF-8",
+    "--{name} {value!r}: {rule}": "--{name} {value!r}：{rule}",
+    "has control characters": "含有控制字元",
+    "must be one line, without control characters": "必須是一行，且不含控制字元",
     # finetuning/config/settings.py
     "{source}: unknown setting '{name}'; known settings: {known}": "{source}：沒有「{name}」這個設定；可用的設定：{known}",
     "--{name} is required": "必須給 --{name}",
@@ -672,9 +712,6 @@ MESSAGES: dict[str, str] = {
     ),
     "--detach has no effect without --executor slurm": "--detach 沒有 --executor slurm 就沒有作用",
     "to be started by hand on each machine": "要在每台機器上手動啟動",
-    "--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token": (
-        "--{name} 含有 Hugging Face token，不可寫入檔案。工作不需要 token"
-    ),
     "no container: the nodes run this Python environment": "不用容器：節點使用目前的 Python 環境",
     "container {image} through Pyxis": "容器 {image}，透過 Pyxis",
     "container {image} through {runtime}": "容器 {image}，透過 {runtime}",
@@ -840,8 +877,6 @@ MESSAGES: dict[str, str] = {
     "--time {given}: not a time limit of Slurm; write minutes, hours:minutes:seconds or days-hours": (
         "--time {given}：不是 Slurm 的時間格式；請寫分鐘數、hours:minutes:seconds 或 days-hours"
     ),
-    "--slurm_template {path}: {reason}": "--slurm_template {path}：{reason}",
-    "--slurm_template {path}: {reason}; known variables: {known}": "--slurm_template {path}：{reason}；可用的變數：{known}",
     "--gpu_request {asked}: --sbatch_options asks for GPUs already": "--gpu_request {asked}：--sbatch_options 已經要求 GPU",
     "--time {given}: the job would be told to save at once, because "
     "--save_time_s is {seconds}; give more time, or fewer seconds": (
@@ -849,10 +884,6 @@ MESSAGES: dict[str, str] = {
     ),
     "--{name} {text!r}: {reason}": "--{name} {text!r}：{reason}",
     "--environment: {word!r} is not NAME=VALUE": "--environment：{word!r} 不是「名稱=值」",
-    "--environment {name}=…: a secret does not belong in a file; log "
-    "in with the tool that needs it (wandb login, hf auth login)": (
-        "--environment {name}=…：密碼類的值不可寫入檔案；請用需要它的工具登入（wandb login、hf auth login）"
-    ),
     "submitted job {job} ({script})": "已送出工作 {job}（{script}）",
     "following its log; Ctrl-C ends only that, the job goes on": "跟隨它的紀錄；Ctrl-C 只會停止跟隨，工作繼續執行",
     "job {job} ended as {state} without saying why": "工作 {job} 以 {state} 結束，沒有說明原因",

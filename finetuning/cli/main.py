@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning import __version__
+from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
@@ -239,6 +240,7 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
             t("--config {path}: hf_token does not belong in a file; set HF_TOKEN or run `hf auth login`", path=config_file)
         )
     settings.update(given)
+    refuse_secrets(settings)  # first, as other messages show what was given
     settings.setdefault("lang", language_of_environment())
     if settings["lang"] in CHOICES["lang"]:
         set_language(settings["lang"])

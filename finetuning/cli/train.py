@@ -13,6 +13,7 @@ from finetuning.checkpoint.files import remove_incomplete
 from finetuning.cli.train_screens import show_end, show_start
 from finetuning.config.rules import check_settings
 from finetuning.config.run import Run, write_run
+from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import RunConfig
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
@@ -42,7 +43,7 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
     """
     console = open_console()
     config = _with_home_folder(config)
-    _refuse_token(config, token)
+    refuse_secrets(dataclasses.asdict(config), token)
     if detach and config.executor != "slurm":
         raise InputError(t("--detach has no effect without --executor slurm"))
     experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
@@ -84,6 +85,7 @@ def _run(
     if prepared.start.finished_at is not None:
         _say_finished(console, prepared)
         return EXIT_FINISHED
+    job_script = render_job(run, job) if job is not None else None
     logs = experiment_dir / "logs"
     logs.mkdir(exist_ok=True)
     checkpoints = experiment_dir / "checkpoints"
@@ -95,8 +97,8 @@ def _run(
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)
     step = prepared.start.checkpoint.step if prepared.start.checkpoint else 0
-    if job is not None:
-        job_id = submit_job(run, job, step, console)
+    if job_script is not None:
+        job_id = submit_job(run, job_script, step, console)
         if detach:
             _say_commands(console, config.experiment)
             return EXIT_FINISHED
@@ -172,16 +174,6 @@ def _print_lines_for_machines(console: Console, run_file: Path, config: RunConfi
 def _say_commands(console: Console, name: str) -> None:
     console.print(t("see how it is: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}",
                     name=name))  # fmt: skip
-
-
-def _refuse_token(config: RunConfig, token: str | None) -> None:
-    """Every setting is written to run.yaml."""
-    if token is not None:
-        for name, value in dataclasses.asdict(config).items():
-            if token in str(value):
-                raise InputError(
-                    t("--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token", name=name)
-                )
 
 
 def _say_finished(console: Console, prepared: Prepared) -> None:

@@ -4,14 +4,17 @@ Each function returns messages — what was given, the rule, what would work —
 sees every problem at once. Imports no torch.
 """
 
+import dataclasses
 import importlib.metadata
 import importlib.util
 import math
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 from finetuning.config.llama import LlamaConfig
+from finetuning.config.secrets import PROSE
 from finetuning.config.settings import LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
 from finetuning.config.strategy import obstacles_to_fused
 from finetuning.i18n import t
@@ -48,6 +51,7 @@ SLURM_ONLY = (
     "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
     "dependency", "sbatch_options", "setup", "environment", "container_runtime", "mounts", "python", "slurm_template",
 )  # fmt: skip
+LINES = ("setup", "environment")  # may be several lines
 LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
@@ -83,6 +87,7 @@ def check_settings(config: RunConfig) -> list[str]:
                 name=config.experiment,
             )
         )
+    problems += _check_texts(config)
     unknown = [name for name in config.lora_targets if name not in LORA_TARGETS]
     if unknown or not config.lora_targets:
         problems.append(
@@ -121,6 +126,22 @@ def check_settings(config: RunConfig) -> list[str]:
               count=config.profile_steps, first=PROFILE_AFTER_STEPS)
         )  # fmt: skip
     return problems + _check_parallel_settings(config) + _check_fp8(config) + _check_least_memory(config) + _not_yet(config)
+
+
+def _check_texts(config: RunConfig) -> list[str]:
+    """Characters that break the line of a job script, of a screen or of a process list that the text stands in."""
+    problems = []
+    for name, value in dataclasses.asdict(config).items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if not isinstance(text, str):
+                continue
+            kinds = {unicodedata.category(character) for character in text if not (name in LINES and character in "\n\t")}
+            if "Cs" in kinds:
+                problems.append(t("--{name} {value!r}: not UTF-8", name=name, value=text))
+            elif name not in PROSE and kinds & {"Cc", "Zl", "Zp"}:
+                rule = t("has control characters") if name in LINES else t("must be one line, without control characters")
+                problems.append(t("--{name} {value!r}: {rule}", name=name, value=text, rule=rule))
+    return problems
 
 
 def _check_fp8(config: RunConfig) -> list[str]:

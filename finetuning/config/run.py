@@ -16,6 +16,7 @@ from finetuning.config.resolve import strategy_of_earlier
 from finetuning.config.settings import RunConfig, config_from_dict
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
+from finetuning.files.atomic import PRIVATE, write_text
 from finetuning.files.documents import as_schema
 from finetuning.i18n import t
 
@@ -44,7 +45,7 @@ class Run:
 def write_run(run: Run, path: Path) -> None:
     """Writes `run.yaml`; `read_run` gives back an equal `Run`."""
     text = yaml.safe_dump(_plain(dataclasses.asdict(run)), allow_unicode=True, sort_keys=False, width=120)
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text, mode=PRIVATE)
 
 
 def read_run(path: Path) -> Run:

@@ -15,6 +15,7 @@ from finetuning.errors import NoRoom
 from finetuning.i18n import t
 
 INCOMPLETE, DELETED = ".incomplete-", ".deleted-"  # how names begin
+PRIVATE = 0o600  # mode of files that hold settings, which name folders and accounts
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 

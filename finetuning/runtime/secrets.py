@@ -1,20 +1,19 @@
-"""Environment variables that hold secrets, and processes that start without them."""
+"""Processes that start without the secrets of this one's environment."""
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.context import SpawnContext, SpawnProcess
 
 from typing_extensions import override
 
-SECRET_NAME = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|PRIVATE)_KEY)(_|$)", re.IGNORECASE)
+from finetuning.config.secrets import is_secret
 
 
 @contextmanager
 def without_secrets() -> Iterator[None]:
     """Processes that are started meanwhile do not get them; removed later, they could still be read in /proc."""
-    secrets = {name: value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    secrets = {name: value for name, value in os.environ.items() if is_secret(name, value)}
     for name in secrets:
         del os.environ[name]
     try:

@@ -3,14 +3,19 @@
 import os
 import shlex
 import signal
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 
 import pytest
+import yaml
 
 from finetuning.cli.main import main
-from finetuning.config.run import read_run
+from finetuning.config.run import read_run, write_run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, EXIT_INTERRUPTED
+from finetuning.launch.prepare import prepare
 from finetuning.runtime.status import FINISHED, write_status
 
 pytestmark = pytest.mark.unit
@@ -125,6 +130,70 @@ def test_an_experiments_folder_that_cannot_be_written_is_said(
     (tmp_path / "experiments" / "tiny" / ".lock").mkdir(parents=True)  # as unwritable as a file of another user
     assert main(arguments) == EXIT_BAD_INPUT
     assert problems(capsys) == [f"cannot write to {tmp_path}/experiments/tiny: Is a directory"]
+
+
+@pytest.mark.parametrize("way", ["flag", "file"])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mlflow_tracking_uri", "https://me:SESAME@host"),
+        ("environment", "NCCL_DEBUG=INFO PGPASSWORD=SESAME"),
+        ("environment", "'DB_PASS=SESAME"),
+        ("setup", "export https_proxy=http://me:SESAME@proxy:3128"),
+        ("sbatch_options", "--export=ALL,NGC_KEY=SESAME"),
+        ("sbatch_options", "--comment='OPENAI_KEY=SESAME"),
+    ],
+)
+def test_a_secret_is_refused_first_and_neither_shown_nor_written(
+    name: str, text: str, way: str, arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [f"--{name}={text}"]
+    if way == "file":
+        (tmp_path / "settings.yaml").write_text(yaml.safe_dump({name: text}), encoding="utf-8")
+        given = ["--config", str(tmp_path / "settings.yaml")]
+    assert main([*arguments, "--num_gpus", "0", *given]) == EXIT_BAD_INPUT
+    shown = capsys.readouterr()
+    assert f"  - --{name} holds " in shown.err
+    assert "SESAME" not in shown.err + shown.out
+    assert not (tmp_path / "experiments").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["qos", "nodelist", "mem", "container_image", "python", "mounts", "wandb_project", "dataset_path"]
+)
+@pytest.mark.parametrize("mark", ["\n", "\r", "\x1b", "\0", "\u2028"])
+def test_a_setting_with_a_line_break_or_a_control_character_is_refused(
+    name: str, mark: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = f"a{mark}#SBATCH --uid=0"
+    assert main([*arguments, "--dryrun", f"--{name}", text]) == EXIT_BAD_INPUT
+    assert f"--{name} {text!r}: must be one line, without control characters\n" in capsys.readouterr().err
+
+
+def test_setup_may_have_lines_and_prompts_anything_but_no_text_what_is_no_text(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--setup", "a\n\tb\r\n", "--system_prompt", "a\x0cb", "--prompt_template", "{input}\ud800{output}"]
+    assert main([*arguments, "--dryrun", *given]) == EXIT_BAD_INPUT
+    found = problems(capsys)
+    assert found[:2] == [
+        "--setup 'a\\n\\tb\\r\\n': has control characters",
+        "--prompt_template '{input}\\ud800{output}': not UTF-8",
+    ]
+    assert not any("--system_prompt '" in problem for problem in found)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_the_settings_of_a_run_are_for_their_owner_alone(
+    umask: int, settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    run = prepare(settings(), None, tmp_path / "experiments" / "tiny", tmp_path / "tokens", with_weights=False).run
+    before = os.umask(umask)
+    try:
+        write_run(run, tmp_path / "run.yaml")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "run.yaml").stat().st_mode) == 0o600
 
 
 def test_a_home_folder_is_found_where_the_shell_has_left_it_to_us(

@@ -6,10 +6,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetuning.config.secrets import is_secret
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import ask
-from finetuning.runtime.secrets import SECRET_NAME
 
 ENDED_STATES = (
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"
@@ -59,14 +59,14 @@ def job_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in os.environ.items()
-        if not SECRET_NAME.search(name) and (name == "SLURM_CONF" or not name.startswith("SLURM_"))
+        if not is_secret(name, value) and (name == "SLURM_CONF" or not name.startswith("SLURM_"))
     }
 
 
 def secret_variables() -> list[str]:
     """Names of the variables that `job_environment` holds back, but the hub's token, which no job needs."""
     hub = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-    return sorted(name for name, value in os.environ.items() if value and SECRET_NAME.search(name) and name not in hub)
+    return sorted(name for name, value in os.environ.items() if value and is_secret(name, value) and name not in hub)
 
 
 def job_state(job_id: str) -> JobState:

@@ -9,20 +9,26 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from finetuning.config.run import Run
+from finetuning.config.secrets import find_secret, refusal
 from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, InputError
+from finetuning.files.documents import read_text
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import Cluster, Partition
 from finetuning.launch.slurm.container import Container, choose_container, container_command, folders_of, package_folder
-from finetuning.runtime.secrets import SECRET_NAME
+from finetuning.launch.slurm.shell import is_one_line, is_shell, shell_problem
 
 TEMPLATE = Path(__file__).parent / "job.sbatch.jinja"
 TIME_LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d{1,2}){0,2})")
-GPU_OPTION = re.compile(r"^(--gres|--gpus|--gpus-per-node|--gpus-per-task|-G)\b")
+GPU_OPTION = re.compile(r"--(gres|gpus|gpus-per-node|gpus-per-task)(=|$)|-G")
+MAX_TEMPLATE_BYTES = 2**20
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 GPU_REQUESTS = {"gpus-per-node": "--gpus-per-node={count}", "gres": "--gres=gpu:{count}"}
 
 
@@ -30,7 +36,7 @@ GPU_REQUESTS = {"gpus-per-node": "--gpus-per-node={count}", "gres": "--gres=gpu:
 class JobPlan:
     """What the cluster decides about the job."""
 
-    options: list[str] = field(default_factory=list)  # of sbatch, one for each #SBATCH line
+    options: list[str] = field(default_factory=list)  # of sbatch, one for each #SBATCH line; not quoted
     gpus_per_node: int = 0  # of the nodes that are asked for; 0: processes run on their CPUs
     container: Container = field(default_factory=lambda: Container("none", ""))
     problems: list[str] = field(default_factory=list)  # what Slurm would refuse
@@ -68,6 +74,8 @@ def plan_job(config: RunConfig, cluster: Cluster) -> JobPlan:
     options += ["--requeue", "--open-mode=append", f"--signal=USR1@{config.save_time_s}"]
     _check_time(config, plan)
     _check_environment(config, plan)
+    if config.setup is not None and (problem := shell_problem(config.setup)) is not None:
+        plan.problems.append(t("--setup: bash cannot read it: {problem}", problem=problem))
     container = choose_container(config, cluster, plan.problems, plan.notes)
     if not on_gpu:
         plan.notes.append(_cpu_note(config, partition))
@@ -75,19 +83,20 @@ def plan_job(config: RunConfig, cluster: Cluster) -> JobPlan:
 
 
 def render_job(run: Run, plan: JobPlan) -> str:
-    """The job script.
+    """The job script, which bash has read, but not run.
 
     Raises:
-        InputError: the user's own template cannot be read or filled.
+        InputError: the user's own template cannot be read or filled, or holds a secret; what comes out is no shell script; or
+            the name of a folder would break a line of it.
     """
     config, folder = run.config, Path(run.experiment_dir)
     template = Path(config.slurm_template) if config.slurm_template else TEMPLATE
     logs = folder / "logs"
-    own = [f"--chdir={folder}", f"--output={logs}/slurm-%j.out"]
+    own = [f"--chdir={folder}", f"--output={str(logs).replace('%', '%%')}/slurm-%j.out"]
     values = {
         "experiment": config.experiment,
         "script": str(script_of(folder)),
-        "options": [*map(shlex.quote, own), *plan.options],
+        "options": [shlex.quote(option) for option in [*own, *plan.options]],
         "setup": config.setup,
         "exports": dict(_assignments(config.environment)),
         "step_command": " \\\n  ".join(_step_command(run, plan)),
@@ -97,23 +106,32 @@ def render_job(run: Run, plan: JobPlan) -> str:
         "exit_stopped": EXIT_STOPPED,
         "exit_failed": EXIT_FAILED,
     }
+    for line in (str(folder), *plan.options):
+        if not is_one_line(line):
+            raise InputError(t("{text!r} would be more than one line of the job script", text=line))
+    script = _fill(template, values)
+    if is_shell(script) and (problem := shell_problem(script)) is not None:
+        raise InputError(t("the job script of {template}: bash cannot read it: {problem}", template=template, problem=problem))
+    return script
+
+
+def _fill(template: Path, values: dict[str, Any]) -> str:
     # A shell script is no HTML; values are quoted where they stand.
-    environment = jinja2.Environment(
+    environment = ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
     environment.filters["quote"] = shlex.quote
+    given = f"--slurm_template {template}"
     try:
-        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
-    except OSError as error:
-        raise InputError(t("--slurm_template {path}: {reason}", path=template, reason=error.strerror)) from None
-    except (jinja2.TemplateError, UnicodeDecodeError) as error:
+        text = read_text(template, MAX_TEMPLATE_BYTES)
+        if template != TEMPLATE and (what := find_secret(text)) is not None:
+            raise InputError(refusal(given, what, "slurm_template"))
+        return environment.from_string(text).render(values)
+    except FileNotFoundError:
+        raise InputError(t("{given}: there is no such file", given=given)) from None
+    except jinja2.TemplateError as error:
         raise InputError(
-            t(
-                "--slurm_template {path}: {reason}; known variables: {known}",
-                path=template,
-                reason=error,
-                known=", ".join(values),
-            )
+            t("{given}: {reason}; known variables: {known}", given=given, reason=error, known=", ".join(values))
         ) from None
 
 
@@ -242,34 +260,33 @@ def _check_environment(config: RunConfig, plan: JobPlan) -> None:
     except ValueError as error:
         plan.problems.append(t("--{name} {text!r}: {reason}", name="environment", text=config.environment, reason=error))
         return
-    for name, value in assignments:
-        if value is None:
-            plan.problems.append(t("--environment: {word!r} is not NAME=VALUE", word=name))
-        elif SECRET_NAME.search(name):
-            plan.problems.append(
-                t("--environment {name}=…: a secret does not belong in a file; log in with the tool that needs it (wandb "
-                  "login, hf auth login)", name=name)
-            )  # fmt: skip
+    wrong = [name for name, value in assignments if value is None]
+    plan.problems.extend(t("--environment: {word!r} is not NAME=VALUE", word=name) for name in wrong)
 
 
 def _assignments(text: str | None) -> list[tuple[str, str | None]]:
     pairs = [word.partition("=") for word in shlex.split(text or "")]
-    return [(name, value if equals and name.isidentifier() else None) for name, equals, value in pairs]
+    return [(name, value if equals and VARIABLE_NAME.fullmatch(name) else None) for name, equals, value in pairs]
 
 
 def _words(name: str, text: str | None, plan: JobPlan) -> list[str]:
-    """Options in one text, one for each line of the script: `--mail-type=END -x node1` is two."""
+    """Options in one text, one for each line of the script: `--mail-type END -x node1` is `--mail-type=END` and `-xnode1`."""
     try:
         words = shlex.split(text or "")
     except ValueError as error:
         plan.problems.append(t("--{name} {text!r}: {reason}", name=name, text=text, reason=error))
         return []
     options: list[str] = []
+    waits = False  # for the value of the option before
     for word in words:
-        if word.startswith("-") or not options:
+        if word.startswith("-"):
             options.append(word)
+            waits = "=" not in word and (word.startswith("--") or len(word) == 2)
+        elif waits:
+            options[-1] += f"={word}" if options[-1].startswith("--") else word
+            waits = False
         else:
-            options[-1] += " " + shlex.quote(word)
+            plan.problems.append(t("--{name} {text!r}: {word!r} belongs to no option", name=name, text=text, word=word))
     return options
 
 

@@ -8,13 +8,14 @@ from rich.console import Console
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_STOPPED, InputError
+from finetuning.files.atomic import PRIVATE, write_text
 from finetuning.i18n import t
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome
 from finetuning.launch.slurm.cluster import read_cluster
 from finetuning.launch.slurm.container import package_folder
 from finetuning.launch.slurm.follow import follow
 from finetuning.launch.slurm.job import JobState, is_live, secret_variables, submit
-from finetuning.launch.slurm.job_script import JobPlan, code_folder, plan_job, render_job, script_of
+from finetuning.launch.slurm.job_script import JobPlan, code_folder, plan_job, script_of
 from finetuning.runtime.status import LIVE_STATES, QUEUED, STOPPED, read_status, write_status
 
 
@@ -43,11 +44,11 @@ def refuse_live_job(experiment_dir: Path, name: str) -> None:
         )  # fmt: skip
 
 
-def submit_job(run: Run, plan: JobPlan, step: int, console: Console) -> str:
+def submit_job(run: Run, job_script: str, step: int, console: Console) -> str:
     """Writes the script, submits it, and returns the job's id."""
     folder = Path(run.experiment_dir)
     script = script_of(folder)
-    script.write_text(render_job(run, plan), encoding="utf-8")
+    write_text(script, job_script, mode=PRIVATE)
     code = code_folder(folder)
     if code.parent == folder:
         code.mkdir(exist_ok=True)

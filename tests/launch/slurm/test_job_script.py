@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from finetuning.launch.slurm.cluster import Cluster, Partition, count_gpus, pars
 from finetuning.launch.slurm.container import apptainer_reference, enroot_reference, folders_of
 from finetuning.launch.slurm.job import parse_job
 from finetuning.launch.slurm.job_script import plan_job, render_job, seconds_of
-from finetuning.runtime.secrets import SECRET_NAME
 
 pytestmark = pytest.mark.unit
 
@@ -52,7 +53,7 @@ def test_every_option_of_sbatch_that_was_given_is_in_the_script() -> None:
     assert plan.problems == []
     given = {
         "--time=1-12:00:00", "--mem=200G", "--cpus-per-task=64", "--qos=high", "--constraint=h100", "--nodelist=node[1-2]",
-        "--exclude=node7", "--dependency=afterok:17", "--exclusive", "--signal=USR1@600", "--mail-type=END", "-x 'node 9'",
+        "--exclude=node7", "--dependency=afterok:17", "--exclusive", "--signal=USR1@600", "--mail-type=END", "-xnode 9",
         "--reservation=r",
     }  # fmt: skip
     assert given <= set(plan.options)
@@ -108,10 +109,13 @@ def test_the_default_names_of_partition_and_account_are_left_out_where_the_clust
         ({"time": "5"}, ("--time 5: the job would be told to save at once, because --save_time_s is 300; give more time, "
                          "or fewer seconds")),
         ({"environment": "NCCL_DEBUG"}, "--environment: 'NCCL_DEBUG' is not NAME=VALUE"),
-        ({"environment": "WANDB_API_KEY=a"}, ("--environment WANDB_API_KEY=…: a secret does not belong in a file; log in "
-                                                "with the tool that needs it (wandb login, hf auth login)")),
+        ({"environment": "NÄME=1"}, "--environment: 'NÄME' is not NAME=VALUE"),
         ({"environment": "A='b"}, "--environment \"A='b\": No closing quotation"),
         ({"sbatch_options": "--comment='a"}, "--sbatch_options \"--comment='a\": No closing quotation"),
+        ({"sbatch_options": "--exclusive=user now"}, "--sbatch_options '--exclusive=user now': 'now' belongs to no option"),
+        ({"sbatch_options": "now"}, "--sbatch_options 'now': 'now' belongs to no option"),
+        ({"setup": "module load cuda\necho 'a"},
+         "--setup: bash cannot read it: line 2: unexpected EOF while looking for matching `''"),
         ({"sbatch_options": "--gres=gpu:8", "gpu_request": "gres"},
          "--gpu_request gres: --sbatch_options asks for GPUs already"),
         ({"container_image": "none", "container_runtime": "pyxis"},
@@ -209,6 +213,53 @@ def test_setup_and_environment_are_in_the_script_before_the_workers(tmp_path: Pa
     assert script.index("export HCA") < script.index("srun")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((name, "a\ntouch HERE") for name in ("partition", "account", "qos", "mem", "constraint")),
+        *((name, "a\ntouch HERE") for name in ("nodelist", "exclude", "dependency")),
+        ("sbatch_options", "--comment='a\ntouch HERE'"),
+        ("sbatch_options", "--comment='a\rtouch HERE'"),
+    ],
+)
+def test_nothing_that_was_given_becomes_a_line_of_the_script(field: str, value: str, tmp_path: Path) -> None:
+    given = run(tmp_path, **{field: value})
+    cluster = dataclasses.replace(
+        CLUSTER,
+        partitions=(dataclasses.replace(GPU_PARTITION, name=value),) if field == "partition" else CLUSTER.partitions,
+        accounts=(value,),
+    )
+    with pytest.raises(InputError, match="would be more than one line of the job script"):
+        render_job(given, plan_job(given.config, cluster))
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch HERE)", "`touch HERE`", 'a"; touch HERE; "', "a'b", "a b #", "a;b&c|d", "%j-%u", "\\"]
+)
+def test_whatever_the_folders_are_called_the_script_runs_the_step_only(name: str, tmp_path: Path) -> None:
+    given = run(tmp_path, container_image="none", python="/bin/false", sbatch_options=f"--comment={shlex.quote(name)}")
+    given = dataclasses.replace(given, experiment_dir=str(tmp_path / name / "a"))
+    (tmp_path / name / "a" / "logs").mkdir(parents=True)
+    (tmp_path / name / "a" / "logs" / "job-7.outcome").write_text("stopped")
+    script = render_job(given, plan_job(given.config, CLUSTER))
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for tool in ("scontrol", "srun"):  # stand-ins, so that the script runs to its end
+        (tools / tool).write_text("#!/bin/sh\n")
+        (tools / tool).chmod(0o755)
+    environment = {"PATH": f"{tools}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_CPUS_PER_TASK": "1"}
+    ended = subprocess.run(["bash"], input=script, text=True, cwd=tmp_path, env=environment, check=False)
+    assert ended.returncode == 75, "the outcome was found"
+    assert not (tmp_path / "HERE").exists()
+    assert f"--output={tmp_path / name.replace('%', '%%')}/a/logs/slurm-%j.out" in shlex.split(script.splitlines()[4])
+
+
+def test_a_folder_with_a_line_break_is_refused(tmp_path: Path) -> None:
+    given = dataclasses.replace(run(tmp_path), experiment_dir=f"{tmp_path}/a\nb")
+    with pytest.raises(InputError, match="would be more than one line of the job script"):
+        render_job(given, plan_job(given.config, CLUSTER))
+
+
 def test_a_folder_with_a_blank_is_quoted(tmp_path: Path) -> None:
     given = dataclasses.replace(run(tmp_path), experiment_dir=str(tmp_path / "my runs" / "a"))
     script = render_job(given, plan_job(given.config, CLUSTER))
@@ -228,8 +279,11 @@ def test_a_template_of_one_s_own_gets_the_same_values(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{{ nodes }}", "own.jinja: 'nodes' is undefined; known variables: experiment, script, options, "),
+        ("{{ ''.__class__.__mro__ }}", "own.jinja: access to attribute '__class__' of 'str' object is unsafe."),
+        ("#!/bin/bash\necho 'a", "own.jinja: bash cannot read it: line 2: unexpected EOF while looking for matching `''"),
+        ("export PGPASSWORD=word", "own.jinja holds a value of PGPASSWORD, which would stand in run.yaml, in job scripts"),
         ("{% if %}", "own.jinja: Expected an expression, got 'end of statement block'; known variables: "),
-        (None, "own.jinja: No such file or directory"),
+        (None, "own.jinja: there is no such file"),
     ],
 )
 def test_a_template_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path, text: str | None, message: str) -> None:
@@ -271,18 +325,6 @@ def test_the_configuration_and_a_job_are_read_from_scontrol_s_text() -> None:
     assert parse_config("KillWait                = 30 sec\nSelectType = select/linear\nX = \n")["KillWait"] == "30 sec"
     job = parse_job("JobId=7 JobName=a b JobState=RUNNING Reason=None Restarts=2 ReqNodeList=(null) NodeList=node[1-2] x=1")
     assert (job.name, job.reason, job.restarts, job.nodes) == ("RUNNING", "", 2, "node[1-2]")
-
-
-@pytest.mark.parametrize(
-    "name", ["HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD", "github_token"]
-)
-def test_a_variable_that_holds_a_secret_is_known_by_its_name(name: str) -> None:
-    assert SECRET_NAME.search(name)
-
-
-@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "PATH", "KEYBOARD", "SSH_AUTH_SOCK", "MONKEY_BUSINESS"])
-def test_an_ordinary_variable_is_not_taken_for_a_secret(name: str) -> None:
-    assert not SECRET_NAME.search(name)
 
 
 def config(**changed: Any) -> RunConfig:
