@@ -133,11 +133,10 @@ MESSAGES: dict[str, str] = {
     # finetuning/config/settings.py
     "{source}: unknown setting '{name}'; known settings: {known}": "{source}：沒有「{name}」這個設定；可用的設定：{known}",
     "--{name} is required": "必須給 --{name}",
-    "{source}: {name} is {value!r}, but must be {type}": "{source}：{name} 是 {value!r}，但必須是{type}",
-    "{source}: {name} is {value!r}, but must be one of {choices}": "{source}：{name} 是 {value!r}，但必須是 {choices} 其中之一",
+    "{source}: {name} is {value}, but must be {type}": "{source}：{name} 是 {value}，但必須是{type}",
+    "{source}: {name} is {value}, but must be one of {choices}": "{source}：{name} 是 {value}，但必須是 {choices} 其中之一",
+    "no {name}": "沒有 {name}",
     "--config {path}: there is no such file": "--config {path}：沒有這個檔案",
-    "--config {path}: cannot be read: {reason}": "--config {path}：無法讀取：{reason}",
-    "--config {path}: not valid YAML: {error}": "--config {path}：不是有效的 YAML：{error}",
     "--config {path}: must hold 'name: value' lines named like the flags": (
         "--config {path}：每行必須是 name: value，name 與指令列參數同名"
     ),
@@ -248,7 +247,7 @@ MESSAGES: dict[str, str] = {
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
     "{file}: not a status; remove the file, it is written anew": "{file}：不是狀態檔；請刪除，程式會重新寫入",
     # finetuning/files
-    "{file}: more than {most} aliases; write them out": "{file}：別名超過 {most} 個；請直接寫出內容",
+    "{file}: its aliases stand for more than {most} values; write them out": "{file}：別名展開後超過 {most} 個值；請直接寫出來",
     "{file}: nested too deeply": "{file}：巢狀層數太多",
     "{file}: not a regular file": "{file}：不是一般檔案",
     "{file}: cannot be read: {reason}": "{file}：無法讀取：{reason}",

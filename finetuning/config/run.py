@@ -17,7 +17,7 @@ from finetuning.config.settings import RunConfig, config_from_dict
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.files.atomic import PRIVATE, write_text
-from finetuning.files.documents import as_schema
+from finetuning.files.documents import as_schema, read_yaml
 from finetuning.i18n import t
 
 
@@ -54,18 +54,17 @@ def read_run(path: Path) -> Run:
     Raises:
         InputError: the file is damaged, or of a version that knows other settings.
     """
+    values = read_yaml(path, dict[str, Any])
+    if not isinstance(values.get("config"), dict):
+        raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=t("no {name}", name="config")))
+    config = config_from_dict(values["config"], str(path))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        config = config_from_dict(values.pop("config"), str(path))
-        values["end_token_ids"] = tuple(values["end_token_ids"])
-        if "strategy" in values:
-            values["strategy"] = as_schema(values["strategy"], Strategy, path)
-        else:  # of before there were strategies
+        if "strategy" not in values:  # of before there were strategies
             model = read_llama_config(Path(values["model_path"]))
-            values["strategy"] = strategy_of_earlier(config, model, values, values["device"])
-        return Run(config=config, **values)
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
+            values["strategy"] = dataclasses.asdict(strategy_of_earlier(config, model, values, values["device"]))
+    except (KeyError, TypeError) as error:
         raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=error)) from None
+    return as_schema({**values, "config": dataclasses.asdict(config)}, Run, path)
 
 
 def _plain(value: Any) -> Any:

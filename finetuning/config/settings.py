@@ -1,20 +1,22 @@
 """Every setting of a run: what the user asked for, with the names of the command's flags. Imports no torch."""
 
 import dataclasses
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetuning.errors import InputError
+from finetuning.files.documents import read_yaml
 from finetuning.i18n import t
 
 MAX_FUSED_RANK = 256  # of adapters in hand-written blocks: tiles of more do not fit the shared memory of any GPU
 FP8_MULTIPLE = 16  # of the number of terms, and of outputs, of a product in fp8
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+MAX_CONFIG_BYTES = 2**18  # a few seconds to read, at worst
+NUMBER_OR_TEXT = ("time", "mem")  # minutes and megabytes, without quotes in YAML
 PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
 
 CHOICES = {
@@ -176,17 +178,17 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
     for name, value in values.items():
         if name in hints:
             try:
-                converted[name] = _convert(value, hints[name])
-            except (TypeError, ValueError):
+                converted[name] = _convert(str(value) if name in NUMBER_OR_TEXT and type(value) is int else value, hints[name])
+            except (TypeError, ValueError, OverflowError):
                 problems.append(
-                    t("{source}: {name} is {value!r}, but must be {type}", source=source, name=name, value=value,
+                    t("{source}: {name} is {value}, but must be {type}", source=source, name=name, value=_shown(value),
                       type=_type_name(hints[name]))
                 )  # fmt: skip
             else:
                 if name in CHOICES and converted[name] not in CHOICES[name]:
                     problems.append(
-                        t("{source}: {name} is {value!r}, but must be one of {choices}", source=source, name=name,
-                          value=value, choices=", ".join(CHOICES[name]))
+                        t("{source}: {name} is {value}, but must be one of {choices}", source=source, name=name,
+                          value=_shown(value), choices=", ".join(CHOICES[name]))
                     )  # fmt: skip
     if problems:
         raise InputError(problems)
@@ -196,13 +198,11 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The settings of a `--config` YAML file, flat, with the flags' names as keys."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path, object, max_bytes=MAX_CONFIG_BYTES, may_be_pipe=True)
     except FileNotFoundError:
         raise InputError(t("--config {path}: there is no such file", path=path)) from None
-    except OSError as error:
-        raise InputError(t("--config {path}: cannot be read: {reason}", path=path, reason=error.strerror or error)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(t("--config {path}: not valid YAML: {error}", path=path, error=error)) from None
+    except InputError as error:
+        raise InputError([f"--config {problem}" for problem in error.problems]) from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -217,7 +217,9 @@ def _convert(value: Any, hint: Any) -> Any:
         hint = next(arm for arm in typing.get_args(hint) if arm is not type(None))
     if typing.get_origin(hint) is tuple:
         items = value.split(",") if isinstance(value, str) else value
-        return tuple(str(item).strip() for item in items)
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise TypeError
+        return tuple(item.strip() for item in items)
     if hint is bool:
         if not isinstance(value, bool):
             raise TypeError
@@ -227,6 +229,13 @@ def _convert(value: Any, hint: Any) -> Any:
     if hint is str and not isinstance(value, str):
         raise TypeError
     return hint(value)
+
+
+def _shown(value: Any) -> str:
+    """A wrong value, shortened; with aliases of YAML, a short file may hold one that is long without end."""
+    shortened = reprlib.Repr()
+    shortened.maxlevel, shortened.maxstring, shortened.maxother = 1, 80, 80
+    return shortened.repr(value)
 
 
 def _type_name(hint: Any) -> str:

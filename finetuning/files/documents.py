@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 import msgspec
 import yaml
+from typing_extensions import override
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
 T = TypeVar("T")
 MAX_BYTES = 64 * 2**20  # of a file that is read whole; the tokenizers of today have 35 MiB at most
-MAX_ALIASES = 1000  # of a YAML file: each may stand for everything before it
+MAX_YAML_VALUES = 1_000_000  # with what its aliases stand for, each of which may be everything before it
+YAML_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 EXPECTED = re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`")
 MISSING = re.compile(r"Object missing required field `(?P<name>.+)`")
 
@@ -34,31 +36,49 @@ def read_json(file: Path, schema: type[T], *, max_bytes: int = MAX_BYTES) -> T:
     return as_schema(parse_json(read_text(file, max_bytes), file), schema, file)
 
 
-def read_yaml(file: Path, schema: type[T], *, max_bytes: int = MAX_BYTES) -> T:
-    """The value in a YAML file, without any tag that would build something; errors as of `read_json`."""
-    text = read_text(file, max_bytes)
+def read_yaml(file: Path, schema: type[T], *, max_bytes: int = MAX_BYTES, may_be_pipe: bool = False) -> T:
+    """The value in a YAML file, without any tag that would build something; errors as of `read_json`.
+
+    As in YAML 1.2, `8:00:00` and `2026-01-31` are texts; YAML 1.1 would read seconds and a date.
+    """
+    return as_schema(parse_yaml(read_text(file, max_bytes, may_be_pipe=may_be_pipe), file), schema, file)
+
+
+def parse_yaml(text: str, file: Path) -> Any:
+    """
+    Raises:
+        InputError: it is no YAML, nested too deeply, or has aliases that stand for too much.
+    """
+    loader = None
     try:
-        if sum(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)) > MAX_ALIASES:
-            raise InputError(t("{file}: more than {most} aliases; write them out", file=file, most=MAX_ALIASES))
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise InputError(t("{file}: not valid YAML: {error}", file=file, error=" ".join(str(error).split()))) from None
+        loader = _YamlLoader(text)
+        node = loader.get_single_node()
+        if _count_values(node, {}) > MAX_YAML_VALUES:
+            raise InputError(
+                t("{file}: its aliases stand for more than {most} values; write them out", file=file, most=MAX_YAML_VALUES)
+            )
+        return None if node is None else loader.construct_document(node)
     except RecursionError:
         raise InputError(t("{file}: nested too deeply", file=file)) from None
-    return as_schema(value, schema, file)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # the last of tags that do not fit their value
+        raise InputError(t("{file}: not valid YAML: {error}", file=file, error=" ".join(str(error).split()))) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
 
 
-def read_text(file: Path, max_bytes: int = MAX_BYTES) -> str:
-    """The text of a regular file in UTF-8.
+def read_text(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = False) -> str:
+    """The text of a regular file in UTF-8, or of a pipe that somebody has named on purpose, as in `<(command)`.
 
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is no regular file, too large, not UTF-8, or cannot be read.
     """
     try:
-        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
+        with os.fdopen(os.open(file, os.O_RDONLY | (0 if may_be_pipe else os.O_NONBLOCK)), "rb") as stream:
             # Asked of what is open, so that it cannot be exchanged in between: a pipe would block, /dev/zero never end.
-            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            mode = os.fstat(stream.fileno()).st_mode
+            if not (stat.S_ISREG(mode) or (may_be_pipe and stat.S_ISFIFO(mode))):
                 raise InputError(t("{file}: not a regular file", file=file))
             content = stream.read(max_bytes + 1)
     except FileNotFoundError:
@@ -66,7 +86,7 @@ def read_text(file: Path, max_bytes: int = MAX_BYTES) -> str:
     except OSError as error:
         raise InputError(t("{file}: cannot be read: {reason}", file=file, reason=error.strerror or error)) from None
     if len(content) > max_bytes:
-        raise InputError(t("{file}: larger than {most} MiB", file=file, most=max_bytes // 2**20))
+        raise InputError(t("{file}: larger than {most} MiB", file=file, most=f"{max_bytes / 2**20:g}"))
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -122,6 +142,27 @@ def _field_problems(value: Any, schema: Any, file: Path) -> list[str]:
 def _problem_and_key(error: msgspec.ValidationError) -> tuple[str, str]:
     problem, _, key = str(error).partition(" - at `")
     return problem, key.rstrip("`").removeprefix("$").removeprefix(".")
+
+
+class _YamlLoader(yaml.SafeLoader):
+    """YAML 1.1, but numbers of base 60 and dates stay texts."""
+
+    @override
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        is_text = tag == "tag:yaml.org,2002:timestamp" or (tag in YAML_NUMBERS and ":" in value)
+        return "tag:yaml.org,2002:str" if is_text else tag
+
+
+def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:
+    """Values below a node, written out; counts every node once. An alias within what it stands for is without end."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = MAX_YAML_VALUES + 1
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        known[id(node)] = 1 + sum(_count_values(part, known) for part in below)
+    return known[id(node)]
 
 
 def _sentence(file: Path, problem: str, key: str) -> str:

@@ -1,7 +1,9 @@
 """Settings from dictionaries and files, and `run.yaml` there and back."""
 
 import dataclasses
+import os
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -163,11 +165,58 @@ def test_a_missing_config_file_is_refused(tmp_path: Path) -> None:
         read_config_file(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("content", [b"a: [1", b"\xff\xfe"], ids=["cut off", "not UTF-8"])
-def test_a_broken_config_file_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: [1", "not valid YAML: "),
+        (b"\xff\xfe", "not UTF-8 (byte 0)"),
+        (b"a: !!timestamp soon", "not valid YAML: "),
+        (b"a: !!bool 7", "not valid YAML: "),
+        (b"a: " + b"7" * 5000, "not valid YAML: "),
+        (b"a: " + b"[" * 20000, "nested too deeply"),
+        (b"a: &a [*a]", "its aliases stand for more than 1000000 values; write them out"),
+        (b"a: x" + b" " * 2**18, "larger than 0.25 MiB"),
+    ],
+)
+def test_a_broken_config_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "settings.yaml").write_bytes(content)
-    with pytest.raises(InputError, match=r"^--config .*/settings\.yaml: not valid YAML: "):
+    with pytest.raises(InputError) as caught:
         read_config_file(tmp_path / "settings.yaml")
+    assert str(caught.value).startswith(f"--config {tmp_path}/settings.yaml: {said}")
+
+
+def test_settings_may_come_from_a_pipe_but_not_from_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = Thread(target=(tmp_path / "pipe").write_text, args=["num_gpus: 2\n"])
+    writer.start()
+    assert read_config_file(tmp_path / "pipe") == {"num_gpus": 2}
+    writer.join()
+    with pytest.raises(InputError, match="--config /dev/zero: not a regular file"):
+        read_config_file(Path("/dev/zero"))
+
+
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [("8:00:00", "8:00:00"), ("08:00:00", "08:00:00"), ("4:30", "4:30"), ("1-00:00:00", "1-00:00:00"), ("30", "30"),
+     ("'30:15'", "30:15"), ("2-12", "2-12"), ("", None)],
+)  # fmt: skip
+def test_a_time_limit_needs_no_quotes(tmp_path: Path, text: str, time: str | None) -> None:
+    settings = read_text(tmp_path, f"time: {text}\nmem: 64000\n")
+    config = config_from_dict({**REQUIRED, **settings}, "settings.yaml")
+    assert (config.time, config.mem) == (time, "64000")
+
+
+def test_a_name_that_looks_like_a_date_is_a_text(tmp_path: Path) -> None:
+    assert read_text(tmp_path, "experiment: 2026-01-31\n") == {"experiment": "2026-01-31"}
+
+
+def test_aliases_within_a_list_cost_nothing(tmp_path: Path) -> None:
+    levels = "".join(f"x{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 6))
+    settings = read_text(tmp_path, f"x0: &a0 [lol]\n{levels}mounts: *a5\n")
+    found = problems({**REQUIRED, "mounts": settings["mounts"]})
+    assert found == ["settings.yaml: mounts is [[...], [...], [...], [...], [...], [...], ...], but must be a list of names"]
+    with pytest.raises(InputError, match="its aliases stand for more than 1000000 values"):
+        read_text(tmp_path, "x0: &a0 [lol]\n" + "".join(f"x{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40)))
 
 
 def test_a_config_file_that_is_no_list_of_settings_is_refused(tmp_path: Path) -> None:
@@ -194,13 +243,46 @@ def make_run(config: RunConfig) -> Run:
     )
 
 
-@pytest.mark.parametrize("text", ["", "- 1", "config: [", "config: {hf_model_id: m, dataset_path: d}", "sharding: full"])
-def test_a_run_file_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds null, but must hold a mapping"),
+        ("- 1", "holds a list, but must hold a mapping"),
+        ("config: [", "not valid YAML: "),
+        ("sharding: full", "not the settings of a run: no config"),
+        ("config: 3", "not the settings of a run: no config"),
+        ("config: {hf_model_id: m, dataset_path: d}", "not the settings of a run: 'model_path'"),
+        ("config: {hf_model_id: m, dataset_path: d}\nmodel_path: 3", "not the settings of a run: "),
+    ],
+)
+def test_a_run_file_that_is_damaged_is_named(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(InputError) as caught:
         read_run(file)
-    assert caught.value.problems[0].startswith(f"{file}: not the settings of a run: ")
+    assert caught.value.problems[0].startswith(f"{file}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("max_steps", "ten", "max_steps is text, but must be a whole number"),
+        ("sources", [1], "sources is a list, but must be a mapping"),
+        ("end_token_ids", None, "end_token_ids is null, but must be a list"),
+        ("strategy", 5, "strategy is a whole number, but must be a mapping"),
+        ("identity", None, "identity is null, but must be a mapping"),
+    ],
+)
+def test_a_value_of_the_wrong_type_in_a_run_file_is_named_with_its_key(
+    tmp_path: Path, name: str, value: Any, said: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    write_run(make_run(RunConfig(**REQUIRED)), file)
+    values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    file.write_text(yaml.safe_dump({**values, name: value}), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        read_run(file)
+    assert caught.value.problems == [f"{file}: {said}"]
 
 
 def test_a_run_of_before_there_were_strategies_is_resolved_when_it_is_read(tmp_path: Path, tiny_model: Path) -> None:
