@@ -1067,6 +1067,9 @@ MESSAGES: dict[str, str] = {
     "cannot be read ({reason}); the file is damaged, or not what its name says": (
         "無法讀取（{reason}）；檔案已損壞，或內容與副檔名不符"
     ),
+    "unpacks to more than {times} times its size; the file is damaged, or made to fill the memory": (
+        "解開後超過原本的 {times} 倍大；檔案已損壞，或是刻意用來塞滿記憶體"
+    ),
     "the file is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8": (
         "檔案是 UTF-16 編碼；請另存為 UTF-8：iconv -f UTF-16 -t UTF-8"
     ),
@@ -1074,19 +1077,37 @@ MESSAGES: dict[str, str] = {
         "整個檔案是一個 JSON 陣列；必須一行一個物件：`finetune data prepare` 可以轉換"
     ),
     "a line of more than {limit_mib} MiB; is a line end missing?": "有一行超過 {limit_mib} MiB；是不是少了換行？",
+    "holds no samples": "沒有任何樣本",
+    "not UTF-8 (in column '{column}'); write it as text": "不是 UTF-8（欄位 '{column}'）；請以文字格式寫入",
     "not UTF-8 (byte {position}), it looks like {looks_like}; save the file as UTF-8": (
         "不是 UTF-8（第 {position} 個位元組），看起來是 {looks_like}；請將檔案另存為 UTF-8"
     ),
+    "not valid JSON: nested too deeply": "不是有效的 JSON：巢狀太深",
+    "not valid JSON: a number of thousands of digits": "不是有效的 JSON：有一個數字長達數千位",
     "not valid JSON ({message} at column {column})": "不是有效的 JSON（第 {column} 欄：{message}）",
     "must be a JSON object with 'input' and 'output'": "必須是含有 'input' 與 'output' 的 JSON 物件",
     (
         "'messages' must be an optional system message, then user and assistant in turns, ending with the ass"
         "istant; found {found}"
     ): ("'messages' 可以先有一則 system 訊息，接著 user 與 assistant 輪流，並以 assistant 結尾；目前是 {found}"),
+    (
+        "field 'history' would change the sample and is not supported; write earlier turns as 'messages', of "
+        "which every answer is trained"
+    ): ("欄位 'history' 會改變樣本，但不支援；請把先前的對話寫成 'messages'，其中每個答案都會訓練"),
+    ("field '{name}' would change the sample and is not supported: {value}; remove the field, or leave the sample out"): (
+        "欄位 '{name}' 會改變樣本，但不支援：{value}；請移除這個欄位，或不要放這筆樣本"
+    ),
+    "holds {names} of another format as well, with a text of its own; keep the fields of one format": (
+        "另外還有屬於其他格式的 {names}，而且文字不同；請只保留一種格式的欄位"
+    ),
+    "has two different system messages: in 'messages' and in 'system'": (
+        "有兩則不同的 system 訊息：一則在 'messages'，一則在 'system'"
+    ),
     "half a character (an unpaired \\ud800 … \\udfff escape), which no text can hold": (
         "只有半個字元（不成對的 \\ud800 … \\udfff 跳脫序列），任何文字都無法表示"
     ),
     "the answer ('{name}') is empty": "答案（'{name}'）是空的",
+    "the question ('{name}') is empty": "問題（'{name}'）是空的",
     "has a system message, for which --prompt_template has no place": ("有 system 訊息，但 --prompt_template 沒有放它的位置"),
     "has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template": (
         "有多輪對話，但 tokenizer 的聊天模板無法重複；請給 --prompt_template"
@@ -1099,7 +1120,20 @@ MESSAGES: dict[str, str] = {
         "h}，答案會被截斷；請縮短、把 --seq_length 設為 {tokens} 以上，或用 --truncation "
         "選擇處理方式"
     ),
+    (
+        "more than {at_least} tokens do not fit --seq_length {seq_length}; the answer would be cut; shorten it, "
+        "or choose with --truncation"
+    ): ("超過 {at_least} 個 token，放不進 --seq_length {seq_length}，答案會被截斷；請縮短，或用 --truncation 選擇處理方式"),
+    "more than {at_least} tokens do not fit --seq_length {seq_length}: the input is cut": (
+        "超過 {at_least} 個 token，放不進 --seq_length {seq_length}：截短輸入"
+    ),
+    "more than {at_least} tokens do not fit --seq_length {seq_length}: the sample is dropped": (
+        "超過 {at_least} 個 token，放不進 --seq_length {seq_length}：捨棄這筆樣本"
+    ),
     "begins with a byte order mark; it is skipped": "開頭有位元組順序記號（BOM）；已略過",
+    "{value} is not JSON; it is read as a number": "{value} 不是 JSON；當成數字讀取",
+    "{count} fields of other names are not used": "另外還有 {count} 個其他名稱的欄位沒有使用",
+    "field '{name}' is not used ({count} times in this file)": "欄位 '{name}' 沒有使用（這個檔案裡有 {count} 次）",
     "key '{name}' stands twice; the last one counts": "鍵 '{name}' 出現兩次；以最後一個為準",
     "holds '\ufffd', the trace of a text read in the wrong encoding": "含有 '\ufffd'，這是用錯編碼讀取文字留下的痕跡",
     "a chat template's '{text}' is part of the text; the template is added here, so it would stand twice": (
@@ -1126,6 +1160,14 @@ MESSAGES: dict[str, str] = {
         "{tokens} 個 token 超過 --seq_length {seq_length}：捨棄這筆樣本"
     ),
     "unreadable file": "無法讀取的檔案",
+    "unpacks without end": "解開後沒完沒了",
+    "empty file": "空檔案",
+    "field that is not supported": "不支援的欄位",
+    "several formats in one record": "一筆資料有多種格式",
+    "two system messages": "兩則 system 訊息",
+    "empty question": "問題是空的",
+    "NaN or Infinity": "NaN 或 Infinity",
+    "field that is not used": "沒有使用的欄位",
     "UTF-16 file": "UTF-16 檔案",
     "JSON array": "JSON 陣列",
     "line too large": "行過大",

@@ -20,7 +20,7 @@ from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, scan_sources
-from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.findings import FILE_ERRORS, Finding
 from finetuning.data.reading.scan import ScanSettings
 from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
 from finetuning.data.report.convert import (
@@ -183,6 +183,8 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         sources = {str(index): Source(path) for index, path in enumerate(paths)}
         with reading_progress(paths) as progress:
             report = scan_sources(sources, ScanSettings(None, 0), None, progress, is_one_body=True)
+        if unread := [str(finding) for finding in report.findings.sorted() if finding.code in FILE_ERRORS]:
+            raise InputError(unread)
         show_findings(console, report, SHOWN_PER_CODE)
         selection = report.selection
         assert selection is not None

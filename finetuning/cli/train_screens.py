@@ -239,4 +239,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="\n") as file:  # an answer may hold what else is taken for a line end
+        return [json.loads(line) for line in file]

@@ -1,8 +1,6 @@
 """Samples of one file for evaluating, generating and comparing, every line of it checked."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.data.reading.findings import Finding
@@ -31,11 +29,9 @@ def read_samples(file: Path, limit: int | None, *, needs_answer: bool = True) ->
             problems.append(str(batch))
             break
         for line, record in batch.records:
-            sample, _, found = parse(record, line)
-            if sample is None and not needs_answer:
-                sample = _question(record, line)
+            sample, _, found = parse(record, line, needs_answer=needs_answer)
             if sample is None:
-                problems += [str(Finding(p.code, file.name, line, p.values, p.excerpt)) for p in found]
+                problems += [str(problem.at(file.name, line)) for problem in found]
             elif limit is None or len(samples) < limit:
                 samples.append(sample)
         if limit is not None and len(samples) >= limit:
@@ -46,22 +42,6 @@ def read_samples(file: Path, limit: int | None, *, needs_answer: bool = True) ->
         more = len(problems) - SHOWN_PROBLEMS
         raise InputError(problems[:SHOWN_PROBLEMS] + ([t("… and {count} more", count=more)] if more > 0 else []))
     return samples
-
-
-def _question(record: bytes | dict[str, Any], line: int) -> Sample | None:
-    """A record with a question alone."""
-    try:
-        value = json.loads(record) if isinstance(record, bytes) else record
-    except ValueError:
-        return None
-    question = value.get("input", value.get("prompt")) if isinstance(value, dict) else None
-    if (
-        not isinstance(question, str)
-        or not question.strip()
-        or {"output", "completion", "messages", "instruction"} & set(value)
-    ):
-        return None
-    return Sample(line, question, "")
 
 
 def check_lengths(samples: list[Sample], lengths: list[int], config: LlamaConfig) -> None:

@@ -28,7 +28,7 @@ from finetuning.data.reading.findings import (
 )
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, NUM_MINIMA, equal_to_earlier, is_comparable, similar_pairs
 from finetuning.data.reading.records import Sample
-from finetuning.data.reading.scan import Scanned, ScanSettings, make_pool, scan_file
+from finetuning.data.reading.scan import Scanned, ScanSettings, add_unknown, make_pool, scan_file
 from finetuning.data.reading.sources import SPLITS, Source, read_samples_at
 from finetuning.data.tokens.tokenized import TokenWriter, select_samples
 
@@ -183,6 +183,7 @@ def _read_file(
 ) -> _Samples:  # fmt: skip
     writer = TokenWriter(folder / f"file_{index}") if folder is not None else None
     formats: Counter[str] = Counter()
+    unknown: dict[str, tuple[int, int]] = {}
     batches: list[Scanned] = []
     records = position = 0
     try:
@@ -192,6 +193,8 @@ def _read_file(
                 continue
             report.findings.extend(outcome.findings)
             formats.update(outcome.formats)
+            for name, (line, count) in outcome.unknown.items():
+                add_unknown(unknown, name, line, count)
             records += outcome.records
             if writer is not None:
                 writer.append(outcome.tokens, outcome.trained)
@@ -204,6 +207,8 @@ def _read_file(
     finally:
         if writer is not None:
             writer.close()
+    for name, (line, count) in unknown.items():
+        report.findings.add(Finding("unknown_field", path.name, line, {"name": name, "count": count}))
     samples = _gather(index, batches)
     report.files.append(FileReport(path.name, dict(formats), records, len(samples), path.stat().st_size))
     return samples

@@ -18,13 +18,17 @@ KEPT_PER_CODE = 100  # findings of one kind in one file that stay in memory; all
 
 ERROR, WARNING = "error", "warning"
 ERRORS = (
-    "unreadable", "utf_16", "json_array", "line_too_large", "not_utf8", "bad_json", "not_an_object", "missing_field",
-    "wrong_type", "wrong_turns", "lone_surrogate", "empty_answer", "system_has_no_place", "turns_have_no_place", "too_long",
+    "unreadable", "inflates", "utf_16", "json_array", "line_too_large", "no_records", "not_utf8", "bad_json", "not_an_object",
+    "missing_field", "wrong_type", "wrong_turns", "unsupported_field", "several_formats", "two_systems", "lone_surrogate",
+    "empty_answer", "empty_question", "system_has_no_place", "turns_have_no_place", "too_long",
 )  # fmt: skip
 WARNINGS = (
-    "byte_order_mark", "duplicate_key", "replacement_character", "pasted_template", "special_token", "exact_duplicate",
-    "near_duplicate", "leakage", "simplified_chinese", "traditional_chinese", "input_cut", "dropped_too_long",
+    "byte_order_mark", "duplicate_key", "not_a_number", "unknown_field", "replacement_character", "pasted_template",
+    "special_token", "exact_duplicate", "near_duplicate", "leakage", "simplified_chinese", "traditional_chinese",
+    "input_cut", "dropped_too_long",
 )  # fmt: skip
+# After these the rest of the file is not read: no choice of the user's drops what nobody has seen.
+FILE_ERRORS = ("unreadable", "inflates", "utf_16", "json_array", "line_too_large")
 
 Values = Mapping[str, str | int]
 
@@ -35,6 +39,9 @@ class Problem(NamedTuple):
     code: str
     values: Values
     excerpt: str = ""
+
+    def at(self, file: str, line: int) -> "Finding":
+        return Finding(self.code, file, line, self.values, self.excerpt)
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,9 @@ class Finding:
         return f"{self.place}: {self.message}" + (f": {self.excerpt}" if self.excerpt else "")
 
     def as_json(self) -> dict[str, Any]:
+        values = {name: printable(value) if isinstance(value, str) else value for name, value in self.values.items()}
         return {
-            "severity": self.severity, "code": self.code, "file": self.file, "line": self.line, "values": dict(self.values),
+            "severity": self.severity, "code": self.code, "file": printable(self.file), "line": self.line, "values": values,
             "message": self.message, "excerpt": self.excerpt,
         }  # fmt: skip
 
@@ -114,7 +122,7 @@ class Findings:
     def as_json(self) -> dict[str, Any]:
         return {
             "findings": [finding.as_json() for finding in self.sorted()],
-            "counts": [[file, code, number] for (file, code), number in self.counts.items()],
+            "counts": [[printable(file), code, number] for (file, code), number in self.counts.items()],
         }
 
 
@@ -138,16 +146,26 @@ def describe(code: str, values: Values) -> str:
     match code:
         case "unreadable":
             return t("cannot be read ({reason}); the file is damaged, or not what its name says", **values)
+        case "inflates":
+            return t("unpacks to more than {times} times its size; the file is damaged, or made to fill the memory", **values)
         case "utf_16":
             return t("the file is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8")
         case "json_array":
             return t("one JSON array; a line for each object is needed: `finetune data prepare` converts it")
         case "line_too_large":
             return t("a line of more than {limit_mib} MiB; is a line end missing?", **values)
+        case "no_records":
+            return t("holds no samples")
+        case "not_utf8" if "column" in values:
+            return t("not UTF-8 (in column '{column}'); write it as text", **values)
         case "not_utf8" if values["looks_like"]:
             return t("not UTF-8 (byte {position}), it looks like {looks_like}; save the file as UTF-8", **values)
         case "not_utf8":
             return t("not UTF-8 (byte {position}); save the file as UTF-8", **values)
+        case "bad_json" if values.get("reason") == "depth":
+            return t("not valid JSON: nested too deeply")
+        case "bad_json" if values.get("reason") == "digits":
+            return t("not valid JSON: a number of thousands of digits")
         case "bad_json":
             return t("not valid JSON ({message} at column {column})", **values)
         case "not_an_object":
@@ -159,14 +177,29 @@ def describe(code: str, values: Values) -> str:
         case "wrong_turns":
             return t("'messages' must be an optional system message, then user and assistant in turns, ending with the "
                      "assistant; found {found}", **values)  # fmt: skip
+        case "unsupported_field" if values["name"] == "history":
+            return t("field 'history' would change the sample and is not supported; write earlier turns as 'messages', of "
+                     "which every answer is trained", **values)  # fmt: skip
+        case "unsupported_field":
+            return t("field '{name}' would change the sample and is not supported: {value}; remove the field, or leave the "
+                     "sample out", **values)  # fmt: skip
+        case "several_formats":
+            return t("holds {names} of another format as well, with a text of its own; keep the fields of one format", **values)
+        case "two_systems":
+            return t("has two different system messages: in 'messages' and in 'system'")
         case "lone_surrogate":
             return t("half a character (an unpaired \\ud800 … \\udfff escape), which no text can hold")
         case "empty_answer":
             return t("the answer ('{name}') is empty", **values)
+        case "empty_question":
+            return t("the question ('{name}') is empty", **values)
         case "system_has_no_place":
             return t("has a system message, for which --prompt_template has no place")
         case "turns_have_no_place":
             return t("has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template")
+        case "too_long" if "at_least" in values:
+            return t("more than {at_least} tokens do not fit --seq_length {seq_length}; the answer would be cut; shorten it, "
+                     "or choose with --truncation", **values)  # fmt: skip
         case "too_long":
             return t("{tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be cut; "
                      "shorten it, give --seq_length {tokens} or more, or choose with --truncation", **values)  # fmt: skip
@@ -174,6 +207,12 @@ def describe(code: str, values: Values) -> str:
             return t("begins with a byte order mark; it is skipped")
         case "duplicate_key":
             return t("key '{name}' stands twice; the last one counts", **values)
+        case "not_a_number":
+            return t("{value} is not JSON; it is read as a number", **values)
+        case "unknown_field" if not values["name"]:
+            return t("{count} fields of other names are not used", **values)
+        case "unknown_field":
+            return t("field '{name}' is not used ({count} times in this file)", **values)
         case "replacement_character":
             return t("holds '\ufffd', the trace of a text read in the wrong encoding")
         case "pasted_template":
@@ -196,8 +235,12 @@ def describe(code: str, values: Values) -> str:
             return t("Simplified characters in Traditional Chinese data: {characters}", **values)
         case "traditional_chinese":
             return t("Traditional characters in Simplified Chinese data: {characters}", **values)
+        case "input_cut" if "at_least" in values:
+            return t("more than {at_least} tokens do not fit --seq_length {seq_length}: the input is cut", **values)
         case "input_cut":
             return t("{tokens} tokens do not fit --seq_length {seq_length}: {removed} tokens of the input are cut", **values)
+        case "dropped_too_long" if "at_least" in values:
+            return t("more than {at_least} tokens do not fit --seq_length {seq_length}: the sample is dropped", **values)
         case "dropped_too_long":
             return t("{tokens} tokens do not fit --seq_length {seq_length}: the sample is dropped", **values)
     raise AssertionError(code)
@@ -208,12 +251,16 @@ def title(code: str) -> str:
     match code:
         case "unreadable":
             return t("unreadable file")
+        case "inflates":
+            return t("unpacks without end")
         case "utf_16":
             return t("UTF-16 file")
         case "json_array":
             return t("JSON array")
         case "line_too_large":
             return t("line too large")
+        case "no_records":
+            return t("empty file")
         case "not_utf8":
             return t("not UTF-8")
         case "bad_json":
@@ -226,10 +273,18 @@ def title(code: str) -> str:
             return t("wrong type")
         case "wrong_turns":
             return t("wrong turns")
+        case "unsupported_field":
+            return t("field that is not supported")
+        case "several_formats":
+            return t("several formats in one record")
+        case "two_systems":
+            return t("two system messages")
         case "lone_surrogate":
             return t("half a character")
         case "empty_answer":
             return t("empty answer")
+        case "empty_question":
+            return t("empty question")
         case "system_has_no_place":
             return t("system message without a place")
         case "turns_have_no_place":
@@ -240,6 +295,10 @@ def title(code: str) -> str:
             return t("byte order mark")
         case "duplicate_key":
             return t("key twice")
+        case "not_a_number":
+            return t("NaN or Infinity")
+        case "unknown_field":
+            return t("field that is not used")
         case "replacement_character":
             return t("replacement character")
         case "pasted_template":

@@ -28,16 +28,20 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # of SplitM
 _EMPTY = np.uint16(0xFFFF)
 
 
-def digest(text: str) -> bytes:
-    """The same for texts that are equal but for white space around them."""
-    return hashlib.blake2b(text.strip().encode("utf-8"), digest_size=DIGEST_BYTES).digest()
+def digest(texts: list[str | None]) -> bytes:
+    """The same for lists of the same texts: where one ends and the next begins counts, and None is not ""."""
+    hashed = hashlib.blake2b(digest_size=DIGEST_BYTES)
+    for text in texts:
+        content = b"" if text is None else text.encode("utf-8")
+        hashed.update((-1 if text is None else len(content)).to_bytes(8, signed=True) + content)
+    return hashed.digest()
 
 
 def minima(texts: list[str]) -> np.ndarray:
     """uint16 [texts, NUM_MINIMA]: the smallest hash value in each bin; one number throughout for a text that is too short."""
     if not texts:
         return np.zeros((0, NUM_MINIMA), np.uint16)
-    cut = ["".join(text.split()).casefold()[:LONGEST_TEXT] for text in texts]
+    cut = ["".join(text[: 4 * LONGEST_TEXT].split()).casefold()[:LONGEST_TEXT] for text in texts]
     is_short = np.array([len(text) < SHORTEST_TEXT for text in cut])
     cut = [text.ljust(SHINGLE, "\0") for text in cut]  # one shingle at least
     sizes = np.array([len(text) for text in cut])

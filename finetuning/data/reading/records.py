@@ -1,20 +1,21 @@
 """The shapes a record may have, and the one sample they all become.
 
 `{"input", "output"}` · Alpaca `{"instruction", "input", "output"}` · `{"prompt", "completion"}` ·
-`{"messages": [{"role", "content"}, …]}` with several turns. A record's shape is told by its keys, so a file may mix them.
+`{"messages": [{"role", "content"}, …]}` with several turns; each may have a `system` message. A record's shape is told by its
+keys, so a file may mix them. What else a record may hold is for `fields`.
 """
 
-import json
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from finetuning.data.reading import fields
 from finetuning.data.reading.findings import Problem, excerpt
+from finetuning.data.reading.json_line import read_json_line, short_json
 from finetuning.i18n import t
 
 INPUT_OUTPUT, ALPACA, PROMPT_COMPLETION, MESSAGES = "input/output", "Alpaca", "prompt/completion", "messages"
-ENCODINGS = (("cp950", "Big5"), ("gb18030", "GBK"))
+ROLES_SHOWN, KEYS_SHOWN = 6, 10  # in a message
 
 
 @dataclass(frozen=True)
@@ -39,42 +40,27 @@ class Sample:
             yield from turn
 
 
-def parse_line(raw: bytes, line: int) -> tuple[Sample | None, str, list[Problem]]:
-    """The sample of a JSON line (None: it cannot be used), the name of its format, and what was found."""
-    problems = []
-    if raw.startswith(b"\xef\xbb\xbf"):
-        raw = raw[3:]
-        problems.append(Problem("byte_order_mark", {}))
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        found: dict[str, str | int] = {"position": error.start + 1, "looks_like": _other_encoding(raw)}
-        return None, "", [*problems, Problem("not_utf8", found, excerpt(raw.decode("utf-8", "replace")))]
-    _DOUBLED.clear()
-    try:
-        value = _DECODER.decode(text)
-    except json.JSONDecodeError as error:
-        values: dict[str, str | int] = {"message": error.msg, "column": error.colno}
-        return None, "", [*problems, Problem("bad_json", values, excerpt(text))]
-    except (RecursionError, ValueError) as error:  # nested too deeply; a number with thousands of digits
-        return None, "", [*problems, Problem("bad_json", {"message": str(error), "column": 1}, excerpt(text))]
-    problems += [Problem("duplicate_key", {"name": name}, excerpt(text)) for name in _DOUBLED[:1]]
-    sample, name, found_in_record = parse_record(value, line)
+def parse_line(raw: bytes, line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
+    """The sample of a JSON line (None: it cannot be used), the name of its format, and what was found.
+
+    Without `needs_answer` a question alone will do, which is to be answered; its sample has an empty output.
+    """
+    value, problems, has_value = read_json_line(raw)
+    if not has_value:
+        return None, "", problems
+    sample, name, found_in_record = parse_record(value, line, needs_answer=needs_answer)
     return sample, name, problems + found_in_record
 
 
-def parse_record(value: Any, line: int) -> tuple[Sample | None, str, list[Problem]]:
+def parse_record(value: Any, line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
     """The same as `parse_line`, for a value that has been read already."""
     if not isinstance(value, dict):
-        return None, "", [Problem("not_an_object", {}, excerpt(json.dumps(value, ensure_ascii=False)))]
-    if "messages" in value:
-        name, outcome = MESSAGES, _from_messages(value, line)
-    elif "instruction" in value:
-        name, outcome = ALPACA, _from_alpaca(value, line)
-    elif "prompt" in value or "completion" in value:
-        name, outcome = PROMPT_COMPLETION, _from_pair(value, "prompt", "completion", line)
-    else:
-        name, outcome = INPUT_OUTPUT, _from_pair(value, "input", "output", line)
+        return None, "", [Problem("not_an_object", {}, short_json(value))]
+    name, used = _format_of(value)
+    if problems := fields.unsupported(value, used):
+        return None, name, problems
+    read = {MESSAGES: _from_messages, ALPACA: _from_alpaca}.get(name)
+    outcome = read(value, line, needs_answer) if read else _from_pair(value, used[0], used[1], line, needs_answer)
     if isinstance(outcome, Problem):
         return None, name, [outcome]
     try:
@@ -82,80 +68,96 @@ def parse_record(value: Any, line: int) -> tuple[Sample | None, str, list[Proble
             text.encode("utf-8")
     except UnicodeEncodeError:
         return None, name, [Problem("lone_surrogate", {}, excerpt(outcome.input))]
-    return outcome, name, []
+    if problem := fields.of_other_formats(value, used, outcome.texts()):
+        return None, name, [problem]
+    return outcome, name, fields.unknown(value, used)
 
 
-def _from_pair(value: dict[str, Any], question: str, answer: str, line: int) -> Sample | Problem:
-    problem = _wrong_text(value, question) or _wrong_text(value, answer) or _empty(value[answer], answer, value[question])
-    return problem or Sample(line, value[question], value[answer])
+def _format_of(value: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The format of a record, and the keys that are read of it."""
+    if "messages" in value:
+        return MESSAGES, ("messages", "system")
+    if "instruction" in value:
+        return ALPACA, ("instruction", "input", "output", "system")
+    if "prompt" in value or "completion" in value:
+        return PROMPT_COMPLETION, ("prompt", "completion", "system")
+    return INPUT_OUTPUT, ("input", "output", "system")
 
 
-def _from_alpaca(value: dict[str, Any], line: int) -> Sample | Problem:
-    value = {**value, "input": value.get("input") or ""}
+def _from_pair(value: dict[str, Any], question: str, answer: str, line: int, needs_answer: bool) -> Sample | Problem:
+    value = _with_answer(value, answer, needs_answer)
+    problem = _wrong_text(value, question) or _wrong_text(value, answer) or _wrong_system(value)
+    problem = problem or _empty(value, question, answer, needs_answer)
+    return problem or Sample(line, value[question], value[answer], _system_of(value))
+
+
+def _from_alpaca(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
+    value = _with_answer(value, "output", needs_answer)
+    if value.get("input") is None:
+        value = {**value, "input": ""}
     problem = _wrong_text(value, "instruction") or _wrong_text(value, "input") or _wrong_text(value, "output")
-    problem = problem or _empty(value["output"], "output", value["instruction"])
+    problem = problem or _wrong_system(value) or _empty(value, "instruction", "output", needs_answer)
     if problem:
         return problem
     question = value["instruction"] + ("\n\n" + value["input"] if value["input"].strip() else "")
-    return Sample(line, question, value["output"])
+    return Sample(line, question, value["output"], _system_of(value))
 
 
-def _from_messages(value: dict[str, Any], line: int) -> Sample | Problem:
+def _from_messages(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
     messages = value["messages"]
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return Problem("wrong_type", {"name": "messages", "value": _short_json(messages)})
+        return Problem("wrong_type", {"name": "messages", "value": short_json(messages)})
     for message in messages:
         problem = _wrong_text(message, "role") or _wrong_text(message, "content")
         if problem:
             return problem
+    if not needs_answer and messages and messages[-1]["role"] == "user":
+        messages = [*messages, {"role": "assistant", "content": ""}]
     roles = [message["role"] for message in messages]
     has_system = roles[:1] == ["system"]
     spoken = messages[has_system:]
     if not spoken or roles[has_system:] != ["user", "assistant"] * (len(spoken) // 2):
-        found = ", ".join(roles[:6]) + (", …" if len(roles) > 6 else "")
+        found = ", ".join(map(excerpt, roles[:ROLES_SHOWN])) + (", …" if len(roles) > ROLES_SHOWN else "")
         return Problem("wrong_turns", {"found": found or t("nothing")})
     turns = [(spoken[i]["content"], spoken[i + 1]["content"]) for i in range(0, len(spoken), 2)]
-    for question, answer in turns:
-        if problem := _empty(answer, "assistant", question):
-            return problem
+    for question, answer in turns[:-1]:
+        if not answer.strip():
+            return Problem("empty_answer", {"name": "assistant"}, excerpt(question))
+    last = {"user": turns[-1][0], "assistant": turns[-1][1]}
+    if problem := _wrong_system(value) or _empty(last, "user", "assistant", needs_answer):
+        return problem
     system = messages[0]["content"] if has_system and messages[0]["content"].strip() else None
-    return Sample(line, *turns[-1], system, tuple(turns[:-1]))
+    beside = _system_of(value)
+    if system is not None and beside is not None and beside.strip() != system.strip():
+        return Problem("two_systems", {}, excerpt(beside))
+    return Sample(line, *turns[-1], system if system is not None else beside, tuple(turns[:-1]))
+
+
+def _with_answer(value: dict[str, Any], answer: str, needs_answer: bool) -> dict[str, Any]:
+    return value if needs_answer or value.get(answer) is not None else {**value, answer: ""}
+
+
+def _system_of(value: dict[str, Any]) -> str | None:
+    system = value.get("system")
+    return system if system and system.strip() else None
+
+
+def _wrong_system(value: dict[str, Any]) -> Problem | None:
+    return None if value.get("system") is None else _wrong_text(value, "system")
 
 
 def _wrong_text(value: dict[str, Any], name: str) -> Problem | None:
     if name not in value:
-        found = ", ".join(map(repr, value)) or t("nothing")
-        return Problem("missing_field", {"name": name, "found": found}, excerpt(_short_json(value)))
+        found = ", ".join(repr(excerpt(key)) for key in list(value)[:KEYS_SHOWN]) + (", …" if len(value) > KEYS_SHOWN else "")
+        return Problem("missing_field", {"name": name, "found": found or t("nothing")}, short_json(value))
     if not isinstance(value[name], str):
-        return Problem("wrong_type", {"name": name, "value": _short_json(value[name])})
+        return Problem("wrong_type", {"name": name, "value": short_json(value[name])})
     return None
 
 
-def _empty(answer: str, name: str, question: str) -> Problem | None:
-    return None if answer.strip() else Problem("empty_answer", {"name": name}, excerpt(question))
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        _DOUBLED.extend(name for name, number in Counter(name for name, _ in pairs).items() if number > 1)
-    return value
-
-
-# One decoder for all lines: making one takes longer than a line. The keys that stood twice in the last line are left here.
-_DOUBLED: list[str] = []
-_DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
-def _other_encoding(raw: bytes) -> str:
-    for codec, name in ENCODINGS:
-        try:
-            raw.decode(codec)
-        except UnicodeDecodeError:
-            continue
-        return name
-    return ""
-
-
-def _short_json(value: Any) -> str:
-    return excerpt(json.dumps(value, ensure_ascii=False, default=str))
+def _empty(value: dict[str, Any], question: str, answer: str, needs_answer: bool) -> Problem | None:
+    if needs_answer and not value[answer].strip():
+        return Problem("empty_answer", {"name": answer}, excerpt(value[question]))
+    if not needs_answer and not value[question].strip() and not value[answer].strip():
+        return Problem("empty_question", {"name": question}, short_json(value))
+    return None

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from finetuning.data.prompts.length import is_far_longer, shorten_questions
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.chinese_script import only_simplified, only_traditional
 from finetuning.data.reading.findings import Finding, Problem, excerpt
@@ -31,6 +32,7 @@ TEMPLATE_TEXTS = (
 )  # fmt: skip
 LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
 MOST_PROCESSES = 16
+MOST_UNKNOWN = 50  # names of fields that nobody knows, of a file
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,15 @@ class Scanned(NamedTuple):
     records: int  # usable or not
     formats: Counter[str]
     findings: list[Finding]
+    unknown: dict[str, tuple[int, int]]  # fields that nobody knows: the first line and the number of records with it
     lines: np.ndarray
     counts: np.ndarray  # tokens of each sample
     answers: np.ndarray  # trained tokens of each sample
     tokens: np.ndarray
     trained: np.ndarray
-    digests: np.ndarray  # uint8 [n, 16] of the whole sample
-    questions: np.ndarray  # uint8 [n, 16] of everything but the last answer
-    signatures: np.ndarray  # uint16 [n, 64], see similarity
+    digests: np.ndarray  # uint8 [n, 16] of the whole sample, character for character
+    questions: np.ndarray  # uint8 [n, 16] of everything but the last answer, without white space around each text
+    signatures: np.ndarray  # uint16 [n, 64], see near_duplicates
     scripts: np.ndarray  # int64 [n, 2]: how many characters only Simplified, only Traditional Chinese has
 
 
@@ -64,35 +67,68 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
     """Reads, checks and tokenises a batch."""
     findings: list[Finding] = []
     formats: Counter[str] = Counter()
+    unknown: dict[str, tuple[int, int]] = {}
     samples: list[Sample] = []
+    shortened: set[int] = set()  # lines
     for line, record in batch.records:
         sample, name, problems = parse(record, line)
         if name:
             formats[name] += 1
-        if sample is not None:
-            problems += look_at_text(sample, settings.prompt_format)
-            problem = settings.prompt_format.problem_of(sample) if settings.prompt_format else None
-            if problem is not None:
-                problems.append(problem)
+        for problem in problems:
+            if problem.code == "unknown_field":
+                add_unknown(unknown, str(problem.values["name"]), line, 1)
             else:
-                samples.append(sample)
-        findings += [Finding(code, batch.file, line, values, text) for code, values, text in problems]
+                findings.append(problem.at(batch.file, line))
+        if sample is None:
+            continue
+        usable, problems = _judge(sample, settings)
+        findings += [problem.at(batch.file, line) for problem in problems]
+        if usable is not None:
+            samples.append(usable)
+            if usable is not sample:
+                shortened.add(line)
     encoded: list[tuple[np.ndarray, np.ndarray]] = []
     if settings.prompt_format is not None:
-        samples, encoded, too_long = _tokenize(samples, settings.prompt_format, settings)
-        findings += [Finding(p.code, batch.file, line, p.values, p.excerpt) for line, p in too_long]
+        samples, encoded, too_long = _tokenize(samples, settings.prompt_format, settings, shortened)
+        findings += [problem.at(batch.file, line) for line, problem in too_long]
     texts = ["\n".join(sample.texts()) for sample in samples]
-    questions = [text.removesuffix(sample.output) for text, sample in zip(texts, samples, strict=True)]
     return Scanned(
-        batch.position, len(batch.records), formats, findings,
+        batch.position, len(batch.records), formats, findings, unknown,
         lines=np.array([sample.line for sample in samples], np.int64),
         counts=np.array([len(tokens) for tokens, _ in encoded], np.int64),
         answers=np.array([int(trained.sum()) for _, trained in encoded], np.int64),
         tokens=np.concatenate([tokens for tokens, _ in encoded]) if encoded else np.zeros(0, np.int32),
         trained=np.concatenate([trained for _, trained in encoded]) if encoded else np.zeros(0, np.bool_),
-        digests=_digests(texts), questions=_digests(questions), signatures=minima(texts),
+        digests=_digests([digest([sample.system, *sample.texts()]) for sample in samples]),
+        questions=_digests([_digest_of_question(sample) for sample in samples]), signatures=minima(texts),
         scripts=np.array([(len(only_simplified(x)), len(only_traditional(x))) for x in texts], np.int64).reshape(-1, 2),
     )  # fmt: skip
+
+
+def add_unknown(unknown: dict[str, tuple[int, int]], name: str, line: int, count: int) -> None:
+    """Counts a field that nobody knows; of names without end, the later ones together under ""."""
+    if name not in unknown and len(unknown) >= MOST_UNKNOWN:
+        name = ""
+    first, before = unknown.get(name, (line, 0))
+    unknown[name] = (first, before + count)
+
+
+def _judge(sample: Sample, settings: ScanSettings) -> tuple[Sample | None, list[Problem]]:
+    """The sample (None: it cannot be used; shortened, where it is far too long), and what its texts say."""
+    prompt_format = settings.prompt_format
+    if prompt_format is None:
+        return sample, look_at_text(sample, None)
+    if is_far_longer(prompt_format, sample, settings.seq_length):
+        values: dict[str, str | int] = {"at_least": settings.seq_length, "seq_length": settings.seq_length}
+        if settings.truncation == DROP:
+            return None, [Problem("dropped_too_long", values, excerpt(sample.input))]
+        shorter = shorten_questions(prompt_format, sample, settings.seq_length) if settings.truncation == CUT_INPUT else None
+        if shorter is None:
+            return None, [Problem("too_long", values, excerpt(sample.input))]
+        sample = shorter
+    problems = look_at_text(sample, prompt_format)
+    problem = prompt_format.problem_of(sample)
+    return (sample, problems) if problem is None else (None, [*problems, problem])
 
 
 def look_at_text(sample: Sample, prompt_format: PromptFormat | None) -> list[Problem]:
@@ -163,21 +199,25 @@ def _result(entry: Future[Scanned] | Finding) -> Scanned | Finding:
 
 
 def _tokenize(
-    samples: list[Sample], prompt_format: PromptFormat, settings: ScanSettings
+    samples: list[Sample], prompt_format: PromptFormat, settings: ScanSettings, shortened: set[int]
 ) -> tuple[list[Sample], list[tuple[np.ndarray, np.ndarray]], list[tuple[int, Problem]]]:
-    """The samples that fit with their tokens, and a problem for each that did not."""
+    """The samples that fit with their tokens, and a problem for each that did not, or not before it was `shortened`."""
     kept, encoded, problems = [], [], []
     for sample, (tokens, trained) in zip(samples, prompt_format.encode_all(samples), strict=True):
-        if len(tokens) <= settings.seq_length:
+        is_shortened = sample.line in shortened
+        if len(tokens) <= settings.seq_length and not is_shortened:
             kept.append(sample)
             encoded.append((tokens, trained))
             continue
         values: dict[str, str | int] = {"tokens": len(tokens), "seq_length": settings.seq_length}
+        if is_shortened:
+            values = {"at_least": settings.seq_length, "seq_length": settings.seq_length}
         cut = prompt_format.cut_input(sample, settings.seq_length) if settings.truncation == CUT_INPUT else None
         if cut is not None:
             kept.append(cut)
             encoded.append(prompt_format.encode(cut))
-            values["removed"] = len(tokens) - len(encoded[-1][0])
+            if not is_shortened:
+                values["removed"] = len(tokens) - len(encoded[-1][0])
             problems.append((sample.line, Problem("input_cut", values, excerpt(sample.input))))
         elif settings.truncation == DROP:
             problems.append((sample.line, Problem("dropped_too_long", values, excerpt(sample.input))))
@@ -187,8 +227,13 @@ def _tokenize(
     return kept, encoded, problems
 
 
-def _digests(texts: list[str]) -> np.ndarray:
-    return np.frombuffer(b"".join(map(digest, texts)), np.uint8).reshape(-1, DIGEST_BYTES)
+def _digests(digests: list[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+
+
+def _digest_of_question(sample: Sample) -> bytes:
+    *before, _ = sample.texts()
+    return digest([sample.system and sample.system.strip(), *(text.strip() for text in before)])
 
 
 def _around(text: str, found: str) -> str:

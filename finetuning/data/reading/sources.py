@@ -1,15 +1,16 @@
 """Where samples come from: the files of a data folder, and their records one batch after another.
 
-Reads `.jsonl`, the same compressed by gzip (`.gz`) or Zstandard (`.zst`), and Parquet, whose rows count as lines. Memory
-is bounded by the batch, whatever the size of the file.
+Reads `.jsonl`, the same compressed by gzip (`.gz`) or Zstandard (`.zst`), and Parquet, whose rows count as lines. A line ends
+at "\\n" and nowhere else: JSON may hold U+2028, U+0085 and other characters that some take for line ends. Memory is bounded by
+the batch, whatever the size of the file, and whatever it unpacks to.
 """
 
 import gzip
 import hashlib
 import io
-import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ import zstandard
 from typing_extensions import override
 
 from finetuning.data.reading.findings import Finding, Problem
+from finetuning.data.reading.json_line import BYTE_ORDER_MARK
 from finetuning.data.reading.records import Sample, parse_line, parse_record
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -26,9 +28,13 @@ from finetuning.i18n import t
 SPLITS = ("training", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 BATCH_BYTES = 1 << 18
-BATCH_ROWS = 512
-LARGEST_LINE_MIB = 64
+LARGEST_LINE_MIB = 8  # 128 K tokens are a megabyte of text or less; a line may take thirty times its size when it is parsed
+# Zstandard makes 128 KiB of 4 bytes: what is fed to it at once may become 32 MiB.
+FED_BYTES = 1 << 10
+# Repeated lines shrink to a hundredth, with a long system prompt in each to a few hundredths of that; blanks to less.
+MAX_RATIO, MIN_INFLATED = 1000, 16 << 20
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+ARRAY_START = re.compile(rb"\[\s*(\{|$)")
 
 
 class RawBatch(NamedTuple):
@@ -102,16 +108,17 @@ def fingerprint(sources: dict[str, Source]) -> str:
 
 
 def read_batches(path: Path) -> Iterator[RawBatch | Finding]:
-    """The records of a file in order, in batches; a finding where the file itself cannot be read on."""
-    name = path.name
+    """The records of a file in order, in batches; a finding where the file itself cannot be read on, or holds none."""
+    name, is_empty = path.name, True
     try:
-        if name.endswith(".parquet"):
-            yield from _read_rows(path)
-        else:
-            with _open_lines(path) as (lines, compressed):
-                yield from _read_lines(name, lines, compressed)
+        for batch in _read_rows(path) if name.endswith(".parquet") else _read_lines(path):
+            is_empty = False
+            yield batch
     except (OSError, EOFError, zlib.error) as error:
         yield Finding("unreadable", name, 0, {"reason": str(error) or type(error).__name__})
+        return
+    if is_empty:
+        yield Finding("no_records", name, 0, {})
 
 
 def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
@@ -131,18 +138,19 @@ def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
     return samples
 
 
-def parse(record: bytes | dict[str, Any], line: int) -> tuple[Sample | None, str, list[Problem]]:
+def parse(record: bytes | dict[str, Any], line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
     """`parse_line` or `parse_record`, as the record needs it."""
-    return parse_line(record, line) if isinstance(record, bytes) else parse_record(record, line)
+    read: Callable[..., tuple[Sample | None, str, list[Problem]]] = parse_line if isinstance(record, bytes) else parse_record
+    return read(record, line, needs_answer=needs_answer)
 
 
 @contextmanager
-def _open_lines(path: Path) -> Iterator[tuple[io.BufferedIOBase, IO[bytes]]]:
+def _open_lines(path: Path) -> Iterator[tuple[io.BufferedReader, IO[bytes]]]:
     """The decompressed bytes of a file, and the file itself, whose position tells how far it is read."""
     with path.open("rb") as file:
         if path.suffix == ".gz":
             with gzip.open(file) as lines:
-                yield lines, file
+                yield io.BufferedReader(lines, BATCH_BYTES), file
         elif path.suffix == ".zst":
             yield io.BufferedReader(_ZstandardFile(file), BATCH_BYTES), file
         else:
@@ -168,7 +176,7 @@ class _ZstandardFile(io.RawIOBase):
             compressed = self.frame.unused_data if self.frame.eof else b""
             if self.frame.eof:
                 self.frame, self.is_inside = zstandard.ZstdDecompressor().decompressobj(), False
-            compressed = compressed or self.file.read(BATCH_BYTES)
+            compressed = compressed or self.file.read(FED_BYTES)
             if not compressed:
                 if self.is_inside:
                     raise EOFError("compressed file ended before the end of its last frame")
@@ -183,58 +191,65 @@ class _ZstandardFile(io.RawIOBase):
         return count
 
 
-def _read_lines(name: str, lines: io.BufferedIOBase, compressed: IO[bytes]) -> Iterator[RawBatch | Finding]:
-    limit = LARGEST_LINE_MIB << 20
+def _read_lines(path: Path) -> Iterator[RawBatch | Finding]:
+    name, limit = path.name, LARGEST_LINE_MIB << 20
     records: list[tuple[int, bytes | dict[str, Any]]] = []
-    size = number = 0
-    while raw := lines.readline(limit):
-        number += 1
-        if number == 1 and (raw.startswith(UTF_16_MARKS) or raw[:64].count(0) > 8):
-            yield Finding("utf_16", name, 1, {})
-            return
-        if number == 1 and _starts_array(raw.removeprefix(b"\xef\xbb\xbf").strip()):
-            yield Finding("json_array", name, 1, {})
-            return
-        if len(raw) == limit:
-            yield Finding("line_too_large", name, number, {"limit_mib": LARGEST_LINE_MIB})
-            return
-        if raw.strip():
-            records.append((number, raw))
-            size += len(raw)
-        if size >= BATCH_BYTES:
-            yield RawBatch(name, records, compressed.tell())
-            records, size = [], 0
-    if records:
-        yield RawBatch(name, records, compressed.tell())
+    size = unpacked = number = 0
+    is_first = True
+    with _open_lines(path) as (lines, packed):
+        while raw := lines.readline(limit):
+            number += 1
+            unpacked += len(raw)
+            is_blank = not raw.removeprefix(BYTE_ORDER_MARK).strip()
+            if is_first and not is_blank and (problem := _look_at_first(raw)):
+                yield Finding(problem, name, number, {})
+                return
+            is_first = is_first and is_blank
+            if len(raw) == limit:
+                yield Finding("line_too_large", name, number, {"limit_mib": LARGEST_LINE_MIB})
+                return
+            if is_blank:
+                blank = _blank_lines(lines)
+                number += blank.count(b"\n")
+                unpacked += len(blank)
+            else:
+                records.append((number, raw))
+                size += len(raw)
+            if size >= BATCH_BYTES:
+                yield RawBatch(name, records, packed.tell())
+                records, size = [], 0
+            if lines is not packed and unpacked > max(MIN_INFLATED, MAX_RATIO * packed.tell()):
+                yield Finding("inflates", name, number, {"times": MAX_RATIO})
+                return
+        if records:
+            yield RawBatch(name, records, packed.tell())
 
 
-def _starts_array(first_line: bytes) -> bool:
-    return first_line == b"[" or first_line.startswith(b"[{")
+def _blank_lines(lines: io.BufferedReader) -> bytes:
+    """Reads the blank lines that are in the buffer: there may be millions, and one at a time takes too long."""
+    ahead = lines.peek()
+    blank = ahead[: len(ahead) - len(ahead.lstrip())]
+    return lines.read(blank.rfind(b"\n") + 1)
+
+
+def _look_at_first(line: bytes) -> str | None:
+    """What the first line with anything on it tells of the whole file."""
+    if line.startswith(UTF_16_MARKS) or 8 < line[:64].count(0) < len(line[:64]):
+        return "utf_16"
+    return "json_array" if ARRAY_START.match(line.removeprefix(BYTE_ORDER_MARK).strip()) else None
 
 
 def _read_rows(path: Path) -> Iterator[RawBatch | Finding]:
-    import pyarrow
-    from pyarrow import parquet
+    import pyarrow  # takes a tenth of a second
 
+    from finetuning.data.reading.parquet_rows import read_rows
+
+    size = path.stat().st_size
     try:
-        with parquet.ParquetFile(path) as file:
-            number, total, size = 0, max(file.metadata.num_rows, 1), path.stat().st_size
-            for rows in file.iter_batches(batch_size=BATCH_ROWS):
-                records: list[tuple[int, bytes | dict[str, Any]]] = []
-                for row in rows.to_pylist():
-                    number += 1
-                    records.append((number, {name: value for name, value in row.items() if value is not None}))
-                yield RawBatch(path.name, records, size * number // total)
-    except pyarrow.ArrowException as error:
-        yield Finding("unreadable", path.name, 0, {"reason": str(error).splitlines()[0]})
-
-
-def read_json_array(path: Path) -> list[Any]:
-    """All values of a file that is one JSON array (read whole)."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise InputError(t("{path}: not a JSON array: {error}", path=path, error=error)) from None
-    if not isinstance(value, list):
-        raise InputError(t("{path}: not a JSON array", path=path))
-    return value
+        for rows in read_rows(path, LARGEST_LINE_MIB << 20, max(MIN_INFLATED, MAX_RATIO * size), MAX_RATIO):
+            if isinstance(rows, Finding):
+                yield rows
+            else:
+                yield RawBatch(path.name, list(rows[0]), int(size * rows[1]))
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        yield Finding("unreadable", path.name, 0, {"reason": str(error).partition("\n")[0]})

@@ -15,8 +15,9 @@ import numpy as np
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import Selection
 from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.json_array import read_json_array
 from finetuning.data.reading.records import Sample
-from finetuning.data.reading.sources import SPLITS, parse, read_batches, read_json_array
+from finetuning.data.reading.sources import SPLITS, parse, read_batches
 from finetuning.data.tokens.megatron import write_megatron
 
 
@@ -113,8 +114,8 @@ def read_samples(path: Path) -> Iterator[Sample]:
 def unpack_json_array(path: Path, target: Path) -> None:
     """Writes the values of a JSON array as lines, so that they can be read like any other file."""
     with target.open("w", encoding="utf-8", newline="\n") as file:
-        for value in read_json_array(path):
-            file.write(json.dumps(value, ensure_ascii=False) + "\n")
+        for line in read_json_array(path):
+            file.write(line + "\n")
 
 
 def _documents(paths: list[Path], wanted: set[tuple[int, int]], prompt_format: PromptFormat) -> Iterator[np.ndarray]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from finetuning.data.prompts.prompt_format import CHECKED_SAMPLES, PromptFormat, check_against_chat_template, load_prompt_format
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
-from finetuning.data.reading.findings import ERROR, ERRORS, Finding
+from finetuning.data.reading.findings import ERROR, ERRORS, FILE_ERRORS, Finding
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import REFUSE, ScanSettings
 from finetuning.data.reading.sources import SPLITS, Source, find_sources, fingerprint, read_samples_at, stem_of
@@ -31,7 +31,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
-LAYOUT_VERSION = 3  # of the arrays and of what a check finds: a change makes old tokens unused
+LAYOUT_VERSION = 4  # of the arrays and of what a check finds: a change makes old tokens unused
 REPORT_FILE = "report.json"
 
 
@@ -186,10 +186,13 @@ def problems_of(report: Report) -> list[str]:
 
 
 def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_samples: bool) -> None:
-    problems = [] if skip_bad_samples else problems_of(report)
-    broken = {finding.file for finding in bad_lines(report.findings)}
+    bad = bad_lines(report.findings)
+    if skip_bad_samples:
+        bad = [finding for finding in bad if finding.code in FILE_ERRORS]
+    problems = [str(finding) for finding in bad] if skip_bad_samples else problems_of(report)
+    told = {finding.file for finding in bad}
     for file in report.files:
-        if file.samples == 0 and (skip_bad_samples or file.name not in broken):
+        if file.samples == 0 and file.name not in told:
             problems.append(t("{path}: holds no samples", path=file.name))
         elif file.samples < len(SPLITS) and report.was_split and not problems:
             problems.append(
@@ -199,8 +202,7 @@ def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_sample
     if not problems:
         return
     usable = sum(file.samples for file in report.files)
-    bad = report.findings.count(ERROR)
-    if usable and bad and not skip_bad_samples:
+    if usable and report.findings.count(ERROR) and not skip_bad_samples and not any(f.code in FILE_ERRORS for f in bad):
         total = sum(file.records for file in report.files)
         problems.append(t("--skip_bad_samples would drop {bad} of {total} samples", bad=total - usable, total=total))
     raise InputError(problems)

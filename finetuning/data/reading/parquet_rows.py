@@ -1,0 +1,155 @@
+"""The rows of a Parquet file as records, a few at a time.
+
+A file of a kilobyte may hold one text of megabytes in each of a million rows. So texts stay references into their dictionary
+until it is known how large they are, and as few rows are unpacked at once as fit `SLICE_BYTES`.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.compute
+from pyarrow import parquet, types
+
+from finetuning.data.reading.findings import Finding, excerpt
+
+BATCH_ROWS = 512
+SLICE_BYTES = 1 << 20
+
+Row = tuple[int, dict[str, Any]]  # its number from 1, and its fields that are not null
+
+
+def read_rows(path: Path, max_row_bytes: int, max_bytes: int, max_ratio: int) -> Iterator[tuple[list[Row], float] | Finding]:
+    """Some rows and the share of the file that is read with them; a finding where there is something else to say.
+
+    `max_bytes` is what all rows together may take, `max_ratio` how much larger than in the file a column may be.
+
+    Raises:
+        pyarrow.ArrowException, OSError, UnicodeDecodeError: the file is damaged.
+    """
+    with parquet.ParquetFile(path) as file:
+        total = max(file.metadata.num_rows, 1)
+        names = file.schema_arrow.names
+        texts = [column.path for column in _columns(file) if column.physical_type == "BYTE_ARRAY"]
+        inflates = _inflates(file.metadata, max_ratio)
+    for name in [name for name, count in Counter(names).items() if count > 1][:1]:
+        yield Finding("duplicate_key", path.name, 0, {"name": excerpt(name)})
+    number = read = 0
+    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+        for batch in file.iter_batches(batch_size=BATCH_ROWS) if not inflates else ():
+            for rows, size in _small_slices(batch):
+                read += size
+                if read > max_bytes:
+                    inflates = True
+                    break
+                if size > max_row_bytes:
+                    number += 1
+                    yield Finding("line_too_large", path.name, number, {"limit_mib": max_row_bytes >> 20})
+                    continue
+                for part, bad_column in _valid_slices(rows.cast(_plain_schema(rows.schema))):
+                    if bad_column is not None:
+                        yield Finding("not_utf8", path.name, number + 1, {"column": excerpt(bad_column)})
+                    else:
+                        values = [{name: value for name, value in row.items() if value is not None} for row in part.to_pylist()]
+                        yield list(enumerate(values, start=number + 1)), (number + len(values)) / total
+                    number += part.num_rows
+            if inflates:
+                break
+    if inflates:
+        yield Finding("inflates", path.name, 0, {"times": max_ratio})
+
+
+def _columns(file: parquet.ParquetFile) -> list[parquet.ColumnSchema]:
+    return [file.schema.column(index) for index in range(len(file.schema))]
+
+
+def _inflates(metadata: parquet.FileMetaData, max_ratio: int) -> bool:
+    """Whether a column says of itself that it unpacks to far more than it takes in the file."""
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            if column.total_uncompressed_size > max(max_ratio * column.total_compressed_size, 16 * SLICE_BYTES):
+                return True
+    return False
+
+
+def _small_slices(batch: pyarrow.RecordBatch) -> Iterator[tuple[pyarrow.RecordBatch, int]]:
+    """Parts of a batch, each with its size: halved until they are small, or one row."""
+    size = sum(_unpacked_bytes(column) for column in batch.columns)
+    if size <= SLICE_BYTES or batch.num_rows <= 1:
+        yield batch, size
+        return
+    half = batch.num_rows // 2
+    yield from _small_slices(batch.slice(0, half))
+    yield from _small_slices(batch.slice(half))
+
+
+def _valid_slices(batch: pyarrow.RecordBatch) -> Iterator[tuple[pyarrow.RecordBatch, str | None]]:
+    """Parts of a batch whose texts are UTF-8; and single rows that have another one, with the name of its column."""
+    bad_column = next(
+        (name for name, column in zip(batch.schema.names, batch.columns, strict=True) if not _is_valid(column)), None
+    )
+    if bad_column is not None:
+        if batch.num_rows <= 1:
+            yield batch, bad_column
+            return
+        half = batch.num_rows // 2
+        yield from _valid_slices(batch.slice(0, half))
+        yield from _valid_slices(batch.slice(half))
+        return
+    yield batch, None
+
+
+def _is_valid(array: pyarrow.Array) -> bool:
+    try:
+        array.validate(full=True)
+    except pyarrow.ArrowInvalid:
+        return False
+    return True
+
+
+def _unpacked_bytes(array: pyarrow.Array) -> int:
+    """What the values of an array take when none refers to a dictionary any more."""
+    if isinstance(array, pyarrow.ExtensionArray):
+        return _unpacked_bytes(array.storage)
+    if types.is_dictionary(array.type):
+        if not (types.is_string(array.dictionary.type) or types.is_binary(array.dictionary.type)):
+            return array.nbytes + len(array) * array.dictionary.nbytes
+        lengths = pyarrow.compute.binary_length(array.dictionary).take(array.indices)
+        return (pyarrow.compute.sum(lengths.cast(pyarrow.int64())).as_py() or 0) + len(array)
+    if types.is_struct(array.type):
+        return sum(_unpacked_bytes(child) for child in array.flatten())
+    if types.is_nested(array.type):
+        if types.is_map(array.type):
+            array = array.cast(pyarrow.list_(pyarrow.struct([array.type.key_field, array.type.item_field])))
+        return len(array) + _unpacked_bytes(array.flatten())
+    return array.nbytes + len(array)
+
+
+def _plain_schema(schema: pyarrow.Schema) -> pyarrow.Schema:
+    return pyarrow.schema([(field.name, _plain(field.type)) for field in schema])
+
+
+def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
+    """The type with the same values that Python can hold: nanoseconds, for one, it cannot."""
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _plain(kind.storage_type)
+    if types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if types.is_struct(kind):
+        return pyarrow.struct([(field.name, _plain(field.type)) for field in kind])
+    if types.is_map(kind):
+        return pyarrow.map_(_plain(kind.key_type), _plain(kind.item_type))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(_plain(kind.value_type), kind.list_size)
+    if types.is_large_list(kind):
+        return pyarrow.large_list(_plain(kind.value_type))
+    if types.is_list(kind):
+        return pyarrow.list_(_plain(kind.value_type))
+    if types.is_duration(kind) or (types.is_timestamp(kind) and kind.tz is not None):
+        return pyarrow.int64()  # a time zone that this machine does not know cannot be written as text
+    if types.is_temporal(kind):
+        return pyarrow.string()
+    return kind
