@@ -236,6 +236,21 @@ MESSAGES: dict[str, str] = {
     "{name} should be {wanted}, found {found}": "{name} 應為 {wanted}，實際為 {found}",
     "{path}: the weights do not fit config.json: {shown}": "{path}：權重與 config.json 不符：{shown}",
     "{path}: not a complete checkpoint (no readable {file})": "{path}：不是完整的檢查點（沒有可讀的 {file}）",
+    "not a complete checkpoint: {reason}": "不是完整的檢查點：{reason}",
+    "{file}: {key} has no time zone": "{file}：{key} 沒有時區",
+    "{file}: names two steps, {one} and {other}": "{file}：寫了兩個不同的步數，{one} 與 {other}",
+    "{path}: says that it is of step {step}": "{path}：內容寫的卻是第 {step} 步",
+    "{path}: holds no position in the data, so it cannot be gone on from": "{path}：沒有資料讀到哪裡的紀錄，因此無法從它繼續",
+    "passed over: {damage}; it is kept as {name}": "略過：{damage}；保留為 {name}",
+    "{damage}; no sound checkpoint is before it. To begin anew, give another --experiment name": (
+        "{damage}；在它之前沒有完好的檢查點。若要重新開始，請給另一個 --experiment 名稱"
+    ),
+    "{path}: {part}": "{path}：{part}",
+    "{file} is damaged at byte {offset}": "{file} 從第 {offset} 個位元組起的部分已損壞",
+    "{path}: cannot be read or written: {error}": "{path}：無法讀取或寫入：{error}",
+    "{folder}: holds no {name}": "{folder}：沒有 {name}",
+    "{folder}: {name} is {found}, and this run needs {wanted}": "{folder}：{name} 是 {found}，而這次執行需要 {wanted}",
+    "{folder}: {name} is declared larger than the file that holds it": "{folder}：{name} 宣稱的大小超過存放它的檔案",
     "{path}: not a complete checkpoint ({file} is missing or has the wrong size)": (
         "{path}：不是完整的檢查點（{file} 不存在或大小不對）"
     ),

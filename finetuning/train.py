@@ -22,7 +22,7 @@ import torch.distributed as dist
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
-from finetuning.checkpoint.files import Checkpoint, find_checkpoints
+from finetuning.checkpoint.sound import newest_checkpoint
 from finetuning.checkpoint.store import load_weights
 from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run, read_run
@@ -124,10 +124,12 @@ class Worker:
             has_text=not run.sources["training"].endswith(".bin"),
         )  # fmt: skip
         self.origin = make_origin(run, self.prompt_format)
-        self.checkpoint = newest_checkpoint(self.folder / "checkpoints")
+        self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
         self.display = TrainingDisplay(terminal, log, run.max_steps, self.config.world_size) if log else None
+        for text in passed_over:
+            self._say(text)
         self.module = FineTuning(run, self._build, lambda: stop.requested)
 
     def work(self) -> None:
@@ -282,14 +284,6 @@ def start_process_group(device: str) -> None:
     if int(os.environ["WORLD_SIZE"]) > num_processes:
         choose_interface(os.environ, os.environ["MASTER_ADDR"])
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-
-
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest complete checkpoint, as rank 0 finds it; every rank must call it."""
-    complete = find_checkpoints(folder)[0] if dist.get_rank() == 0 else []
-    found = [complete[-1] if complete else None]
-    dist.broadcast_object_list(found, device=torch.device("cpu"))
-    return found[0]
 
 
 def first_samples(split: Split, source: Path, count: int) -> list[Sample]:

@@ -77,9 +77,9 @@ class Command:
     def freeze_inside_a_save(self, checkpoints: Path) -> Path:
         """Stops the workers (SIGSTOP) while they write a checkpoint, however short that moment is; its unfinished folder."""
         while True:
-            self.wait_until(lambda: any(checkpoints.glob(".incomplete-*")))
+            self.wait_until(lambda: any(checkpoints.glob(".incomplete-step=*")))
             self.freeze_workers()
-            unfinished = list(checkpoints.glob(".incomplete-*"))
+            unfinished = list(checkpoints.glob(".incomplete-step=*"))
             if unfinished:
                 return unfinished[0]
             self.signal_workers(signal.SIGCONT)  # too late, the next one

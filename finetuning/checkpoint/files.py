@@ -3,13 +3,17 @@
 Imports no torch, so that a launch answers soon. Reading tensors is left to `store`.
 """
 
-import json
-import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from finetuning.config.degrees import Degrees
 from finetuning.config.run import Run, read_run
+from finetuning.errors import InputError
+from finetuning.files.documents import as_schema, read_json
 from finetuning.i18n import t
 
 INFO_FILE = "checkpoint.json"
@@ -25,11 +29,17 @@ class Checkpoint:
     info: dict[str, Any]
 
 
+def checkpoint_name(step: int) -> str:
+    return f"step={step:06d}"
+
+
 def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     """Complete checkpoints, oldest first, and a message for each folder that is not complete."""
     complete, broken = [], []
     for path in sorted(folder.glob("step=*")):
         found = open_checkpoint(path)
+        if isinstance(found, Checkpoint) and path.name != checkpoint_name(found.step):
+            found = t("{path}: says that it is of step {step}", path=path, step=found.step)
         if isinstance(found, Checkpoint):
             complete.append(found)
         else:
@@ -39,22 +49,60 @@ def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
 
 def open_checkpoint(path: Path) -> Checkpoint | str:
     """The checkpoint in this folder, or why it is not complete."""
+    file = path / INFO_FILE
     try:
-        info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
+        info = read_json(file, dict[str, Any])
+    except (OSError, InputError):
         return t("{path}: not a complete checkpoint (no readable {file})", path=path, file=INFO_FILE)
-    for name, size in info["files"].items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
+    try:
+        known = as_schema(info, _Info, file)
+        saved_at = known.saved_at or datetime.fromtimestamp(file.stat().st_mtime, UTC).isoformat()
+        if datetime.fromisoformat(saved_at).tzinfo is None:
+            raise InputError(t("{file}: {key} has no time zone", file=file, key="saved_at"))
+        if known.lightning is not None and known.lightning.global_step not in (None, known.step):
+            steps = {"one": known.step, "other": known.lightning.global_step}
+            raise InputError(t("{file}: names two steps, {one} and {other}", file=file, **steps))
+    except (InputError, ValueError) as error:
+        return t("not a complete checkpoint: {reason}", reason=error)
+    for name, size in known.files.items():
+        part = path / name
+        if Path(name).name != name or not part.is_file() or part.stat().st_size != size:
             return t("{path}: not a complete checkpoint ({file} is missing or has the wrong size)", path=path, file=name)
-    return Checkpoint(path, int(info["step"]), info.get("val_loss"), info)
+    info |= {
+        "identity": msgspec.to_builtins(_Identity()) | info.get("identity", {}),
+        "layout": asdict(known.layout or Degrees()),
+        "max_steps": known.max_steps,
+        "saved_at": saved_at,
+    }
+    return Checkpoint(path, known.step, known.val_loss, info)
 
 
-def remove_incomplete(folder: Path) -> None:
-    """Clears what interrupted saves and deletions left behind; only while no job of the experiment runs."""
-    for pattern in (".incomplete-*", ".deleted-*"):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path)
+class _Identity(msgspec.Struct):
+    """What is asked of it; a launch compares all of it with its own."""
+
+    peft: str = "none"
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+
+
+class _Lightning(msgspec.Struct):
+    epoch: int = 0
+    global_step: int | None = None
+    loops: dict[str, dict[str, Any]] | None = None
+
+
+class _Info(msgspec.Struct):
+    """What checkpoint.json may hold. What earlier versions did not write has a default."""
+
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    files: dict[str, int]
+    val_loss: float | None = None
+    saved_at: str | None = None
+    max_steps: int | None = None
+    identity: _Identity = msgspec.field(default_factory=_Identity)
+    layout: Degrees | None = None
+    lightning: _Lightning | None = None
+    origin: dict[str, Any] | None = None
 
 
 def run_of(checkpoint: Path) -> Run | None:

@@ -7,7 +7,6 @@ size of every file. It is written beside and renamed when complete; `latest` and
 
 import json
 import math
-import os
 import shutil
 import time
 from pathlib import Path
@@ -16,35 +15,42 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import FileSystemReader
 
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints
+from finetuning.errors import RunError
+from finetuning.files.atomic import begin_folder, delete, finish_folder, point_to, write_text
+from finetuning.files.documents import read_json
 from finetuning.parallel.parallelize import ParallelLlama
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step={step:06d}"
+from finetuning.runtime.agreement import on_first_rank
+from finetuning.storage.dcp_load import load_sharded_files, raises_the_cause
+from finetuning.storage.dcp_reader import ShardedFiles
 
 
 def save_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor], info: dict[str, Any]) -> None:
     """Writes a checkpoint to `path`; every rank must call it.
 
     `states` are the optimizer's (`training.optimizer.optimizer_state`); `info` (JSON, with "step") is written by rank 0.
+
+    Raises:
+        NoRoom: on all ranks, where one of them found the disk full; what was written so far is removed.
     """
-    temporary = path.with_name(f".incomplete-{path.name}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(_training_state(model, states), checkpoint_id=temporary)
-    if dist.get_rank() == 0:
-        files = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
-        info = {**info, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
-        _write_synced(temporary / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
-        shutil.rmtree(path, ignore_errors=True)
-        temporary.rename(path)
-        point_to(path.parent / "latest", path.name)
-    dist.barrier()
+    temporary = on_first_rank(lambda: begin_folder(path))
+    try:
+        with raises_the_cause(temporary):
+            dcp.save(_training_state(model, states), checkpoint_id=temporary)
+        on_first_rank(lambda: _complete(temporary, path, info))
+    except (OSError, RunError):
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _complete(temporary: Path, path: Path, info: dict[str, Any]) -> None:
+    files = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+    info = {**info, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
+    write_text(temporary / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
+    finish_folder(temporary, path)
+    point_to(path.parent / "latest", path.name)
 
 
 def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -53,19 +59,19 @@ def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Te
     Every rank must call it. A rank that did not exist when it was written keeps its own random state.
     """
     state = _training_state(model, states)
-    known = FileSystemReader(path).read_metadata().state_dict_metadata
-    if _random_key() not in known:
+    files = ShardedFiles(path)
+    if _random_key() not in files.tensors:
         del state[_random_key()]
-    dcp.load(state, checkpoint_id=path)
+    load_sharded_files(files, state)
     model.refresh_copies()
-    if _random_key() in known:
+    if _random_key() in state:
         torch.set_rng_state(state[_random_key()])
-    return json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
+    return read_json(path / INFO_FILE, dict[str, Any])
 
 
 def load_weights(path: Path, model: ParallelLlama) -> None:
     """Fills the trained weights from a checkpoint, without optimizer and position; every rank must call it."""
-    dcp.load(_trained_weights(model), checkpoint_id=path)
+    load_sharded_files(ShardedFiles(path), _trained_weights(model))
     model.refresh_copies()
 
 
@@ -78,22 +84,13 @@ def prune(folder: Path, keep_last: int) -> None:
         point_to(folder / "best", best.path.name)
     for checkpoint in complete[: max(0, len(complete) - keep_last)]:
         if checkpoint != best:
-            shutil.rmtree(checkpoint.path.rename(folder / f".deleted-{checkpoint.path.name}"))  # never seen half deleted
+            delete(checkpoint.path)
 
 
 def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
     """Adds the validation loss to a checkpoint that was saved without; rank 0 calls it."""
-    temporary = checkpoint.path / f".{INFO_FILE}"
-    _write_synced(temporary, json.dumps({**checkpoint.info, "val_loss": val_loss}, indent=1, ensure_ascii=False))
-    temporary.replace(checkpoint.path / INFO_FILE)
-
-
-def point_to(link: Path, name: str) -> None:
-    """Makes `link` a symbolic link to `name`, replacing it in one step."""
-    temporary = link.with_name(f".{link.name}-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name)
-    temporary.replace(link)
+    info = {**checkpoint.info, "val_loss": val_loss}
+    write_text(checkpoint.path / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
 
 
 def _training_state(model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -107,10 +104,3 @@ def _trained_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:
 
 def _random_key() -> str:
     return f"random.rank{dist.get_rank()}"
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from finetuning.checkpoint.files import remove_incomplete
 from finetuning.cli.train_screens import show_end, show_start
 from finetuning.config.rules import check_settings
 from finetuning.config.run import Run, write_run
@@ -17,6 +16,7 @@ from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import RunConfig
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
+from finetuning.files.atomic import remove_incomplete
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
 from finetuning.launch.gpus import gpu_memory_gib

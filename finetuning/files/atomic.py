@@ -81,6 +81,15 @@ def finish_folder(temporary: Path, target: Path) -> None:
         sync(target.parent)
 
 
+def point_to(link: Path, name: str) -> None:
+    """Makes `link` a symbolic link to `name`, replacing it in one step."""
+    temporary = link.with_name(f"{INCOMPLETE}{link.name}-{os.getpid()}")
+    with tells_no_room(link.parent):
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name)
+        temporary.replace(link)
+
+
 def delete(path: Path) -> None:
     """Removes a folder, which is never seen half deleted, or a file or link."""
     if path.is_symlink() or not path.is_dir():
@@ -91,10 +100,13 @@ def delete(path: Path) -> None:
     shutil.rmtree(path.rename(doomed))
 
 
-def remove_incomplete(folder: Path) -> None:
-    """Clears what killed processes have left in a folder; only while nobody writes there."""
-    for pattern in (INCOMPLETE, DELETED):
-        for path in folder.glob(pattern + "*"):
+def remove_incomplete(folder: Path, *patterns: str) -> None:
+    """Clears what killed processes have left in a folder; only while nobody writes there.
+
+    `patterns` are names of other leftovers, of before they all began alike.
+    """
+    for pattern in (f"{INCOMPLETE}*", f"{DELETED}*", *patterns):
+        for path in folder.glob(pattern):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

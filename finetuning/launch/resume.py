@@ -163,7 +163,7 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
             t("saved as {before}, goes on as {now}: the losses agree to rounding, not to the last bit", before=before, now=now)
         )
     planned = checkpoint.info["max_steps"]
-    if planned != max_steps:
+    if planned not in (None, max_steps):
         messages.append(
             t("the schedule changes from {planned} to {max_steps} steps: the learning rate follows the new cosine, the order "
               "of the samples stays", planned=planned, max_steps=max_steps)

@@ -1,20 +1,29 @@
 """Reads files of torch.distributed.checkpoint tensor by tensor: blocks of one weight at a time, without a process group.
 
-`torch.distributed.checkpoint` itself needs every tensor's memory at once, and its `.metadata` is a pickle, which could run
-anything. Here that file is opened by `storage.safe_pickle`, and of the tensors only the bytes that are asked for
-are read, straight from the file into the result.
+torch's own reader unpickles `.metadata`, and what that calls bytes, with pickle, which could run anything. Here the file is
+opened by `storage.safe_pickle`, what it declares is compared with the sizes of the files before anything is built, and of the
+tensors only the bytes that are asked for are read, straight from the file into the result.
 
 In: a folder with `.metadata` and `*.distcp` (ours, and Megatron's `torch_dist`). Out: names, shapes, dtypes, blocks.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo  # torch 2.11-2.13
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -57,28 +66,21 @@ class ShardedFiles:
 
     def read_block(self, key: str, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
         """The block of these sizes that begins at `offsets`, put together from all pieces that hold some of it; on the CPU."""
+        parts = [(piece, part) for piece in self.tensors[key].chunks if (part := _overlap(piece, offsets, sizes)) is not None]
+        filled, total = sum(math.prod(lengths) for _, (_, lengths) in parts), math.prod(sizes)
+        if filled != total:  # before there is memory for a block that only the table of contents has
+            raise incomplete(self.where, key, filled, total)
         found = torch.empty(tuple(sizes), dtype=self.dtype(key))
-        filled = 0
-        for piece in self.tensors[key].chunks:
-            target, first = found, []
-            for dim, (offset, size) in enumerate(zip(offsets, sizes, strict=True)):
-                begin = max(offset, piece.offsets[dim])
-                length = min(offset + size, piece.offsets[dim] + piece.sizes[dim]) - begin
-                if length <= 0:
-                    break
-                target = target.narrow(dim, begin - offset, length)
-                first.append(begin - piece.offsets[dim])
-            else:
-                self._read_piece(key, piece, target, first)
-                filled += target.numel()
-        if filled != found.numel():
-            raise InputError(
-                t("{folder}: {name} is not complete; {count} of {total} numbers are there", folder=self.where, name=key,
-                  count=filled, total=found.numel())
-            )  # fmt: skip
+        for piece, (begins, lengths) in parts:
+            target = found
+            for dim, (begin, length) in enumerate(zip(begins, lengths, strict=True)):
+                target = target.narrow(dim, begin - offsets[dim], length)
+            first = [begin - offset for begin, offset in zip(begins, piece.offsets, strict=True)]
+            self.read_piece(key, piece, target, first)
         return found
 
-    def _read_piece(self, key: str, piece: ChunkStorageMetadata, target: Tensor, first: list[int]) -> None:
+    def read_piece(self, key: str, piece: ChunkStorageMetadata, target: Tensor, first: Sequence[int]) -> None:
+        """Fills `target` (CPU) with the block of its shape that begins at `first` within the piece."""
         info = self.metadata.storage_data.get(MetadataIndex(key, piece.offsets))
         if info is None or info.transform_descriptors:
             raise InputError(t("{folder}: {name} is stored in a way that cannot be read", folder=self.where, name=key))
@@ -101,6 +103,46 @@ class ShardedFiles:
             ) from None  # fmt: skip
 
 
+def incomplete(folder: Path, name: str, count: int, total: int) -> InputError:
+    return InputError(
+        t(
+            "{folder}: {name} is not complete; {count} of {total} numbers are there",
+            folder=folder,
+            name=name,
+            count=count,
+            total=total,
+        )
+    )
+
+
+def _overlap(piece: ChunkStorageMetadata, offsets: Sequence[int], sizes: Sequence[int]) -> tuple[list[int], list[int]] | None:
+    """Where a piece and a block have numbers in common, within the whole tensor: first ones and lengths; None: nowhere."""
+    begins = [max(offset, first) for offset, first in zip(offsets, piece.offsets, strict=True)]
+    ends = [
+        min(offset + size, first + length)
+        for offset, size, first, length in zip(offsets, sizes, piece.offsets, piece.sizes, strict=True)
+    ]
+    lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
+    return (begins, lengths) if all(length > 0 for length in lengths) else None
+
+
+def damaged_part(files: ShardedFiles, share: int, shares: int) -> str | None:
+    """What is damaged in a share of the stored pieces, by the checksum that torch.save gives each; None: nothing.
+
+    Reads every byte of the share once. All shares together are the whole checkpoint.
+    """
+    places = sorted({(str(info.relative_path), info.offset, info.length) for info in files.metadata.storage_data.values()})
+    for name, offset, length in places[share::shares]:
+        try:
+            with files.parts.files[name].within(offset, length).open() as stream, zipfile.ZipFile(stream) as opened:
+                bad = opened.testzip()
+        except (KeyError, OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+            bad = name
+        if bad is not None:
+            return t("{file} is damaged at byte {offset}", file=name, offset=offset)
+    return None
+
+
 def read_metadata(parts: FileParts) -> Metadata:
     """The table of contents.
 
@@ -115,7 +157,8 @@ def read_metadata(parts: FileParts) -> Metadata:
     found = read_pickle(parts.files[METADATA_FILE])
     try:
         if isinstance(found, Metadata) and _is_sound(found):
-            return found
+            _compare_with_files(found, parts)
+            return Metadata(found.state_dict_metadata, storage_data=found.storage_data, storage_meta=StorageMeta())
     except (AttributeError, TypeError):  # parts of it are missing, or are something else
         pass
     raise InputError(t("{file}: cannot be read: {error}", file=file, error=t("not a table of contents")))
@@ -129,6 +172,9 @@ def _is_sound(metadata: Metadata) -> bool:
         numbers_are_there = isinstance(place, _StorageInfo) and _are_sizes((place.offset, place.length))
         if not numbers_are_there or not isinstance(place.relative_path, str | PurePath):
             return False
+    names: Iterable[object] = metadata.state_dict_metadata
+    if not all(isinstance(name, str) for name in names):
+        return False
     for entry in metadata.state_dict_metadata.values():
         if not isinstance(entry, TensorStorageMetadata):
             continue
@@ -142,6 +188,26 @@ def _is_sound(metadata: Metadata) -> bool:
             if any(offset + size > whole for offset, size, whole in zip(piece.offsets, piece.sizes, entry.size, strict=True)):
                 return False
     return True
+
+
+def _compare_with_files(metadata: Metadata, parts: FileParts) -> None:
+    """
+    Raises:
+        InputError: a tensor is declared larger than what holds it. Missing files are found when they are read.
+    """
+    for key, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            continue
+        for piece in entry.chunks:
+            place = metadata.storage_data.get(MetadataIndex(key, piece.offsets))
+            if place is None or place.transform_descriptors:
+                continue
+            file = parts.files.get(str(place.relative_path))
+            ends_outside = file is not None and place.offset + place.length > file.length
+            if ends_outside or math.prod(piece.sizes) * entry.properties.dtype.itemsize > place.length:
+                raise InputError(
+                    t("{folder}: {name} is declared larger than the file that holds it", folder=parts.where, name=key)
+                )
 
 
 def _are_sizes(values: object) -> bool:

@@ -23,12 +23,13 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
-from finetuning.checkpoint.files import Checkpoint
-from finetuning.checkpoint.store import checkpoint_name, load_checkpoint, prune, record_val_loss, save_checkpoint
+from finetuning.checkpoint.files import Checkpoint, checkpoint_name
+from finetuning.checkpoint.store import load_checkpoint, prune, record_val_loss, save_checkpoint
 from finetuning.config.run import Run
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch
 from finetuning.data.batches.ledger import LEDGER_FILE, Ledger, ledger_entry
 from finetuning.data.tokens.tokenized import Split
+from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama
@@ -159,6 +160,8 @@ class MeshStrategy(ModelParallelStrategy):
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         info = load_checkpoint(Path(checkpoint_path), self._net(), optimizer_state(self._net(), self._optimizer()))
+        if not info.get("lightning"):
+            raise RunError(t("{path}: holds no position in the data, so it cannot be gone on from", path=checkpoint_path))
         return {**info["lightning"], "state_dict": {}, "optimizer_states": [{}], "lr_schedulers": [], "callbacks": {}}
 
     @override

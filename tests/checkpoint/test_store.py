@@ -12,12 +12,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
-from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, remove_incomplete
+from finetuning.checkpoint.files import INFO_FILE, Checkpoint, checkpoint_name, find_checkpoints, open_checkpoint
 from finetuning.checkpoint.store import (
-    checkpoint_name,
     load_checkpoint,
     load_weights,
-    point_to,
     prune,
     record_val_loss,
     save_checkpoint,
@@ -26,6 +24,7 @@ from finetuning.config.settings import LORA_TARGETS
 from finetuning.config.strategy import FUSED, PackPlan, Strategy
 from finetuning.data.batches.global_batch import make_step_batch
 from finetuning.data.tokens.tokenized import open_split
+from finetuning.files.atomic import point_to, remove_incomplete
 from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.step import train_step

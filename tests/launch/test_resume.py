@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from finetuning.checkpoint.files import INFO_FILE
-from finetuning.checkpoint.store import checkpoint_name, save_checkpoint
+from finetuning.checkpoint.files import INFO_FILE, checkpoint_name
+from finetuning.checkpoint.store import save_checkpoint
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
 from finetuning.config.run import write_run

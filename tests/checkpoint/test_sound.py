@@ -1,0 +1,98 @@
+"""A run goes on from the newest checkpoint whose every byte is as it was written, and a full disk leaves no half one."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from finetuning.checkpoint.files import INFO_FILE, checkpoint_name, find_checkpoints
+from finetuning.checkpoint.sound import newest_checkpoint
+from finetuning.checkpoint.store import save_checkpoint
+from finetuning.errors import NoRoom, RunError
+from finetuning.files.atomic import write_text
+from tests.models import build
+from tests.processes import run_processes
+
+pytestmark = pytest.mark.dist
+
+
+def flip_a_bit(folder: Path) -> None:
+    file = folder / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[content.index(torch.full((8,), 7.0).numpy().tobytes()) + 3] ^= 1
+    file.write_bytes(content)
+
+
+def find_newest(folder: Path, num_saved: int, damaged: tuple[int, ...]) -> tuple[int | None, list[str], list[str]]:
+    """Step that is gone on from, what is said, what lies in the folder then; two ranks that share the reading."""
+    for step in range(1, num_saved + 1):
+        path = folder / checkpoint_name(step)
+        dcp.save({"a": torch.full((8,), 7.0), "b": torch.zeros(8)}, checkpoint_id=path)
+        if dist.get_rank() == 0:
+            files = {file.name: file.stat().st_size for file in path.iterdir()}
+            write_text(path / INFO_FILE, f'{{"step": {step}, "files": {str(files).replace(chr(39), chr(34))}}}')
+            if step in damaged:
+                flip_a_bit(path)
+    dist.barrier()
+    try:
+        found, said = newest_checkpoint(folder)
+    except RunError as error:
+        return None, [str(error)], []
+    dist.barrier()
+    return found.step if found else 0, said, sorted(path.name for path in folder.iterdir())
+
+
+def test_a_damaged_checkpoint_is_named_kept_aside_and_passed_over(tmp_path: Path) -> None:
+    for step, said, names in run_processes(2, find_newest, tmp_path, 3, (3,)):
+        assert step == 2
+        path = tmp_path / "step=000003"
+        assert said == [f"passed over: {path}: __0_0.distcp is damaged at byte 0; it is kept as damaged-step=000003"]
+        assert names == ["damaged-step=000003", "latest", "step=000001", "step=000002"]
+    assert (tmp_path / "latest").readlink() == Path("step=000002")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
+    for step, said, _ in run_processes(2, find_newest, tmp_path, 2, (1, 2)):
+        assert step is None
+        assert said[0].endswith("no sound checkpoint is before it. To begin anew, give another --experiment name")
+
+
+def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
+    assert run_processes(2, find_newest, tmp_path, 0, ()) == [(0, [], [])] * 2
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 KiB: a checkpoint of the tiny model's weights does not fit twice."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if (
+        os.geteuid() != 0
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", folder], check=False).returncode
+    ):
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def save_until_full(model_folder: Path, folder: Path) -> tuple[int, str]:
+    model = build(model_folder)
+    for step in range(1, 9):
+        try:
+            save_checkpoint(folder / checkpoint_name(step), model, {}, {"step": step})
+        except NoRoom as error:
+            return step, str(error)
+    return 0, ""
+
+
+def test_a_disk_that_one_rank_finds_full_ends_on_all_and_leaves_no_half_checkpoint(tiny_model: Path, small_disk: Path) -> None:
+    first, second = run_processes(2, save_until_full, tiny_model, small_disk)
+    assert first == second and first[0] == 2
+    assert first[1].startswith(f"{small_disk}: no room left (No space left on device")
+    assert sorted(path.name for path in small_disk.iterdir()) == ["latest", "step=000001"]
+    assert [checkpoint.step for checkpoint in find_checkpoints(small_disk)[0]] == [1]
