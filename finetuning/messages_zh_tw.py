@@ -260,7 +260,10 @@ MESSAGES: dict[str, str] = {
     ),
     "more GPUs (weights and optimizer are spread over them)": "更多 GPU（權重與最佳化器狀態會分散到各 GPU）",
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
-    "{file}: not a status; remove the file, it is written anew": "{file}：不是狀態檔；請刪除，程式會重新寫入",
+    "{problem}; remove the file, it is written anew": "{problem}；請刪除該檔，程式會重新寫入",
+    "it has left no readable error ({reason})": "沒有留下可讀的錯誤（{reason}）",
+    "{file}: a link to nowhere": "{file}：連結指向不存在的地方",
+    "experiment {name} belongs to user {owner}, who alone can end it": "實驗 {name} 屬於使用者 {owner}，只有該使用者能結束它",
     # finetuning/files
     "{file}: its aliases stand for more than {most} values; write them out": "{file}：別名展開後超過 {most} 個值；請直接寫出來",
     "{file}: nested too deeply": "{file}：巢狀層數太多",

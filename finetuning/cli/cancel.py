@@ -13,6 +13,7 @@ from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_exper
 from finetuning.launch.outcome import record_outcome, saved_step
 from finetuning.launch.slurm.job import cancel, is_live, job_state, signal_job
 from finetuning.launch.slurm.submit import outcome_of_job
+from finetuning.runtime.status import STATUS_FILE
 from finetuning.terminal import open_console
 
 POLL_INTERVAL_S = 1.0
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             t("experiment {name} does not run: {state} {reason}", name=found.name, state=found.state, reason=found.reason)
         )
+    _refuse_others(found)
     console = open_console()
     if found.job_id:
         _cancel_job(found, now=given.now)
@@ -51,6 +53,13 @@ def main(argv: Sequence[str]) -> int:
         t("{name} still runs after {seconds:.0f} s; finetune cancel --now does not wait", name=found.name, seconds=WAIT_S)
     )
     return EXIT_FAILED
+
+
+def _refuse_others(found: Experiment) -> None:
+    """Who has written the status chooses which process or job is ended."""
+    owner = (found.folder / STATUS_FILE).stat().st_uid
+    if owner != os.geteuid():
+        raise InputError(t("experiment {name} belongs to user {owner}, who alone can end it", name=found.name, owner=owner))
 
 
 def _cancel_job(found: Experiment, *, now: bool) -> None:

@@ -7,7 +7,7 @@ from rich.table import Table
 
 from finetuning.cli.common_flags import verb_parser
 from finetuning.i18n import t
-from finetuning.launch.experiments import DEFAULT_FOLDER, find_experiments
+from finetuning.launch.experiments import BROKEN, DEFAULT_FOLDER, find_experiments
 from finetuning.terminal import SafeConsole
 
 WIDTH_IN_FILES = 240
@@ -28,6 +28,7 @@ def main(argv: Sequence[str]) -> int:
     table.add_column(t("reason"), overflow="fold")
     for found in experiments:
         changed = str(found.status.get("updated_at", ""))[:19].replace("T", " ")
-        table.add_row(found.name, found.state, found.progress, found.place, changed, found.reason)
+        known = ("", "") if found.state == BROKEN else (found.progress, found.place)
+        table.add_row(found.name, found.state, *known, changed, found.reason)
     console.print(table, width=None if console.is_terminal else WIDTH_IN_FILES)
     return 0

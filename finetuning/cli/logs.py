@@ -8,7 +8,7 @@ from pathlib import Path
 from finetuning.cli.common_flags import verb_parser
 from finetuning.errors import EXIT_INTERRUPTED, InputError
 from finetuning.i18n import t
-from finetuning.launch.experiments import DEFAULT_FOLDER, find_experiment
+from finetuning.launch.experiments import BROKEN, DEFAULT_FOLDER, find_experiment
 from finetuning.launch.slurm.follow import ASK_INTERVAL_S, POLL_INTERVAL_S, Tail
 
 
@@ -21,12 +21,15 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     found = find_experiment(given.experiments_dir, given.name)
     log = found.log if given.rank is None else found.folder / "logs" / f"rank_{given.rank}.log"
-    if not log.is_file() and not (given.follow and found.is_live):
-        raise InputError(t("experiment {name} has no {log} yet ({state})", name=given.name, log=log, state=found.state))
     try:
+        if not log.is_file() and not (given.follow and found.is_live):
+            state = f"{found.state}: {found.reason}" if found.state == BROKEN else found.state
+            raise InputError(t("experiment {name} has no {log} yet ({state})", name=given.name, log=log, state=state))
         _show(given.experiments_dir, given.name, Tail(log, sys.stdout), follow=given.follow)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except PermissionError as error:
+        raise InputError(t("{file}: cannot be read: {reason}", file=log, reason=error.strerror)) from None
     return 0
 
 

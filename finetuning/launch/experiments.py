@@ -5,6 +5,7 @@ job. Nothing is written here.
 """
 
 import fcntl
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from finetuning.runtime.status import LIVE_STATES, QUEUED, STATUS_FILE, read_sta
 
 LOCK_FILE = ".lock"
 DEFAULT_FOLDER = RunConfig.experiments_dir
+BROKEN = "broken"  # beside the states of a status
 
 
 @dataclass(frozen=True)
@@ -59,29 +61,62 @@ class Experiment:
 
 
 def find_experiments(folder: Path) -> list[Experiment]:
-    """All experiments of a folder, the latest first."""
-    found = sorted(folder.glob(f"*/{STATUS_FILE}"), key=lambda file: file.stat().st_mtime, reverse=True)
-    return [look(file.parent) for file in found]
+    """All experiments of a folder, the latest first, also those of others and damaged ones.
+
+    Raises:
+        InputError: the folder cannot be read.
+    """
+    return [look(path) for path in sorted(_experiment_folders(folder), key=_changed_at, reverse=True)]
 
 
 def find_experiment(folder: Path, name: str) -> Experiment:
     """
     Raises:
-        InputError: there is none of this name.
+        InputError: there is none of this name, or the folder cannot be read.
     """
-    if not (folder / name / STATUS_FILE).is_file():
-        names = ", ".join(sorted(file.parent.name for file in folder.glob(f"*/{STATUS_FILE}"))) or t("none")
+    folders = {path.name: path for path in _experiment_folders(folder)}
+    if name not in folders:
+        names = ", ".join(folders) or t("none")
         raise InputError(
             t("no experiment {name} in {folder}; there are: {names} (--experiments_dir)", name=name, folder=folder, names=names)
         )
-    return look(folder / name)
+    return look(folders[name])
 
 
 def look(folder: Path) -> Experiment:
-    """How an experiment is now."""
-    folder = folder.resolve()
+    """How an experiment is now; `BROKEN`, with the reason, where that cannot be read."""
+    folder = folder.absolute()
+    try:
+        return _look(folder)
+    except InputError as error:
+        return Experiment(folder, {}, BROKEN, str(error), None)
+    except OSError as error:
+        reason = t("{file}: cannot be read: {reason}", file=error.filename or folder, reason=error.strerror or error)
+        return Experiment(folder, {}, BROKEN, reason, None)
+
+
+def is_locked(folder: Path) -> bool:
+    """A local run of the experiment, or a process of one, is alive, or nobody may look whether one is."""
+    try:
+        lock = os.open(folder / LOCK_FILE, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(lock)
+    return False
+
+
+def _look(folder: Path) -> Experiment:
     status = read_status(folder)
-    state, reason = status.get("state", "?"), status.get("reason") or ""
+    if not status:
+        raise InputError(t("{file}: a link to nowhere", file=folder if folder.is_symlink() else folder / STATUS_FILE))
+    state, reason = status["state"], status.get("reason") or ""
     if state not in LIVE_STATES:
         return Experiment(folder, status, state, reason, None)
     if status.get("job_id"):
@@ -100,11 +135,30 @@ def look(folder: Path) -> Experiment:
     return Experiment(folder, status, state, reason, None)
 
 
-def is_locked(folder: Path) -> bool:
-    """A local run of the experiment, or a process of one, is alive."""
-    with (folder / LOCK_FILE).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+def _experiment_folders(folder: Path) -> list[Path]:
+    try:
+        return [path for path in sorted(folder.iterdir()) if not path.name.startswith(".") and _is_experiment(path)]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(t("{file}: cannot be read: {reason}", file=folder, reason=error.strerror or error)) from None
+
+
+def _is_experiment(path: Path) -> bool:
+    """It has a status, or may have one that cannot be seen."""
+    try:
+        (path / STATUS_FILE).lstat()
+    except FileNotFoundError:
+        return path.is_symlink() and not path.exists()
+    except NotADirectoryError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return (path / STATUS_FILE).lstat().st_mtime
+    except OSError:
+        return 0.0

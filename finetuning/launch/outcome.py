@@ -79,6 +79,10 @@ def show_failure(outcome: Outcome) -> None:
 
 
 def saved_step(experiment_dir: Path) -> int:
-    """The step of the newest complete checkpoint, 0 without one."""
-    link = experiment_dir / "checkpoints" / "latest"
-    return int(link.readlink().name.partition("=")[2]) if link.is_symlink() else 0
+    """The step of the newest complete checkpoint, 0 without one that can be seen."""
+    try:
+        name = (experiment_dir / "checkpoints" / "latest").readlink().name
+    except OSError:
+        return 0
+    step = name.partition("=")[2]
+    return int(step) if step.isdecimal() else 0

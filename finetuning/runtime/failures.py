@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import msgspec
 
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError, RunError
+from finetuning.files.documents import read_json
 from finetuning.i18n import t
 
 # What gloo, NCCL and the store say on ranks that wait for one that is gone.
@@ -82,9 +86,26 @@ def first_failure(logs: Path) -> dict[str, Any] | None:
 
     Where a rank was killed it comes first, because it could not report at once.
     """
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in logs.glob("rank_*.error.json")]
+    records = [_read_record(file) for file in logs.glob("rank_*.error.json")]
     order = ("killed", "own", "echo")
-    return min(records, key=lambda record: (order.index(record.get("kind", "own")), record["time"]), default=None)
+    return min(records, key=lambda record: (order.index(record["kind"]), record["time"]), default=None)
+
+
+class _Record(msgspec.Struct):
+    rank: int
+    time: float
+    message: str
+    kind: Literal["killed", "own", "echo"] = "own"
+    traceback: str = ""
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        return msgspec.structs.asdict(read_json(file, _Record))
+    except (InputError, FileNotFoundError) as error:  # that it is there says that a rank has failed
+        rank = re.search(r"\d+", file.name)
+        message = t("it has left no readable error ({reason})", reason=error)
+        return {"rank": int(rank[0]) if rank else 0, "time": 0.0, "message": message, "kind": "echo"}
 
 
 def clear_failures(logs: Path) -> None:

@@ -4,39 +4,63 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from finetuning.errors import InputError
+from finetuning.files.documents import as_schema, parse_json, read_text
 from finetuning.i18n import t
 
 STATUS_FILE = "status.json"
 UPDATE_INTERVAL_S = 1.0
+MAX_STATUS_BYTES = 2**20
 
 QUEUED, STARTING, RUNNING, STOPPED, FINISHED, FAILED = "queued", "starting", "running", "stopped", "finished", "failed"
 LIVE_STATES = (QUEUED, STARTING, RUNNING)
+
+
+class _Facts(msgspec.Struct):
+    """Those that other commands go by; the file may be of another user, or damaged."""
+
+    state: str
+    updated_at: str = ""
+    reason: str | None = None
+    step: int = 0
+    max_steps: int | None = None
+    train_loss: float | None = None
+    job_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+([_+][0-9]+)?$")] | None = None  # Slurm's commands are given it
+    launcher_pid: Annotated[int, msgspec.Meta(ge=1)] | None = None  # gets signals
+    host: str | None = None
+    restarts: int = 0
 
 
 def read_status(experiment_dir: Path) -> dict[str, Any]:
     """The last status, empty when there is none.
 
     Raises:
-        InputError: somebody else has written to the file.
+        InputError: it cannot be read, or somebody else has written to the file.
     """
     file = experiment_dir / STATUS_FILE
     try:
-        status = json.loads(file.read_text(encoding="utf-8"))
+        text = read_text(file, MAX_STATUS_BYTES)
     except FileNotFoundError:
         return {}
-    except ValueError:
-        status = None
-    if not isinstance(status, dict):
-        raise InputError(t("{file}: not a status; remove the file, it is written anew", file=file))
-    return status
+    try:
+        status = parse_json(text, file)
+        as_schema(status, _Facts, file)
+    except InputError as error:
+        raise InputError(t("{problem}; remove the file, it is written anew", problem=error)) from None
+    return dict(status)
 
 
 def write_status(experiment_dir: Path, state: str, **facts: Any) -> None:
-    """Sets the state and updates the given facts; earlier facts stay."""
-    status = {**read_status(experiment_dir), "state": state, "updated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+    """Sets the state and updates the given facts; earlier facts stay, unless the file is damaged."""
+    try:
+        before = read_status(experiment_dir)
+    except InputError:  # no reason to end a run
+        before = {}
+    status = {**before, "state": state, "updated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
     temporary = experiment_dir / f".{STATUS_FILE}-{os.getpid()}"
     temporary.write_text(json.dumps(status, indent=1, ensure_ascii=False), encoding="utf-8")
     temporary.replace(experiment_dir / STATUS_FILE)

@@ -93,3 +93,16 @@ def test_failures_of_an_earlier_run_are_cleared(tmp_path: Path) -> None:
 def test_the_record_is_plain_json(tmp_path: Path) -> None:
     write_failure(tmp_path, 3, RunError("記憶體不足"), None)
     assert json.loads((tmp_path / "rank_3.error.json").read_text(encoding="utf-8"))["message"] == "記憶體不足"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"rank": "x"}', '{"rank": 1, "time": 1, "message": "m", "kind": "new"}'])
+def test_a_damaged_failure_is_one_all_the_same_but_after_those_that_can_be_read(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rank_3.error.json").write_text(text, encoding="utf-8")
+    failure = first_failure(tmp_path)
+    assert failure is not None
+    assert failure["rank"] == 3
+    assert failure["message"].startswith(f"it has left no readable error ({tmp_path}/rank_3.error.json: ")
+    write_failure(tmp_path, 0, RunError("the cause"), None)
+    failure = first_failure(tmp_path)
+    assert failure is not None
+    assert failure["message"] == "the cause"

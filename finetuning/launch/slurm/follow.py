@@ -6,7 +6,7 @@ from typing import TextIO
 
 from rich.console import Console
 
-from finetuning.i18n import t
+from finetuning.i18n import printable, t
 from finetuning.launch.slurm.job import FORGOTTEN, UNREACHABLE, JobState, job_state
 
 POLL_INTERVAL_S = 0.5
@@ -61,7 +61,8 @@ class Tail:
         whole = new[: new.rfind(b"\n") + 1]
         self.position += len(whole)
         self.seen_any = self.seen_any or bool(whole)
-        self.output.write(whole.decode(errors="replace"))
+        text = whole.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
+        self.output.write(printable(text))
         self.output.flush()
         return bool(whole)
 

@@ -87,7 +87,7 @@ def job_state(job_id: str) -> JobState:
 def parse_job(text: str) -> JobState:
     """The fields of `scontrol show job --oneliner`."""
     fields = dict(re.findall(r"(?:^| )(JobState|Reason|NodeList|Restarts)=(\S*)", text))
-    reason = "" if fields["Reason"] == "None" else fields["Reason"]
+    reason = fields.get("Reason", "None").removeprefix("None")
     nodes = fields.get("NodeList", "").replace("(null)", "")
     return JobState(fields["JobState"], reason, nodes, int(fields.get("Restarts", 0)))
 
