@@ -19,8 +19,11 @@ PEFT_PREFIX = "base_model.model."
 
 
 def load_reference(folder: Path) -> transformers.LlamaForCausalLM:
-    """transformers' own Llama in float32."""
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    """transformers' own Llama in float64, but for the norms, which it rounds to float32.
+
+    "sdpa" because its "eager" attention rounds the softmax to float32 as well.
+    """
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
     return model.train()
 
 
@@ -29,14 +32,19 @@ def load_peft_reference(folder: Path, adapter: Path) -> peft.PeftModel:
 
 
 def write_random_adapter(model_folder: Path, folder: Path, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
-    """A PEFT adapter whose B is not zero, so that the gradients of A are not zero either."""
+    """A PEFT adapter whose B is not zero, so that the gradients of A are not zero either.
+
+    B is small, as it is after training: one that outweighs the base makes attention choose between single tokens, and
+    rounding grows a hundredfold on the way through.
+    """
     settings = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), task_type="CAUSAL_LM")
     model = peft.get_peft_model(load_reference(model_folder), settings)
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_" in name:
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
+                spread = 0.02 if ".lora_B." in name else parameter.shape[1] ** -0.5
+                parameter.normal_(0, spread, generator=generator)
     model.save_pretrained(folder)
 
 
@@ -44,7 +52,7 @@ def summed_loss(model: torch.nn.Module, split: TokenizedSplit, sample: int) -> T
     """Sum of the cross-entropies of one sample's answer tokens."""
     array, trained = split.sample(sample)
     tokens = torch.from_numpy(array.astype(np.int64))
-    logits = model(input_ids=tokens[None, :-1]).logits[0].float()
+    logits = model(input_ids=tokens[None, :-1]).logits[0].double()
     answer = torch.from_numpy(np.array(trained[1:]))
     return F.cross_entropy(logits[answer], tokens[1:][answer], reduction="sum")
 

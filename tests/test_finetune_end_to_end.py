@@ -21,6 +21,7 @@ from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.runtime.status import read_status
 from finetuning.training.metrics import COLUMNS, read_metrics
+from tests.closeness import ROUNDING
 from tests.commands import Command, finetune, is_training, steps_done
 from tests.references import load_reference, summed_loss
 
@@ -123,7 +124,7 @@ def test_the_exported_model_has_the_test_loss_of_results_in_plain_transformers(u
     with torch.no_grad():
         total = sum(summed_loss(model, split, sample).item() for sample in range(len(split)))
     found = json.loads((uninterrupted.folder / "results" / "test.json").read_text(encoding="utf-8"))
-    assert found["loss"] == pytest.approx(total / int(split.answer_tokens.sum()), rel=1e-5)
+    assert found["loss"] == pytest.approx(total / int(split.answer_tokens.sum()), rel=ROUNDING)
     assert found["samples"] == len(split) == 4
     assert found["step"] == MAX_STEPS
 

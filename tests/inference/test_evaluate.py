@@ -12,6 +12,7 @@ from finetuning.inference import evaluate
 from finetuning.inference.evaluate import mean_loss, sample_losses
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import read_samples
+from tests.closeness import ROUNDING
 from tests.references import load_reference
 
 pytestmark = pytest.mark.unit
@@ -36,5 +37,5 @@ def test_the_loss_of_each_sample_is_that_of_transformers(
             logits = reference(input_ids=row[None, :-1]).logits[0]
         expected.append(F.cross_entropy(logits[answer], row[1:][answer], reduction="sum").item())
     assert [item.line for item in found] == [sample.line for sample in samples]
-    assert [item.loss_sum for item in found] == pytest.approx(expected, rel=1e-5)  # float32
-    assert mean_loss(found) == pytest.approx(sum(expected) / sum(item.answer_tokens for item in found), rel=1e-5)
+    assert [item.loss_sum for item in found] == pytest.approx(expected, rel=ROUNDING)
+    assert mean_loss(found) == pytest.approx(sum(expected) / sum(item.answer_tokens for item in found), rel=ROUNDING)

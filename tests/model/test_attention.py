@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from finetuning.model.attention import Documents, document_attention, make_documents
+from tests.closeness import ROUNDING, assert_near
 
 pytestmark = pytest.mark.unit
 
@@ -40,10 +41,12 @@ def test_output_and_gradients_equal_a_masked_softmax(lengths: list[int], key_val
     expected = masked_softmax_attention(*copies, lengths)
     (expected * weights.double()).sum().backward()
 
-    # Some ten products of order 1 in float32.
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert_near(found, expected)
     for mine, reference in zip(inputs, copies, strict=True):
-        torch.testing.assert_close(mine.grad.double(), reference.grad, rtol=1e-5, atol=1e-5)
+        if reference.grad.count_nonzero():
+            assert_near(mine.grad, reference.grad)
+        else:  # documents of one token read their value, whatever query and key are
+            assert mine.grad.norm() < ROUNDING
 
 
 def test_a_document_does_not_see_the_others() -> None:
@@ -64,14 +67,14 @@ def test_a_token_does_not_see_later_ones() -> None:
         k[6:] += 1
         v[6:] -= 1
     after = document_attention(q, k, v, make_documents([9]))
-    torch.testing.assert_close(before[:6], after[:6])
+    assert_near(before[:6], after[:6])
     assert not torch.isclose(before[6:], after[6:]).all(-1).any()
 
 
 def test_a_document_of_one_token_is_its_own_value() -> None:
     q, k, v = random_inputs(3, heads=4, key_value_heads=2)
     out = document_attention(q, k, v, make_documents([1, 1, 1]))
-    torch.testing.assert_close(out, v.repeat_interleave(2, dim=1))
+    assert_near(out, v.repeat_interleave(2, dim=1))
 
 
 def test_moving_documents_keeps_the_extent_on_the_cpu() -> None:

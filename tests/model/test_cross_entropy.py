@@ -7,6 +7,7 @@ from torch import Tensor
 
 from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_trained, linear_cross_entropy_sum
 from finetuning.model.kernels.ops import quantise_columns
+from tests.closeness import ROUNDING, assert_near
 
 pytestmark = pytest.mark.unit
 
@@ -20,16 +21,12 @@ LENGTHS = {
 }
 every_length = pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS.keys())
 
-# The reference is float64. Sums of thousands of float32 terms of order 1 are right to about 1e-6 of their size; entries of
-# the weight gradient that nearly cancel keep an absolute error of some 1e-4 of 5000 summands.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-4}
-
 
 @every_length
 def test_the_sum_equals_that_of_whole_logits(length: int) -> None:
     hidden, weight, labels = random_inputs(length)
     assert linear_cross_entropy_sum(hidden, weight, labels).item() == pytest.approx(
-        reference(hidden.double(), weight.double(), labels).item(), rel=1e-5
+        reference(hidden.double(), weight.double(), labels).item(), rel=ROUNDING
     )
 
 
@@ -39,8 +36,8 @@ def test_the_gradients_equal_those_of_whole_logits(length: int) -> None:
     labels[1::3] = IGNORED_LABEL
     linear_cross_entropy_sum(hidden, weight, labels).backward()
     expected_hidden, expected_weight = reference_gradients(hidden, weight, labels)
-    torch.testing.assert_close(hidden.grad.double(), expected_hidden, **TOLERANCE)
-    torch.testing.assert_close(weight.grad.double(), expected_weight, **TOLERANCE)
+    assert_near(hidden.grad, expected_hidden)
+    assert_near(weight.grad, expected_weight)
 
 
 @pytest.mark.parametrize("scale", [1 / 3, -2.0, 1e-6, 1e4])
@@ -48,8 +45,8 @@ def test_the_gradients_carry_the_factor_that_the_loss_is_multiplied_by(scale: fl
     hidden, weight, labels = random_inputs(100)
     (linear_cross_entropy_sum(hidden, weight, labels) * scale).backward()
     expected_hidden, expected_weight = reference_gradients(hidden, weight, labels)
-    torch.testing.assert_close(hidden.grad.double() / scale, expected_hidden, **TOLERANCE)
-    torch.testing.assert_close(weight.grad.double() / scale, expected_weight, **TOLERANCE)
+    assert_near(hidden.grad / scale, expected_hidden)
+    assert_near(weight.grad / scale, expected_weight)
 
 
 @pytest.mark.parametrize("ignored", [slice(0, 0), slice(1, None, 3), slice(None)], ids=["none", "a third", "all"])
@@ -89,7 +86,7 @@ def test_a_frozen_head_still_passes_the_gradient_on() -> None:
     weight.requires_grad_(False)
     linear_cross_entropy_sum(hidden, weight, labels).backward()
     assert weight.grad is None
-    torch.testing.assert_close(hidden.grad.double(), reference_gradients(hidden, weight, labels)[0], **TOLERANCE)
+    assert_near(hidden.grad, reference_gradients(hidden, weight, labels)[0])
 
 
 def test_a_head_alone_can_be_trained() -> None:
@@ -97,7 +94,7 @@ def test_a_head_alone_can_be_trained() -> None:
     hidden.requires_grad_(False)
     linear_cross_entropy_sum(hidden, weight, labels).backward()
     assert hidden.grad is None
-    torch.testing.assert_close(weight.grad.double(), reference_gradients(hidden, weight, labels)[1], **TOLERANCE)
+    assert_near(weight.grad, reference_gradients(hidden, weight, labels)[1])
 
 
 def test_without_gradients_the_same_sum_comes_out() -> None:
@@ -159,6 +156,6 @@ def test_with_a_head_in_fp8_the_loss_is_the_same_and_the_gradient_differs_by_its
     (expected,) = torch.autograd.grad(plain, hidden)
     in_fp8 = linear_cross_entropy_sum(hidden, weight.detach(), labels, quantise_columns(weight.detach()))
     (found,) = torch.autograd.grad(in_fp8, hidden)
-    assert in_fp8.item() == pytest.approx(plain.item(), rel=1e-7)
+    assert in_fp8.item() == pytest.approx(plain.item(), rel=ROUNDING)
     # e4m3 is off by at most 1/16 and by 1/40 on average, and the errors of the vocabulary partly cancel.
     assert 1e-3 * expected.norm() < (found - expected).norm() < 0.05 * expected.norm()

@@ -12,6 +12,7 @@ from torch import Tensor
 from finetuning.model.attention import make_documents
 from finetuning.model.cross_entropy import IGNORED_LABEL
 from finetuning.model.llama import Llama
+from tests.closeness import assert_all_near, assert_near
 
 pytestmark = pytest.mark.unit
 
@@ -29,10 +30,6 @@ VARIANTS = {
 }  # fmt: skip
 every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 
-# float32 has a relative precision of 6e-8; logits and gradients of these models are of order 1 and sums of some hundred
-# products, in another order than transformers'.
-TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
-
 MakePair = Callable[..., tuple[Llama, transformers.LlamaForCausalLM]]
 
 
@@ -41,7 +38,7 @@ def test_logits_equal_those_of_transformers(make_pair: MakePair, settings: dict)
     ours, theirs = make_pair(**settings)
     tokens = random_tokens(24)
     with torch.no_grad():
-        torch.testing.assert_close(run_packed(ours, tokens, [24]), theirs(tokens).logits, **TOLERANCE)
+        assert_near(run_packed(ours, tokens, [24]), theirs(tokens).logits)
 
 
 @every_variant
@@ -54,9 +51,7 @@ def test_every_gradient_equals_that_of_transformers(make_pair: MakePair, setting
     logits = theirs(tokens).logits
     F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").backward()
 
-    expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], **TOLERANCE, msg=lambda text, name=name: f"{name}: {text}")
+    assert_all_near(gradients(ours), gradients(theirs))
 
 
 @every_variant
@@ -70,7 +65,7 @@ def test_a_row_longer_than_the_original_context_equals_transformers(make_pair: M
     ours, theirs = make_pair()
     tokens = random_tokens(200)
     with torch.no_grad():
-        torch.testing.assert_close(run_packed(ours, tokens, [200]), theirs(tokens).logits, **TOLERANCE)
+        assert_near(run_packed(ours, tokens, [200]), theirs(tokens).logits)
 
 
 def test_packed_documents_give_the_logits_of_separate_ones_wherever_the_boundaries_are(make_pair: MakePair) -> None:
@@ -80,7 +75,7 @@ def test_packed_documents_give_the_logits_of_separate_ones_wherever_the_boundari
         for lengths in all_splits(6):
             parts = [run_packed(ours, part, [part.shape[1]]) for part in tokens.split(lengths, dim=1)]
             packed = run_packed(ours, tokens, lengths)
-            torch.testing.assert_close(packed, torch.cat(parts, 1), **TOLERANCE, msg=lambda text, at=lengths: f"{at}: {text}")
+            assert_near(packed, torch.cat(parts, 1), str(lengths))
 
 
 def test_packed_documents_give_the_gradients_of_separate_ones(make_pair: MakePair) -> None:
@@ -90,13 +85,12 @@ def test_packed_documents_give_the_gradients_of_separate_ones(make_pair: MakePai
     labels[:, ::3] = IGNORED_LABEL
 
     run_packed(ours, tokens, lengths, labels).backward()
-    packed = {name: parameter.grad for name, parameter in ours.named_parameters()}
+    packed = gradients(ours)
     ours.zero_grad(set_to_none=True)
     for part, part_labels in zip(tokens.split(lengths, 1), labels.split(lengths, 1), strict=True):
         run_packed(ours, part, [part.shape[1]], part_labels).backward()  # gradients add up
 
-    for name, parameter in ours.named_parameters():
-        torch.testing.assert_close(packed[name], parameter.grad, **TOLERANCE)
+    assert_all_near(packed, gradients(ours))
 
 
 def test_with_labels_the_sum_of_the_cross_entropies_of_the_trained_positions_comes_back(make_pair: MakePair) -> None:
@@ -109,14 +103,14 @@ def test_with_labels_the_sum_of_the_cross_entropies_of_the_trained_positions_com
         found = run_packed(ours, tokens, [24], labels)
     assert found.shape == ()
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert_near(found, expected)
 
 
 def test_at_positions_the_logits_of_these_positions_come_back_in_the_order_asked_for(make_pair: MakePair) -> None:
     ours, _ = make_pair()
     tokens, at = random_tokens(12), torch.tensor([11, 0, 4])
     with torch.no_grad():
-        torch.testing.assert_close(run_packed(ours, tokens, [5, 7], at=at), run_packed(ours, tokens, [5, 7])[:, at])
+        assert_near(run_packed(ours, tokens, [5, 7], at=at), run_packed(ours, tokens, [5, 7])[:, at])
 
 
 def test_a_tied_head_has_no_weight_of_its_own_and_trains_the_embedding_from_both_ends(make_pair: MakePair) -> None:
@@ -154,6 +148,12 @@ def all_splits(total: int) -> list[list[int]]:
         ends = [position for position, cut in enumerate(cuts, start=1) if cut] + [total]
         splits.append([end - start for start, end in zip([0, *ends], ends, strict=False)])
     return splits
+
+
+def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in found.values())
+    return found
 
 
 def shapes(model: torch.nn.Module) -> list[tuple[str, tuple[int, ...]]]:

@@ -25,6 +25,7 @@ from finetuning.formats.recognize import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from finetuning.model.attention import make_documents
 from finetuning.training.optimizer import build_optimizer, optimizer_state
+from tests.closeness import assert_near
 from tests.models import build
 from tests.processes import run_processes
 from tests.references import load_reference, write_random_adapter
@@ -106,7 +107,7 @@ def test_every_kind_of_adapter_is_merged_as_peft_does(tiny_model: Path, tmp_path
     generator = torch.Generator().manual_seed(3)
     for name, parameter in model.named_parameters():
         if ".lora_A." in name or ".lora_B." in name:
-            parameter.data.normal_(0, 0.2, generator=generator)
+            parameter.data.normal_(0, 0.1, generator=generator)
         elif "magnitude" in name:
             parameter.data.mul_(1.5)
     model.save_pretrained(tmp_path)
@@ -119,13 +120,13 @@ def test_every_kind_of_adapter_is_merged_as_peft_does(tiny_model: Path, tmp_path
     assert isinstance(source, MergedSource) and stored.adapter is not None and not stored.base_is_checked
     for name in source.shapes():
         ours = torch.cat((source.read(name, 0, 7), source.read(name, 7)))
-        torch.testing.assert_close(ours, theirs[name], rtol=0, atol=1e-6)  # float32, weights below 1
+        assert_near(ours, theirs[name], name)
     net = load_net(stored.base, torch.device("cpu"), torch.float32)
     attach_adapter(net, stored.adapter)  # beside the weights, as evaluate, generate and chat use it
     places = torch.arange(len(tokens))
     with torch.no_grad():
         beside = net(tokens[None], places[None], make_documents([len(tokens)]), at_S=places)[0]
-    torch.testing.assert_close(beside, expected, rtol=0, atol=1e-4 * expected.abs().max().item())  # float32
+    assert_near(beside, expected)
 
 
 @pytest.fixture

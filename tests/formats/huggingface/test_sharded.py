@@ -21,6 +21,7 @@ from finetuning.model.blocks.frozen_linear import SmallFp8Matrix
 from finetuning.model.blocks.low_memory_block import LeastBlock
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import base_parameters, build_model
+from tests.closeness import assert_near
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_reference
@@ -69,7 +70,7 @@ def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tens
 @pytest.mark.parametrize("fp8", [False, True])
 def test_with_the_least_memory_every_weight_is_filled_once(tiny_model: Path, fp8: bool) -> None:
     (found,) = run_processes(1, weights_of_the_least_memory, tiny_model, fp8)
-    expected = load_reference(tiny_model).state_dict()
+    expected = load_reference(tiny_model).float().state_dict()
     if fp8:
         layer = "model.layers.1.self_attn"
         joint = torch.cat([expected[f"{layer}.{name}_proj.weight"] for name in "qkv"])
@@ -81,7 +82,7 @@ def test_with_the_least_memory_every_weight_is_filled_once(tiny_model: Path, fp8
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_process_count_reads_the_stored_weights_bit_for_bit(tiny_model: Path, world_size: int) -> None:
-    expected = load_reference(tiny_model).state_dict()
+    expected = load_reference(tiny_model).float().state_dict()
     for found in run_processes(world_size, weights_in_memory, tiny_model):
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
@@ -94,12 +95,11 @@ def test_transformers_loads_the_export_and_computes_our_logits(
 ) -> None:
     base = tiny_tied_model if tied else tiny_model
     ours, weights = run_processes(2, load_change_and_export, base, tmp_path / "export", None, shard_bytes)[0]
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export", dtype=torch.float64).eval()
     with torch.no_grad():
         theirs = model(input_ids=TOKENS[None]).logits[0]
-    # float32, two implementations
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4 * theirs.abs().max().item())
-    assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())
+    assert_near(ours, theirs)
+    assert all(torch.equal(model.state_dict()[name].float(), value) for name, value in weights.items())
     files = sorted(path.name for path in (tmp_path / "export").glob("*.safetensors"))
     assert len(files) == 1 if shard_bytes == safetensors_files.SHARD_BYTES else len(files) > 2
     assert all((tmp_path / "export" / name).stat().st_size < 2 * shard_bytes for name in files)

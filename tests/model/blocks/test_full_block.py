@@ -8,6 +8,7 @@ import torch
 from finetuning.model.attention import make_documents
 from finetuning.model.blocks.full_block import Accumulation, FusedTrainedBlock
 from finetuning.model.llama import Block
+from tests.closeness import assert_all_near
 
 pytestmark = pytest.mark.unit
 
@@ -21,9 +22,7 @@ def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Cal
     plain = run(block, block, rows=2)
     fused = run(block, FusedTrainedBlock(block, fp8=False, keep_all=keep_all, gathered=gathered), rows=2)
     assert len(plain) == 2 + 7 + 2  # output and input, linear layers, norms
-    for name, expected in plain.items():
-        # float32: the two orders of summation differ by a few roundings
-        assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+    assert_all_near(fused, plain)
 
 
 @pytest.mark.parametrize("keep_all", [True, False])
@@ -32,8 +31,7 @@ def test_positions_that_nothing_reads_are_left_out_after_the_attention(make_pair
     plain = run(block, lambda *inputs: block(*inputs)[:, at], rows=2)
     fused = FusedTrainedBlock(block, fp8=False, keep_all=keep_all)
     found = run(block, lambda *inputs: fused(*inputs, at), rows=2)
-    for name, expected in plain.items():
-        assert (found[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+    assert_all_near(found, plain)
 
 
 def test_gradients_of_the_next_step_start_from_zero(make_pair: Callable) -> None:
@@ -58,8 +56,7 @@ def test_gradients_stay_with_the_block_until_the_last_row_of_a_step(make_pair: C
 
     found = run(block, forward, rows=3)
     assert seen == [True, True, True]
-    for name, value in expected.items():
-        assert (found[name] - value).abs().max() < 1e-5 * value.abs().max(), name
+    assert_all_near(found, expected)
 
 
 def test_with_fp8_products_gradients_keep_their_direction(make_pair: Callable) -> None:

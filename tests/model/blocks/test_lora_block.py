@@ -9,6 +9,7 @@ from finetuning.model.attention import make_documents
 from finetuning.model.blocks.lora_block import FusedBlock, can_fuse
 from finetuning.model.llama import Block, Llama, rope_tables
 from finetuning.model.lora import add_lora
+from tests.closeness import assert_all_near
 from tests.model.conftest import randomise
 
 pytestmark = pytest.mark.unit
@@ -20,17 +21,14 @@ ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable, keep_all: bool) -> None:
     model = lora_model(make_pair)
     plain, fused = run(model, False), run(model, True, keep_all=keep_all)
-    for name, expected in plain.items():
-        # float32: the two orders of summation differ by a few roundings
-        assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+    assert_all_near(fused, plain)
 
 
 @pytest.mark.parametrize("keep_all", [True, False])
 def test_positions_that_nothing_reads_are_left_out_after_the_attention(make_pair: Callable, keep_all: bool) -> None:
     model, at = lora_model(make_pair), torch.tensor([0, 3, 4, 10])
     plain, fused = run(model, False, at=at), run(model, True, keep_all=keep_all, at=at)
-    for name, expected in plain.items():
-        assert (fused[name] - expected).abs().max() < 1e-5 * expected.abs().max(), name
+    assert_all_near(fused, plain)
 
 
 def test_with_fp8_weights_the_gradients_of_adapters_keep_their_direction(make_pair: Callable) -> None:
