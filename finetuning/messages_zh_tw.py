@@ -227,13 +227,53 @@ MESSAGES: dict[str, str] = {
     # finetuning/checkpoint
     "{folder}: {name} is {value!r}; only {supported!r} is supported": "{folder}：{name} 是 {value!r}；只支援 {supported!r}",
     "{folder}: holds no adapter {name}": "{folder}：沒有 adapter {name}",
-    "{file}: not an index of weight files; download it again": "{file}：不是權重檔的索引；請重新下載",
     "nothing": "無",
     "{path}: weight file {missing} is missing (other weight files: {other}); weights must be in safetensors format": (
         "{path}：缺少權重檔 {missing}（其他權重檔：{other}）；權重必須是 safetensors 格式"
     ),
     "{file}: cannot read the weights: {error}": "{file}：無法讀取權重：{error}",
     "{name} should be {wanted}, found {found}": "{name} 應為 {wanted}，實際為 {found}",
+    "{path}: holds two models, {single} and the {count} files that {index} names; transformers reads the first. "
+    "Move the one that is not meant away": (
+        "{path}：裡面有兩個模型，{single} 以及 {index} 列出的 {count} 個檔案；transformers 會讀前者。請移走不要的那一個"
+    ),
+    "{file}: names {name}, which is no safetensors file": "{file}：列出了 {name}，但它不是 safetensors 檔案",
+    "{path}: {name} is in {first} and in {second}; move the file that is not meant away": (
+        "{path}：{first} 與 {second} 都有 {name}；請移走不要的檔案"
+    ),
+    "a header of {size} MiB": "檔頭有 {size} MiB",
+    "{file}: {name} is stored as {dtype} ({count} of {total} weights are no plain numbers). Quantized weights are not read; "
+    "give the model that they were made from, with weights in {known}": (
+        "{file}：{name} 以 {dtype} 儲存（{total} 個權重中有 {count} 個不是一般數值）。無法讀取量化後的權重；"
+        "請改給量化前的原始模型，其權重的 dtype 為 {known}"
+    ),
+    "{layers} layers, and {count} tensors": "設定為 {layers} 層，檔案裡卻只有 {count} 個張量",
+    "{path}: holds weights that a Llama does not have: {names}. What they do would be lost; give the model that was meant, "
+    "or save it without them": (
+        "{path}：含有 Llama 所沒有的權重：{names}。它們的作用會遺失；請改給正確的模型，或另存成不含這些權重的模型"
+    ),
+    "{file}: says that {name} is in {named}, but it is in {found}; index and weight files are not of one save": (
+        "{file}：記載 {name} 在 {named}，實際上卻在 {found}；索引與權重檔並非同一次儲存的結果"
+    ),
+    "{path}: config.json says tie_word_embeddings, but {head} and {table} are both there and differ. Set "
+    "tie_word_embeddings to false, or remove the one that is not meant": (
+        "{path}：config.json 設了 tie_word_embeddings，但 {head} 與 {table} 都存在而且內容不同。"
+        "請把 tie_word_embeddings 設為 false，或移除不要的那一個"
+    ),
+    "not usable": "無法使用",
+    "{file}: alpha_pattern {pattern!r} is not understood; name the layers": (
+        "{file}：無法理解 alpha_pattern {pattern!r}；請直接寫出層的名稱"
+    ),
+    "a finite number": "有限的數字",
+    "between {least} and {most}": "介於 {least} 與 {most} 之間",
+    "{folder}: {settings} names the layers {named}, but {weights} holds {stored}": (
+        "{folder}：{settings} 列出的層是 {named}，但 {weights} 裡是 {stored}"
+    ),
+    "{folder}: holds no {file}": "{folder}：裡面沒有 {file}",
+    "{folder}: holds what this run would not use: {names}": "{folder}：含有這次訓練用不到的內容：{names}",
+    "{file}: {heads} attention heads of {size} do not fit {groups} key/value heads and RoPE": (
+        "{file}：{heads} 個大小為 {size} 的注意力頭，與 {groups} 個 key/value 頭或 RoPE 不相容"
+    ),
     "{path}: the weights do not fit config.json: {shown}": "{path}：權重與 config.json 不符：{shown}",
     "{path}: not a complete checkpoint (no readable {file})": "{path}：不是完整的檢查點（沒有可讀的 {file}）",
     "not a complete checkpoint: {reason}": "不是完整的檢查點：{reason}",
@@ -1358,7 +1398,6 @@ MESSAGES: dict[str, str] = {
     "{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out": (
         "{folder}：adapter 是 --{name} {found}，但這次要求 {wanted}；請給相同的值，或不給"
     ),
-    "{file}: r and lora_alpha must be numbers": ("{file}：r 與 lora_alpha 必須是數字"),
     "{path}: is there already; give another folder, or remove it first": ("{path}：已經存在；請指定別的資料夾，或先移除它"),
     "{path}: cannot be made: {reason}": ("{path}：無法建立：{reason}"),
     "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}": ("{path}：需要 {needed:.1f} GiB，磁碟只剩 {free:.1f}"),
@@ -1395,7 +1434,6 @@ MESSAGES: dict[str, str] = {
     "{name}: holds {largest:.3g}, and float16 ends at 65504; give --dtype bfloat16 or float32": (
         "{name}：有 {largest:.3g}，而 float16 最大只到 65504；請給 --dtype bfloat16 或 float32"
     ),
-    "{file}: {name} is stored as {dtype}; only {known} can be read": ("{file}：{name} 以 {dtype} 儲存；只能讀取 {known}"),
     "{folder}: the chat template is not the one that the model was trained with (hash {found}, in "
     "training {trained}). In training: {before!r}; now: {now!r}. Put the trained one back": (
         "{folder}：聊天模板與訓練時不同（雜湊 {found}，訓練時 {trained}）。訓練時：{before!r}；現在：{now!r}。請"

@@ -58,4 +58,5 @@ def _lines(found: Inspection) -> list[tuple[str, str]]:
     lines.append((t("tokenizer"), found.tokenizer or t("none")))
     if found.base is not None:
         lines.append((t("base model"), found.base))
+    lines += [(t("not usable"), problem) for problem in found.problems]
     return lines

@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, open_checkpoint, run_of
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.gguf.header import GGUF_NAMES, is_gguf, read_gguf_header
 from finetuning.formats.gguf.weights import GgufModel
+from finetuning.formats.huggingface.files import DTYPE_OF_CODE, TensorHeader, read_header, read_headers
 from finetuning.formats.nemo.checkpoint import TOKENIZER_FILES, NemoCheckpoint, is_nemo, open_nemo
 from finetuning.formats.nemo.weights import model_keys
-from finetuning.formats.peft.adapter import read_settings
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
-from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE
+from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, read_settings
 from finetuning.formats.recognize import find_model_in
-from finetuning.formats.weight_source import DTYPES, HuggingFaceSource
+from finetuning.formats.weight_source import HuggingFaceSource
 from finetuning.i18n import t
 from finetuning.storage.dcp_reader import ShardedFiles
 
@@ -49,6 +48,7 @@ class Inspection:
     layout: Mapping[str, int] | None = None  # parallel degrees that it was saved with
     optimizer_states: bool = False
     base: str | None = None  # the model that an adapter or checkpoint goes back to
+    problems: tuple[str, ...] = ()  # why no command takes it
 
     @property
     def parameters(self) -> int:
@@ -107,22 +107,23 @@ def _nemo(checkpoint: NemoCheckpoint) -> Inspection:
 
 
 def _hugging_face(path: Path) -> Inspection:
-    source = HuggingFaceSource(path)
-    weights = {name: StoredWeight(tuple(shape), _name(source.dtype(name))) for name, shape in source.shapes().items()}
-    return Inspection(str(path), "Hugging Face", source.config, weights, tokenizer=_tokenizer(path))
+    source, model, problems = HuggingFaceSource(path), None, []
+    try:
+        model = source.config
+        assert source.headers
+    except InputError as error:
+        problems = error.problems
+    weights = _from_headers(read_headers(path))
+    return Inspection(str(path), "Hugging Face", model, weights, tokenizer=_tokenizer(path), problems=tuple(problems))
+
+
+def _from_headers(headers: Mapping[str, TensorHeader]) -> dict[str, StoredWeight]:
+    return {name: StoredWeight(header.shape, DTYPE_OF_CODE.get(header.dtype, header.dtype)) for name, header in headers.items()}
 
 
 def _adapter(path: Path) -> Inspection:
     settings = read_settings(path)
-    weights = {}
-    try:
-        with safe_open(str(path / ADAPTER_WEIGHTS_FILE), framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118
-                part = tensors.get_slice(name)
-                code = part.get_dtype()
-                weights[name] = StoredWeight(tuple(part.get_shape()), _name(DTYPES[code]) if code in DTYPES else code)
-    except (SafetensorError, OSError) as error:
-        raise InputError(t("{file}: cannot read the weights: {error}", file=path / ADAPTER_WEIGHTS_FILE, error=error)) from None
+    weights = _from_headers(read_header(path / ADAPTER_WEIGHTS_FILE))
     kind = f"PEFT {settings.get('peft_type', '?')}, r = {settings.get('r', '?')}"
     return Inspection(str(path), kind, None, weights, tokenizer=_tokenizer(path), base=settings.get("base_model_name_or_path"))
 

@@ -17,8 +17,9 @@ from finetuning.errors import InputError
 from finetuning.formats.gguf.header import is_gguf
 from finetuning.formats.gguf.weights import open_gguf
 from finetuning.formats.nemo.checkpoint import cache_folder, describe_nemo, is_nemo, nemo_source, open_nemo
-from finetuning.formats.peft.adapter import Adapter, MergedSource, checkpoint_adapter, read_adapter, read_settings
+from finetuning.formats.peft.adapter import Adapter, MergedSource, checkpoint_adapter, read_adapter
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE as ADAPTER_FILE
+from finetuning.formats.peft.files import read_settings
 from finetuning.formats.provenance import check_base, make_origin, read_origin
 from finetuning.formats.weight_source import CheckpointSource, HuggingFaceSource, WeightSource
 from finetuning.i18n import t
@@ -100,7 +101,7 @@ def open_model(path: Path, base: Path | None = None) -> StoredModel:
     if base is not None:
         raise InputError(t("--base {base}: {path} is a whole model and has none", base=base, path=path))
     source = HuggingFaceSource(path)
-    assert source.files
+    assert source.headers
     return StoredModel(path, HUGGING_FACE, source, path, None, read_origin(path), True)
 
 
@@ -135,7 +136,7 @@ def find_model_in(path: Path) -> Path:
 def named_base(path: Path) -> str | None:
     """The base model, folder or hub name, that an adapter or a checkpoint names; None: it names none, or needs none."""
     if (path / ADAPTER_FILE).is_file():
-        return read_settings(path).get("base_model_name_or_path")
+        return read_settings(path).get("base_model_name_or_path") or None
     if (path / INFO_FILE).is_file():
         origin = read_origin(path) or {}
         run = run_of(path)

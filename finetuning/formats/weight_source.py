@@ -4,6 +4,7 @@ Every tool that takes a model (export, merge, evaluate, generate) reads through 
 memory that does not grow with the model. Not for training, which reads straight into the sharded model.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -15,14 +16,19 @@ from torch import Tensor
 
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.files import check_weights, weight_files
+from finetuning.formats.huggingface.files import (
+    DTYPE_OF_CODE,
+    TensorHeader,
+    check_weights,
+    dtype_problems,
+    unreadable_dtypes,
+)
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
 from finetuning.storage.dcp_reader import ShardedFiles
+from finetuning.storage.file_parts import TensorTable
 
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-}  # fmt: skip
+DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_OF_CODE.items()}  # of safetensors
 
 
 class WeightSource(Protocol):
@@ -53,38 +59,28 @@ class HuggingFaceSource:
 
     @cached_property
     def config(self) -> LlamaConfig:
+        if problems := unreadable_dtypes(self.folder):  # says more than that config.json calls them quantized
+            raise InputError(problems)
         return read_llama_config(self.folder)
 
     @cached_property
-    def files(self) -> dict[str, Path]:
-        """Name -> the file that holds it.
+    def headers(self) -> dict[str, TensorHeader]:
+        """Name -> what its file says of it.
 
         Raises:
             InputError: a file is missing or unreadable, or its tensors do not fit config.json.
         """
-        check_weights(self.folder, self.config)
-        found: dict[str, Path] = {}
-        for file in weight_files(self.folder):
-            with safe_open(str(file), framework="pt") as tensors:
-                found |= dict.fromkeys(tensors.keys(), file)
-        return found
+        return check_weights(self.folder, self.config)
 
     def shapes(self) -> dict[str, torch.Size]:
-        assert self.files
+        assert self.headers
         return llama_shapes(self.config)
 
     def dtype(self, name: str) -> torch.dtype:
-        with safe_open(str(self.files[name]), framework="pt") as tensors:
-            stored = tensors.get_slice(name).get_dtype()
-        if stored not in DTYPES:
-            raise InputError(
-                t("{file}: {name} is stored as {dtype}; only {known} can be read", file=self.files[name], name=name,
-                  dtype=stored, known=", ".join(DTYPES))
-            )  # fmt: skip
-        return DTYPES[stored]
+        return DTYPES[self.headers[name].dtype]
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        file = self.files[name]
+        file = self.headers[name].file
         try:
             with safe_open(str(file), framework="pt") as tensors:
                 return tensors.get_slice(name)[start:stop]
@@ -120,6 +116,8 @@ class CheckpointSource:
         if wrong:
             shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
             raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.folder, shown=shown))
+        if problems := table_dtype_problems(self.files, [self.prefix + name for name in wanted]):
+            raise InputError(problems)
         return wanted
 
     def dtype(self, name: str) -> torch.dtype:
@@ -134,3 +132,8 @@ def llama_shapes(config: LlamaConfig) -> dict[str, torch.Size]:
     """Name -> shape of every weight of a model, in its order."""
     with torch.device("meta"):
         return {name: parameter.shape for name, parameter in Llama(config).named_parameters()}
+
+
+def table_dtype_problems(table: TensorTable, keys: Iterable[str]) -> list[str]:
+    """A message where weights of a table are no numbers as they stand."""
+    return dtype_problems({(table.where, key): str(table.dtype(key)).removeprefix("torch.") for key in keys})

@@ -15,7 +15,7 @@ from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.files import check_weights, fingerprint
+from finetuning.formats.huggingface.files import check_weights, fingerprint, unreadable_dtypes
 from finetuning.i18n import t
 from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model
@@ -129,11 +129,13 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
     model_path = model = None
     try:
         model_path = find_model(config.hf_model_id, token, with_weights=False)
+        is_here = Path(config.hf_model_id).is_dir()  # then the weights are checked with the rest
+        problems += unreadable_dtypes(model_path) if is_here else []
         model = read_llama_config(model_path)
-        if Path(config.hf_model_id).is_dir():  # what is here is checked with the rest
+        if is_here:
             check_weights(model_path, model)
     except InputError as error:
-        problems += error.problems
+        problems += [problem for problem in error.problems if problem not in problems]
         return model_path, model
     except OSError as error:
         problems.append(_file_problem(error, config.hf_model_id))

@@ -24,6 +24,8 @@ TYPES = {
     17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
     21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
 }  # fmt: skip
+MAX_DIMS = 4  # of a tensor, ggml's own
+MAX_BYTES = 2**26  # of a header: those of models with the largest vocabularies have a quarter
 LARGEST = 2**24  # entries, characters of a string; more than any model has
 ALIGNMENT = 32  # of the numbers of a tensor, where the file says nothing else
 # Settings of an architecture -> ours.
@@ -71,7 +73,7 @@ def read_gguf_header(file: Path) -> GgufHeader:
         with file.open("rb") as stream:
             header = _read(stream)
         _check_places(header, file.stat().st_size)
-    except (struct.error, ValueError, OverflowError) as error:
+    except (struct.error, ValueError, OverflowError, OSError) as error:
         raise InputError(t("{file}: cannot be read: {error}", file=file, error=error)) from None
     return header
 
@@ -86,15 +88,21 @@ def _read(stream: io.BufferedReader) -> GgufHeader:
     settings = {}
     for _ in range(num_settings):
         name = _string(stream)
+        if name in settings:
+            raise ValueError(f"{name} is set twice")
         settings[name] = _value(stream, _scalar(stream, "I"))
     places = []
     for _ in range(num_tensors):
-        name = _string(stream)
-        dims = [_scalar(stream, "Q") for _ in range(_scalar(stream, "I"))]
+        name, num_dims = _string(stream), _scalar(stream, "I")
+        if num_dims > MAX_DIMS:
+            raise ValueError(f"{name} has {num_dims} dimensions")
+        dims = [_scalar(stream, "Q") for _ in range(num_dims)]
         places.append((name, tuple(reversed(dims)), _scalar(stream, "I"), _scalar(stream, "Q")))
     alignment = settings.get("general.alignment", ALIGNMENT)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError(f"an alignment of {alignment}")
+    if len({name for name, *_ in places}) < len(places):
+        raise ValueError("two tensors have one name")
     begin = -(-stream.tell() // alignment) * alignment
     return GgufHeader(version, settings, {name: GgufTensor(shape, kind, begin + at) for name, shape, kind, at in places})
 
@@ -137,6 +145,8 @@ def _count(stream: io.BufferedReader) -> int:
     count = _scalar(stream, "Q")
     if count > LARGEST:
         raise ValueError(f"a count of {count}")
+    if stream.tell() > MAX_BYTES:
+        raise ValueError(f"a header of more than {MAX_BYTES // 2**20} MiB")
     return int(count)
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.files import INDEX_FILE, SINGLE_FILE, read_index
+from finetuning.files.documents import read_text
+from finetuning.formats.huggingface.files import INDEX_FILE, SINGLE_FILE, indexed_bytes, read_index
 from finetuning.i18n import t
 
 SHARD_BYTES = 4 * 2**30
@@ -85,11 +86,8 @@ def plan_files(tensors: dict[str, Stored], like: Path | None) -> FilePlan:
     """Spreads weights over files: as in the folder `like` where it holds just these, else at most SHARD_BYTES each."""
     index = like / INDEX_FILE if like is not None else None
     if index is not None and index.is_file():
-        text = index.read_text(encoding="utf-8")
-        known = json.loads(text)
-        total = sum(stored.size for stored in tensors.values())
-        same_size = known.get("metadata", {}).get("total_size") == total
-        weight_map = read_index(index)
+        text, weight_map = read_text(index), read_index(index)
+        same_size = indexed_bytes(index) == sum(stored.size for stored in tensors.values())
         if same_size and weight_map.keys() == tensors.keys():
             parts: dict[str, list[str]] = {}
             for name, file in weight_map.items():

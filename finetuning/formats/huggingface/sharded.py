@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from finetuning.formats.huggingface.files import INDEX_FILE
 from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, plan_files
-from finetuning.parallel.parallelize import ParallelLlama, base_tensors
+from finetuning.formats.load_sharded import load_source
+from finetuning.formats.weight_source import HuggingFaceSource
+from finetuning.parallel.parallelize import ParallelLlama
 
 ORIGIN_FILE = "finetuning.json"
 # Copied from the base model into every result.
@@ -30,8 +30,8 @@ COMPANIONS = (
 
 def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
     """Fills all weights but the adapters from a local folder; every rank must call it and reads its own slices."""
-    dcp.load(base_tensors(model), storage_reader=HuggingFaceStorageReader(str(model_path)))
-    model.base_loaded()
+    # Not by torch's HuggingFaceStorageReader (2.11-2.13): it takes every .safetensors in the folder, and the last one wins.
+    load_source(HuggingFaceSource(model_path), model)
 
 
 def export_model(

@@ -6,15 +6,16 @@ that Megatron-LM stores, or NeMo 1's `model_config.yaml`. Out: a `LlamaConfig`, 
 
 import dataclasses
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from finetuning.config.llama import LlamaConfig
+from finetuning.config.llama import MAX_LAYERS, MAX_SIZE, LlamaConfig
 from finetuning.config.rope import RopeScaling
 from finetuning.errors import InputError
+from finetuning.files.documents import MAX_BYTES, parse_yaml
 from finetuning.i18n import t
 from finetuning.storage.file_parts import FilePart
 
@@ -28,6 +29,7 @@ LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
     "seq_len_interpolation_factor": (None,), "rotary_seq_len_interpolation_factor": (None,), "window_size": (None,),
     "mtp_num_layers": (None,), "transformer_block_type": ("pre_ln",),
 }  # fmt: skip
+EXPONENT = re.compile(r"\d+(\.\d+)?[eE][+-]?\d+")
 LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # the numbers that Megatron-core has built in, but for the factor
 
 
@@ -37,11 +39,13 @@ def read_yaml(part: FilePart) -> dict[str, Any]:
     Raises:
         InputError: it is damaged, or holds something else.
     """
+    if part.length > MAX_BYTES:
+        raise InputError(t("{file}: larger than {most} MiB", file=part.path, most=MAX_BYTES // 2**20))
     try:
-        values = yaml.safe_load(part.read().decode("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise InputError(t("{file}: not valid YAML: {error}", file=part.path, error=reason)) from None
+        text = part.read().decode("utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InputError(t("{file}: not valid YAML: {error}", file=part.path, error=error)) from None
+    values = parse_yaml(text, part.path)
     if not isinstance(values, dict):
         raise InputError(t("{file}: holds no settings", file=part.path))
     return values
@@ -88,10 +92,11 @@ def llama_config(settings: Mapping[str, Any], rows: int, dtype: str, source: Pat
     if activation is not None and "silu" not in str(activation):
         problems.append(t("{file}: {name} is {value!r}; a Llama has {supported!r}", file=source, name="activation_func",
                           value=activation, supported="silu"))  # fmt: skip
-    sizes = {}
+    sizes: dict[str, int] = {}
     for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"):
+        most = MAX_LAYERS if name == "num_layers" else MAX_SIZE
         value = settings.get(name)
-        if not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
             problems.append(
                 t("{file}: {name} is {value!r}, but must be a positive whole number", file=source, name=name, value=value)
             )
@@ -100,24 +105,67 @@ def llama_config(settings: Mapping[str, Any], rows: int, dtype: str, source: Pat
     if problems:
         raise InputError(problems)
     heads = sizes["num_attention_heads"]
+    numbers = _Numbers(settings, source)
     grouped = settings.get("group_query_attention", True)
-    groups = (settings.get("num_query_groups") if grouped else None) or heads
-    vocabulary = settings.get("vocab_size")
-    return LlamaConfig(
-        vocab_size=vocabulary if isinstance(vocabulary, int) and 0 < vocabulary <= rows else rows,
+    config = LlamaConfig(
+        vocab_size=min(numbers.whole("vocab_size", default=rows), rows),
         hidden_size=sizes["hidden_size"],
         intermediate_size=sizes["ffn_hidden_size"],
         num_hidden_layers=sizes["num_layers"],
         num_attention_heads=heads,
-        num_key_value_heads=int(groups),
-        head_dim=int(settings.get("kv_channels") or sizes["hidden_size"] // heads),
-        rms_norm_eps=float(_first(settings, "layernorm_epsilon", "norm_epsilon") or 1e-5),
-        rope_theta=float(settings.get("rotary_base") or 10000.0),
-        rope_scaling=_rope_scaling(settings),
-        max_position_embeddings=int(_first(settings, "seq_length", "max_position_embeddings", "encoder_seq_length") or 8192),
+        num_key_value_heads=numbers.whole("num_query_groups", default=heads) if grouped else heads,
+        head_dim=numbers.whole("kv_channels", default=max(1, sizes["hidden_size"] // heads)),
+        rms_norm_eps=numbers.real("layernorm_epsilon", "norm_epsilon", default=1e-5),
+        rope_theta=numbers.real("rotary_base", default=10000.0),
+        rope_scaling=_rope_scaling(settings, numbers),
+        max_position_embeddings=numbers.whole("seq_length", "max_position_embeddings", "encoder_seq_length", default=8192),
         tie_word_embeddings=_is_tied(settings),
         dtype=dtype,
     )
+    if numbers.problems:
+        raise InputError(numbers.problems)
+    if heads % config.num_key_value_heads or config.head_dim % 2:
+        raise InputError(
+            t(
+                "{file}: {heads} attention heads of {size} do not fit {groups} key/value heads and RoPE",
+                file=source,
+                heads=heads,
+                size=config.head_dim,
+                groups=config.num_key_value_heads,
+            )
+        )
+    return config
+
+
+class _Numbers:
+    """Positive numbers out of settings, under the first of several names that is set; what is none becomes a problem."""
+
+    def __init__(self, settings: Mapping[str, Any], file: Path):
+        self.settings, self.file = settings, file
+        self.problems: list[str] = []
+
+    def whole(self, *names: str, default: int) -> int:
+        name, value = self._first(names, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= MAX_SIZE:
+            self.problems.append(
+                t("{file}: {name} is {value!r}, but must be a positive whole number", file=self.file, name=name, value=value)
+            )
+            return default
+        return value
+
+    def real(self, *names: str, default: float) -> float:
+        name, value = self._first(names, default)
+        if isinstance(value, str) and EXPONENT.fullmatch(value):  # YAML 1.1 reads 1e-5 as text
+            value = float(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            self.problems.append(
+                t("{file}: {name} is {value!r}, but must be a positive number", file=self.file, name=name, value=value)
+            )
+            return default
+        return float(value)
+
+    def _first(self, names: tuple[str, ...], default: float) -> tuple[str, Any]:
+        return next(((name, self.settings[name]) for name in names if self.settings.get(name) is not None), (names[0], default))
 
 
 def differences(stored: LlamaConfig, given: LlamaConfig) -> list[str]:
@@ -138,15 +186,17 @@ def differences(stored: LlamaConfig, given: LlamaConfig) -> list[str]:
     ]
 
 
-def _rope_scaling(settings: Mapping[str, Any]) -> RopeScaling | None:
+def _rope_scaling(settings: Mapping[str, Any], numbers: _Numbers) -> RopeScaling | None:
+    usual = LLAMA3_SCALING
     if settings.get("scale_factor") and settings.get("old_context_len"):  # NeMo 2
         return RopeScaling(
-            float(settings["scale_factor"]), float(settings.get("low_freq_factor", LLAMA3_SCALING.low_freq_factor)),
-            float(settings.get("high_freq_factor", LLAMA3_SCALING.high_freq_factor)), int(settings["old_context_len"]),
-        )  # fmt: skip
-    if _first(settings, "rope_scaling", "use_rope_scaling", "scale_positional_embedding"):
-        factor = settings.get("rope_scaling_factor")
-        return dataclasses.replace(LLAMA3_SCALING, factor=float(factor)) if factor else LLAMA3_SCALING
+            numbers.real("scale_factor", default=usual.factor),
+            numbers.real("low_freq_factor", default=usual.low_freq_factor),
+            numbers.real("high_freq_factor", default=usual.high_freq_factor),
+            numbers.whole("old_context_len", default=usual.original_max_position_embeddings),
+        )
+    if any(settings.get(name) for name in ("rope_scaling", "use_rope_scaling", "scale_positional_embedding")):
+        return dataclasses.replace(usual, factor=numbers.real("rope_scaling_factor", default=usual.factor))
     return None
 
 
@@ -154,7 +204,3 @@ def _is_tied(settings: Mapping[str, Any]) -> bool:
     if "untie_embeddings_and_output_weights" in settings:
         return not settings["untie_embeddings_and_output_weights"]
     return bool(settings.get("share_embeddings_and_output_weights", False))
-
-
-def _first(settings: Mapping[str, Any], *names: str) -> Any:
-    return next((settings[name] for name in names if settings.get(name) is not None), None)

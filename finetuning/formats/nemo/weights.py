@@ -16,6 +16,7 @@ from torch import Tensor
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.errors import InputError
+from finetuning.formats.weight_source import table_dtype_problems
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
 from finetuning.storage.file_parts import TensorTable
@@ -127,6 +128,8 @@ class MegatronSource:
         if wrong:
             shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
             raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.table.where, shown=shown))
+        if problems := table_dtype_problems(self.table, wanted):
+            raise InputError(problems)
         unknown = [key for key in model_keys(self.table) if key not in wanted]
         if unknown:
             shown = ", ".join(unknown[:3]) + (f", … ({len(unknown)})" if len(unknown) > 3 else "")

@@ -4,7 +4,6 @@ For one process: export, merge, evaluate and generate. Read are LoRA, also rank-
 with patterns of rank and alpha, for some layers only, and DoRA (Liu et al. 2024). What else PEFT can express is refused.
 """
 
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from torch import Tensor
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.errors import InputError
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from finetuning.formats.weight_source import WeightSource
+from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, read_adapter_header, read_settings
+from finetuning.formats.weight_source import WeightSource, table_dtype_problems
 from finetuning.i18n import t
 from finetuning.storage.dcp_reader import ShardedFiles
 
@@ -132,36 +131,14 @@ def read_adapter(folder: Path) -> Adapter:
     return Adapter(updates)
 
 
-def read_settings(folder: Path) -> dict[str, Any]:
-    """adapter_config.json.
-
-    Raises:
-        InputError: it is missing or not a JSON object.
-    """
-    file = folder / ADAPTER_CONFIG_FILE
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(t("{file}: cannot be read: {error}", file=file, error=error.strerror)) from None
-    except ValueError as error:
-        raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
-    if not isinstance(settings, dict):
-        raise InputError(t("{file}: not valid JSON: {error}", file=file, error=type(settings).__name__))
-    return settings
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of the adapter, by PEFT's names.
 
     Raises:
-        InputError: the file is missing or damaged.
+        InputError: the file is missing or damaged, or holds what is no plain number.
     """
+    read_adapter_header(folder)
     file = folder / ADAPTER_WEIGHTS_FILE
-    if not file.is_file():
-        there = ", ".join(sorted(path.name for path in folder.glob("*.bin"))) or t("nothing")
-        raise InputError(
-            t("{file} is missing (other weight files: {there}); weights must be in safetensors format", file=file, there=there)
-        )
     try:
         return load_file(str(file))
     except (SafetensorError, OSError) as error:
@@ -194,7 +171,13 @@ def unsupported_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
 
 
 def checkpoint_adapter(files: ShardedFiles, alpha: float, rank: int) -> Adapter:
-    """The adapters of a checkpoint that was trained with --peft lora."""
+    """The adapters of a checkpoint that was trained with --peft lora.
+
+    Raises:
+        InputError: a file is damaged, or holds what is no plain number.
+    """
+    if problems := table_dtype_problems(files, [key for key in files.tensors if ".lora_" in key and key.startswith("model.")]):
+        raise InputError(problems)
     updates = {}
     for key in files.tensors:
         if key.startswith("model.") and key.endswith(".lora_A.weight"):

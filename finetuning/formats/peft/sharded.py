@@ -13,13 +13,8 @@ from torch import Tensor
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.sharded import begin_folder, copy_companions, finish_folder
-from finetuning.formats.peft.adapter import (
-    PREFIX,
-    read_settings,
-    read_tensors,
-    unsupported_settings,
-)
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from finetuning.formats.peft.adapter import PREFIX, read_tensors, unsupported_settings
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_adapter_header, read_settings
 from finetuning.i18n import t
 from finetuning.model.lora import initial_adapter, is_adapter
 from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
@@ -90,12 +85,27 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
         "lora_alpha": math.isclose(found["lora_alpha"], config.lora_alpha, rel_tol=1e-6),  # rank-stabilised: a square root
         "lora_targets": sorted(found["lora_targets"]) == sorted(config.lora_targets),
     }
-    return [
+    different = [
         t("{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out",
           folder=folder, name=name, found=_shown(found[name]), wanted=_shown(wanted[name]))
         for name, is_same in same.items()
         if not is_same
     ]  # fmt: skip
+    if different:
+        return different
+    stored = _stored_targets(folder)
+    if stored != set(found["lora_targets"]):
+        return [
+            t(
+                "{folder}: {settings} names the layers {named}, but {weights} holds {stored}",
+                folder=folder,
+                settings=ADAPTER_CONFIG_FILE,
+                named=_shown(tuple(sorted(found["lora_targets"]))),
+                weights=ADAPTER_WEIGHTS_FILE,
+                stored=_shown(tuple(sorted(stored))),
+            )
+        ]
+    return []
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
@@ -107,13 +117,12 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
         InputError: a file is missing or damaged.
     """
     settings = read_settings(folder)
-    try:
-        rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(t("{file}: r and lora_alpha must be numbers", file=folder / ADAPTER_CONFIG_FILE)) from None
+    if settings.get("peft_type") != "LORA":
+        raise InputError(unsupported_settings(folder, settings))
+    rank, alpha = int(settings["r"]), float(settings["lora_alpha"])
     targets = settings.get("target_modules")
     if not isinstance(targets, list):  # "all-linear" or a pattern: what there is says it
-        targets = {name.split(".")[-3] for name in read_tensors(folder) if name.endswith(".lora_A.weight")}
+        targets = _stored_targets(folder)
     known = [target for target in LORA_TARGETS if target in targets]
     others = sorted(set(targets) - set(known))
     return {
@@ -127,13 +136,22 @@ def load_adapters(folder: Path, model: ParallelLlama) -> None:
     """Fills the adapters from a PEFT folder; every rank must call it.
 
     Raises:
-        InputError: the file lacks an adapter of this model.
+        InputError: the file lacks an adapter of this model, or holds more than that.
     """
     stored = read_tensors(folder)
-    for name, parameter in adapter_parameters(model).items():
+    wanted = [name for name in model.all_shapes() if is_adapter(name)]
+    for name in wanted:
         if PREFIX + name not in stored:
             raise InputError(t("{folder}: holds no adapter {name}", folder=folder, name=name))
+    if others := sorted(stored.keys() - {PREFIX + name for name in wanted}):
+        raise InputError(t("{folder}: holds what this run would not use: {names}", folder=folder, names=", ".join(others[:3])))
+    for name, parameter in adapter_parameters(model).items():
         fill(model.view(name, parameter.data), stored[PREFIX + name])
+
+
+def _stored_targets(folder: Path) -> set[str]:
+    """The linear layers that adapters are stored for, whatever the settings say."""
+    return {name.split(".")[-3] for name in read_adapter_header(folder) if name.endswith(".lora_A.weight")}
 
 
 def _shown(value: object) -> str:
