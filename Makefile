@@ -10,12 +10,15 @@ TINY_MODEL := examples/models/tiny-llama-3.1
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron llamacpp demo demo-introduction test check clean
+.PHONY: help venv megatron llamacpp demo demo-introduction test unit check fix resolve clean
 
 help:
 	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
 	@echo "make test    unit tests and multi-process tests, on the CPU"
+	@echo "make unit    only the unit tests: less than a minute"
 	@echo "make check   format, lint, types, import contracts"
+	@echo "make fix     format, and what lint can correct by itself"
+	@echo "make resolve  whether all extras install together with constraints.txt; installs nothing"
 	@echo "make venv    only the environment the others use, in $(VENV)"
 	@echo "make megatron  megatron-core for the tests that compare with it; without it they are skipped"
 	@echo "make llamacpp  llama.cpp for a slow test that compares with it (needs npm and git)"
@@ -51,15 +54,27 @@ demo-introduction:
 	@echo
 
 # One thread for each of a few processes: the dist tests start more processes of their own.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" \
-	  --numprocesses auto --maxprocesses 4 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not gpu and not slow" $(ARGS)
+
+unit: $(STAMP)
+	$(PYTEST) -m "unit and not gpu and not slow" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy finetuning
 	$(BIN)/lint-imports --no-logo
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix --exit-zero --quiet
+	$(BIN)/ruff format
+	$(BIN)/ruff check
+
+# torch is installed, so that only descriptions of packages are fetched.
+resolve: $(STAMP)
+	$(BIN)/python -m pip install --quiet --dry-run --constraint constraints.txt --editable '.[test,check,fa4,gguf,wandb,mlflow]'
 
 venv: $(STAMP)
 
