@@ -72,6 +72,43 @@ MESSAGES: dict[str, str] = {
         "同時記錄到此 Weights & Biases 專案（需要 wandb 套件）"
     ),
     "also log to this MLflow server (needs the mlflow package)": "同時記錄到此 MLflow 伺服器（需要 mlflow 套件）",
+    "upload data report, results and exported model there at the end": "結束時也上傳資料報告、結果與匯出的模型",
+    "--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project": (
+        "沒有 --mlflow_tracking_uri 或 --wandb_project 時，--log_artifacts 沒有作用"
+    ),
+    "--mlflow_tracking_uri {address}: nothing answers there ({reason}); start the server, correct the address, or leave the "
+    "flag out": "--mlflow_tracking_uri {address}：那裡沒有回應（{reason}）；請啟動伺服器、更正位址，或不要給此參數",
+    "--mlflow_tracking_uri {address}: cannot write to {folder}": "--mlflow_tracking_uri {address}：無法寫入 {folder}",
+    "no answer in {seconds:.0f} s": "{seconds:.0f} 秒內沒有回應",
+    "the MLflow experiment {name} was deleted there; restore it, or give another --experiment": (
+        "那裡的 MLflow 實驗 {name} 已被刪除；請還原它，或給另一個 --experiment"
+    ),
+    "has no effect, as W&B is disabled (WANDB_MODE)": "沒有作用，因為 W&B 已停用（WANDB_MODE）",
+    "{server} does not answer ({reason}); WANDB_MODE=offline keeps the records here for `wandb sync`": (
+        "{server} 沒有回應（{reason}）；WANDB_MODE=offline 會把紀錄留在這裡，之後用 `wandb sync` 上傳"
+    ),
+    "{server} does not let you in ({reason}); log in with `wandb login`, or set WANDB_MODE=offline": (
+        "{server} 不讓你登入（{reason}）；請執行 `wandb login`，或設定 WANDB_MODE=offline"
+    ),
+    "{server} does not know you": "{server} 不認得你的帳號",
+    "{tracker} takes no records ({reason}); the training goes on, and they are sent from metrics.csv later": (
+        "{tracker} 不接受紀錄（{reason}）；訓練繼續進行，紀錄之後會從 metrics.csv 補送"
+    ),
+    "{tracker} takes records again; it has got steps {first} to {last}": (
+        "{tracker} 又接受紀錄了；已補送第 {first} 到 {last} 步"
+    ),
+    "{tracker} has got what it missed": "{tracker} 已收到先前缺少的紀錄",
+    "{tracker} takes records again": "{tracker} 又接受紀錄了",
+    "waiting up to {seconds:.0f} s for {trackers}": "最多等待 {trackers} {seconds:.0f} 秒",
+    "{tracker} has not got {what} ({reason}); metrics.csv has all steps, and the same command sends what is missing": (
+        "{tracker} 沒有收到{what}（{reason}）；metrics.csv 有所有步驟，執行同一個指令會補送缺少的部分"
+    ),
+    "steps {first} to {last}": "第 {first} 到 {last} 步",
+    "the end of the run, or its files": "執行的結尾或其檔案",
+    "it is slow": "它太慢",
+    "its client has not uploaded everything; `wandb sync {folder}` does": (
+        "它的用戶端還沒有全部上傳；`wandb sync {folder}` 會上傳"
+    ),
     "folder that holds the experiments": "放置各實驗的資料夾",
     "language of the messages; left out: the locale's": "訊息的語言；不給則依系統語系",
     "This command": "本指令",

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ import finetuning.runtime.fast_imports  # noqa: F401 - before Lightning
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from rich.console import Console
 
 from finetuning.checkpoint.sound import newest_checkpoint
@@ -52,6 +52,8 @@ from finetuning.runtime.network import choose_interface
 from finetuning.runtime.output import open_output
 from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.terminal import SafeConsole
+from finetuning.training import trackers
+from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
@@ -68,19 +70,25 @@ def main(run_file: Path) -> int:
     set_language(run.config.lang)
     stop = StopSwitch()
     end_with_siblings(lambda: stop.waits)
+    worker: Worker | None = None
     try:
         try:
             start_process_group(run.device)
-            Worker(run, rank, terminal, stop).work()
+            worker = Worker(run, rank, terminal, stop)
+            worker.work()
         except BaseException as error:
             # A partner that was asked to stop a moment earlier breaks our collective. Our own signal is then pending and
             # raises StopRequested here, at the first call.
             if not isinstance(error, StopRequested):
                 write_failure(logs, rank, error, run.config)
+                if worker:
+                    worker.end_trackers(trackers.FAILED)
             raise
     except StopRequested:
         if rank == 0:
             write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
+        if worker:
+            worker.end_trackers(trackers.STOPPED)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -133,6 +141,7 @@ class Worker:
         self.display = TrainingDisplay(terminal, log, run.max_steps, self.config.world_size) if log else None
         for text in passed_over:
             self._say(text)
+        self.trackers = Trackers(run, self.resume_step, self._say) if rank == 0 else None
         self.module = FineTuning(run, self._build, lambda: stop.requested)
 
     def work(self) -> None:
@@ -141,6 +150,13 @@ class Worker:
         )
         self._train()
         self._evaluate_and_export()
+        self.end_trackers(trackers.FINISHED)
+
+    def end_trackers(self, state: str) -> None:
+        """Waits a bounded time for records on their way to trackers; not when it is asked to stop meanwhile."""
+        if self.trackers:
+            with suppress(StopRequested):
+                self.trackers.finish(state)
 
     def _train(self) -> None:
         config, run = self.config, self.run
@@ -152,15 +168,17 @@ class Worker:
         record = StepRecord(
             run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
-            before_first_step=self._look_before, training_split=self.splits["training"],
+            before_first_step=self._look_before, training_split=self.splits["training"], trackers=self.trackers,
         )  # fmt: skip
+        if self.trackers:
+            self.trackers.start()
         strategy = MeshStrategy(
             self.layout, max_steps=run.max_steps, identity=run.identity, origin=self.origin,
         )  # fmt: skip
         trainer = pl.Trainer(
             accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
             num_nodes=config.num_nodes, strategy=strategy, max_steps=run.max_steps, max_epochs=-1,
-            callbacks=[record, OwnCheckpoints()], logger=self._loggers(), log_every_n_steps=1, limit_val_batches=0,
+            callbacks=[record, OwnCheckpoints()], logger=False, limit_val_batches=0,
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
             default_root_dir=run.experiment_dir,
         )  # fmt: skip
@@ -247,17 +265,6 @@ class Worker:
             self.results.mkdir(exist_ok=True)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             (self.results / file_name).write_text(text, encoding="utf-8")
-
-    def _loggers(self) -> list[Logger]:
-        config = self.config
-        loggers: list[Logger] = [
-            TensorBoardLogger(self.folder, name="tensorboard", version="", purge_step=self.resume_step + 1)
-        ]
-        if config.wandb_project:
-            loggers.append(WandbLogger(project=config.wandb_project, name=config.experiment, save_dir=self.folder))
-        if config.mlflow_tracking_uri:
-            loggers.append(MLFlowLogger(experiment_name=config.experiment, tracking_uri=config.mlflow_tracking_uri))
-        return loggers
 
     def _say(self, text: str) -> None:
         if self.display:

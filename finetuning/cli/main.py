@@ -116,6 +116,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("accept_changes", None, "resume although data, template, batch size or sequence length changed"),
         ("wandb_project", None, "also log to this Weights & Biases project (needs the wandb package)"),
         ("mlflow_tracking_uri", None, "also log to this MLflow server (needs the mlflow package)"),
+        ("log_artifacts", None, "upload data report, results and exported model there at the end"),
         ("profile_steps", None, "steps that are profiled, from the fourth one on; in profile/ of the experiment"),
         ("experiments_dir", None, "folder that holds the experiments"),
         ("lang", None, "language of the messages; left out: the locale's"),

@@ -30,6 +30,7 @@ from finetuning.runtime.failures import clear_failures
 from finetuning.runtime.network import own_address
 from finetuning.runtime.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
 from finetuning.terminal import open_console
+from finetuning.training.delivery import deliver_rest
 
 LOCK_FILE = ".lock"
 PORT_BY_HAND = 29500  # torchrun's own
@@ -83,6 +84,7 @@ def _run(
     run = prepared.run
     if prepared.start.finished_at is not None:
         _say_finished(console, prepared)
+        deliver_rest(run, prepared.start.finished_at, console.print)
         return EXIT_FINISHED
     job_script = render_job(run, job) if job is not None else None
     logs = experiment_dir / "logs"

@@ -120,6 +120,8 @@ def check_settings(config: RunConfig) -> list[str]:
             problems.append(
                 t("--{flag} needs a package that is not installed: pip install {package}", flag=flag, package=package)
             )
+    if config.log_artifacts and not (config.wandb_project or config.mlflow_tracking_uri):
+        problems.append(t("--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project"))
     if config.profile_steps > 0 and config.max_steps is not None and config.max_steps <= PROFILE_AFTER_STEPS:
         problems.append(
             t("--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}",

@@ -132,6 +132,7 @@ class RunConfig:
     accept_changes: bool = False  # resume although data, template, batch or model changed
     wandb_project: str | None = None
     mlflow_tracking_uri: str | None = None
+    log_artifacts: bool = False  # of a finished run: report, results and export go to these trackers as well
     profile_steps: int = 0  # steps that are profiled, after PROFILE_AFTER_STEPS
     lang: str = "en"
 

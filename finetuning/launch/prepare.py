@@ -21,6 +21,7 @@ from finetuning.launch.gpus import count_gpus, gpu_memory_gib
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.slurm.job_script import JobPlan
+from finetuning.launch.tracker_check import check_trackers
 
 if TYPE_CHECKING:
     from finetuning.formats.nemo.checkpoint import NemoCheckpoint
@@ -54,7 +55,7 @@ def prepare(
     Raises:
         InputError: with the problems of settings, cluster, layout, model and data together.
     """
-    problems = check_settings(config)
+    problems = check_settings(config) + check_trackers(config)
     if job is not None:
         visible_gpus = job.gpus_per_node
         problems += job.problems

@@ -5,9 +5,12 @@ the address that Slurm itself uses for a node, and the local end of the way to a
 """
 
 import fcntl
+import http.client
 import ipaddress
 import socket
 import struct
+import urllib.error
+import urllib.request
 from collections.abc import MutableMapping
 
 from finetuning.errors import RunError
@@ -15,7 +18,26 @@ from finetuning.i18n import t
 
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below Linux's ephemeral ports, which start at 32768
 SOMEWHERE_ELSE = "192.0.2.1"  # belongs to nobody (RFC 5737), and nothing is sent there
+ANSWER_TIMEOUT_S = 5.0
 SIOCGIFADDR = 0x8915  # netdevice(7)
+
+
+def no_answer(url: str) -> str | None:
+    """Why nothing answers at an address of http or https, where that is so; any answer will do, also a refusal.
+
+    Goes through the proxies of the environment, as clients do. Takes seconds at most, where the system's names resolve.
+    """
+    try:
+        urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return f"HTTP {error.code}" if error.code in (502, 503, 504) else None  # a gateway, for who does not
+    except urllib.error.URLError as error:
+        reason = error.reason
+        return reason.strerror or str(reason) if isinstance(reason, OSError) else str(reason)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 def port_of_job(job_id: int, restarts: int) -> int:

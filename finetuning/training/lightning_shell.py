@@ -34,6 +34,7 @@ from finetuning.i18n import t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
+from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation
 from finetuning.training.metrics import MetricsFile
@@ -191,6 +192,7 @@ class StepRecord(pl.Callback):
     validate: Callable[[], Evaluation] | None
     before_first_step: Callable[[], None]
     training_split: Split
+    trackers: Trackers | None  # rank 0 only
 
     def __post_init__(self) -> None:
         self.folder = Path(self.run.experiment_dir)
@@ -224,7 +226,8 @@ class StepRecord(pl.Callback):
             "grad_norm": result.grad_norm, "samples": step * self.run.config.global_batch_size, "tokens": batch.tokens,
             "answer_tokens": batch.answer_tokens, "tokens_per_second": batch.tokens / seconds,
             "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
-            "memory_gib": peak_memory_gib(pl_module.device), "seconds": seconds,
+            "memory_gib": peak_memory_gib(pl_module.device), "time": time.time(),
+            "seconds": seconds,
         }  # fmt: skip
         pl_module.catch_up()
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples)
@@ -254,10 +257,10 @@ class StepRecord(pl.Callback):
         if not (resumed and self.validate and resumed.val_loss is None and resumed.step % self.run.val_check_interval == 0):
             return
         val_loss = self._validate(resumed.step)
-        for logger in trainer.loggers:
-            logger.log_metrics({"val_loss": val_loss}, step=resumed.step)
         if self.metrics:
             self.metrics.set_val_loss(resumed.step, val_loss)
+            if self.trackers:
+                self.trackers.send_again(resumed.step)
             record_val_loss(resumed, val_loss)
 
     def _validate(self, step: int) -> float:
@@ -273,11 +276,11 @@ class StepRecord(pl.Callback):
     def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray) -> None:
         logged = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(logged, step=row["step"])
         if not (self.display and self.metrics and self.ledger):
             return
         self.metrics.append(row)
+        if self.trackers:
+            self.trackers.wake()
         self.display.step(row["step"], row)
         if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
             self.status_written_at = time.monotonic()

@@ -1,12 +1,15 @@
 """`metrics.csv`: one row per optimizer step, also after crashes and resumes."""
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+MAX_READ_BYTES = 2**18  # by `MetricsTail` at once
+
 COLUMNS = (
     "step", "train_loss", "val_loss", "learning_rate", "grad_norm", "samples", "tokens", "answer_tokens",
-    "tokens_per_second", "fill", "imbalance", "memory_gib", "seconds",
+    "tokens_per_second", "fill", "imbalance", "memory_gib", "time", "seconds",
 )  # fmt: skip
 
 
@@ -40,3 +43,36 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["step"] and row["seconds"]]
+
+
+class MetricsTail:
+    """Reads the rows of a file that another thread or process appends to, a part at a time."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.file_id = self.position = self.next_position = 0
+
+    def read(self) -> list[dict[str, str]]:
+        """The next complete rows, none where there are no more; the same again until `advance` is called."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            file_id = os.fstat(file.fileno()).st_ino
+            if file_id != self.file_id:  # it was written anew
+                self.file_id, self.position = file_id, 0
+            columns = file.readline().decode().strip().split(",")
+            self.position = max(self.position, file.tell())
+            file.seek(self.position)
+            content = file.read(MAX_READ_BYTES)
+        content = content[: content.rfind(b"\n") + 1]
+        self.next_position = self.position + len(content)
+        return list(csv.DictReader(content.decode().splitlines(), columns))
+
+    def advance(self) -> None:
+        """What was read is done with."""
+        self.position = self.next_position
+
+    def rewind(self) -> None:
+        self.position = 0

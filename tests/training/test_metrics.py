@@ -24,8 +24,8 @@ def test_the_columns_come_in_a_fixed_order(tmp_path: Path) -> None:
     MetricsFile(path, 0).append(row(1))
     header, line = path.read_text(encoding="utf-8").splitlines()
     assert header == ("step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
-                      "imbalance,memory_gib,seconds")  # fmt: skip
-    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
+                      "imbalance,memory_gib,time,seconds")  # fmt: skip
+    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
 
 
 def test_losses_are_written_with_every_digit(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_a_fresh_start_drops_everything(tmp_path: Path) -> None:
     assert steps(path) == []
 
 
-@pytest.mark.parametrize("half", ["3,1.0", "3", "3,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,"])
+@pytest.mark.parametrize("half", ["3,1.0", "3", "3,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,"])
 def test_a_row_that_a_kill_cut_short_is_passed_over_and_replaced(tmp_path: Path, half: str) -> None:
     path = tmp_path / "metrics.csv"
     before = MetricsFile(path, 0)

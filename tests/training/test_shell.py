@@ -61,7 +61,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         plan=PackPlan(64, 8, 0.01),
     )  # fmt: skip
     display = TrainingDisplay(Console(file=io.StringIO()), Console(file=io.StringIO()), MAX_STEPS, 1)
-    record = Record(run, display, None, validate=None, before_first_step=lambda: None, training_split=split)
+    record = Record(run, display, None, validate=None, before_first_step=lambda: None, training_split=split, trackers=None)
     strategy = MeshStrategy(Layout("cpu", Degrees()), max_steps=MAX_STEPS, identity={}, origin={})
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, strategy=strategy, max_steps=MAX_STEPS, max_epochs=-1, callbacks=[record], logger=False,
