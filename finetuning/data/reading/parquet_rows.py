@@ -133,7 +133,7 @@ def _plain_schema(schema: pyarrow.Schema) -> pyarrow.Schema:
 
 
 def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
-    """The type with the same values that Python can hold: nanoseconds, for one, it cannot."""
+    """The type with the same values that Python can hold: no nanoseconds, no time zone that this machine does not know."""
     if isinstance(kind, pyarrow.BaseExtensionType):
         return _plain(kind.storage_type)
     if types.is_dictionary(kind):
@@ -148,8 +148,6 @@ def _plain(kind: pyarrow.DataType) -> pyarrow.DataType:
         return pyarrow.large_list(_plain(kind.value_type))
     if types.is_list(kind):
         return pyarrow.list_(_plain(kind.value_type))
-    if types.is_duration(kind) or (types.is_timestamp(kind) and kind.tz is not None):
-        return pyarrow.int64()  # a time zone that this machine does not know cannot be written as text
-    if types.is_temporal(kind):
-        return pyarrow.string()
+    if types.is_temporal(kind) and not types.is_interval(kind):
+        return pyarrow.int64() if kind.bit_width == 64 else pyarrow.int32()
     return kind
