@@ -77,15 +77,16 @@ def read_text(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = Fal
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | (0 if may_be_pipe else os.O_NONBLOCK)), "rb") as stream:
             # Asked of what is open, so that it cannot be exchanged in between: a pipe would block, /dev/zero never end.
-            mode = os.fstat(stream.fileno()).st_mode
-            if not (stat.S_ISREG(mode) or (may_be_pipe and stat.S_ISFIFO(mode))):
+            status = os.fstat(stream.fileno())
+            if not (stat.S_ISREG(status.st_mode) or (may_be_pipe and stat.S_ISFIFO(status.st_mode))):
                 raise InputError(t("{file}: not a regular file", file=file))
-            content = stream.read(max_bytes + 1)
+            is_larger = status.st_size > max_bytes
+            content = b"" if is_larger else stream.read(max_bytes + 1)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise InputError(t("{file}: cannot be read: {reason}", file=file, reason=error.strerror or error)) from None
-    if len(content) > max_bytes:
+    if is_larger or len(content) > max_bytes:
         raise InputError(t("{file}: larger than {most} MiB", file=file, most=f"{max_bytes / 2**20:g}"))
     try:
         return content.decode("utf-8")
