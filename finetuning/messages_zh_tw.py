@@ -1492,6 +1492,12 @@ MESSAGES: dict[str, str] = {
     ),
     "{file}: there is no such file": ("{file}：沒有這個檔案"),
     "{file}: not a data file; use {suffixes}": ("{file}：不是資料檔；可用 {suffixes}"),
+    "standard input": "標準輸入",
+    "prompt {number} is not UTF-8: {prompt}": "第 {number} 個提示不是 UTF-8：{prompt}",
+    "line {line}: {problem}": "第 {line} 行：{problem}",
+    "line {line}: more than {limit} tokens, and the model was made for at most {limit}": (
+        "第 {line} 行：超過 {limit} 個 token，而模型最多只能處理 {limit} 個"
+    ),
     "{file}: holds no samples": ("{file}：沒有樣本"),
     "… and {count} more": ("…還有 {count} 項"),
     "{path}: neither a folder, nor an experiment in {experiments}, nor a hub name": (

@@ -15,7 +15,7 @@ from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import printable, t
 from finetuning.inference.generate import TextStream, generate_answers
 from finetuning.inference.loading import load_model
-from finetuning.inference.samples import check_lengths, read_samples
+from finetuning.inference.samples import check_characters, check_lengths, check_prompts, read_prompts, read_samples
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
     samples = _samples(given.prompts, given.file)
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
+    check_prompts(samples, model.prompt_format, stored.base.config)
     prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
     check_lengths(samples, [len(prompt) + sampling.max_new_tokens for prompt in prompts], stored.base.config)
     stream = TextStream(model.prompt_format)
@@ -60,11 +61,13 @@ def _samples(prompts: list[str], file: Path | None) -> list[Sample]:
         return read_samples(file, None, needs_answer=False)
     if file is not None:
         try:
-            prompts = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(t("{file}: cannot be read: {error}", file=file, error=error)) from None
+            with file.open("rb") as stream:
+                prompts = read_prompts(stream, str(file))
+        except OSError as error:
+            raise InputError(t("{file}: cannot be read: {error}", file=file, error=error.strerror or error)) from None
     elif not prompts:
-        prompts = sys.stdin.read().splitlines()
+        prompts = read_prompts(sys.stdin.buffer, t("standard input"))
+    check_characters(prompts)
     samples = [Sample(line, prompt, "") for line, prompt in enumerate(prompts, start=1) if prompt.strip()]
     if not samples:
         raise InputError(

@@ -20,7 +20,7 @@ from finetuning.formats.recognize import StoredModel, open_model
 from finetuning.i18n import t
 from finetuning.inference.compare import Behaviour, Comparison, compare, observe
 from finetuning.inference.loading import load_model
-from finetuning.inference.samples import check_lengths, read_samples
+from finetuning.inference.samples import check_lengths, check_prompts, read_samples
 from finetuning.terminal import open_console
 
 
@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         )
     samples = read_samples(file, given.limit, needs_answer=False)
     prompt_format = stored.prompt_format()
+    check_prompts(samples, prompt_format, stored.base.config)
     prompts = [prompt_format.encode_prompt(sample) for sample in samples]
     check_lengths(samples, [len(prompt) + given.max_new_tokens for prompt in prompts], stored.base.config)
 

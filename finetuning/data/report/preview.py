@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
+from finetuning.data.prompts.length import is_far_longer
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import Source, read_samples_at
 from finetuning.errors import InputError
 from finetuning.i18n import t
+
+MAX_TOKENS = 131_072  # of a sample that is shown
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,11 @@ def preview_line(
     """
     wanted = {line} if line else set(range(1, 1000))
     samples = read_samples_at(source.path, wanted)
-    usable = [sample for _, sample in sorted(samples.items()) if prompt_format.problem_of(sample) is None]
+    usable = [
+        sample
+        for _, sample in sorted(samples.items())
+        if prompt_format.problem_of(sample) is None and not is_far_longer(prompt_format, sample, MAX_TOKENS)
+    ]
     if not usable:
         place = f"{source.path.name}:{line}" if line else source.path.name
         raise InputError(t("{place}: holds no sample that can be used; `finetune data check` says why", place=place))
