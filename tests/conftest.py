@@ -39,7 +39,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the shortest pairs of the example: 40 to train on, 6 to validate, 4 to test; read only."""
     folder = tmp_path_factory.mktemp("data")
     for name, count in TINY_SPLITS.items():
-        lines = (TRAINING_FILE.parent / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (TRAINING_FILE.parent / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         shortest = sorted(lines, key=lambda line: len("".join(json.loads(line).values())))[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(shortest) + "\n", encoding="utf-8")
     return folder

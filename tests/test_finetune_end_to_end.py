@@ -131,8 +131,8 @@ def test_the_exported_model_has_the_test_loss_of_results_in_plain_transformers(u
 
 def test_the_sample_answer_is_what_transformers_generates_from_the_export(uninterrupted: Finished, tiny_dataset: Path) -> None:
     export = uninterrupted.folder / "export"
-    row = json.loads((uninterrupted.folder / "results" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()[0])
-    sample = json.loads((tiny_dataset / "test.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    row = json.loads((uninterrupted.folder / "results" / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    sample = json.loads((tiny_dataset / "test.jsonl").read_text(encoding="utf-8").split("\n")[0])
     assert (row["input"], row["label"]) == (sample["input"], sample["output"])
     tokenizer = transformers.AutoTokenizer.from_pretrained(export)
     prompt = tokenizer.apply_chat_template(

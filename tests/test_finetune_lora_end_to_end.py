@@ -84,7 +84,7 @@ def test_peft_loads_the_adapter_and_finds_the_same_test_loss(experiment: Path) -
 def test_the_tokenizer_of_the_result_writes_the_prompt_that_was_trained(experiment: Path, tiny_model: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(experiment / "export")
     split = open_split(Path(read_run(experiment / "run.yaml").tokens_dir) / "training")
-    source = Path(read_run(experiment / "run.yaml").sources["training"]).read_text(encoding="utf-8").splitlines()
+    source = Path(read_run(experiment / "run.yaml").sources["training"]).read_text(encoding="utf-8").split("\n")[:-1]
     prompt_format = load_prompt_format(tiny_model, TEMPLATE, None)
     for index in range(len(split)):
         sample = json.loads(source[split.lines[index] - 1])

@@ -36,7 +36,7 @@ def test_a_merged_adapter_is_compared_and_gives_the_adapter_s_text_in_transforme
     assert merge.main(arguments) == EXIT_FINISHED
     printed = capsys.readouterr().out
     assert "same greedy answers            4 of 4" in printed and "same: the merged model answers as the adapter" in printed
-    question = json.loads(data.read_text(encoding="utf-8").splitlines()[0])["input"]
+    question = json.loads(data.read_text(encoding="utf-8").split("\n")[0])["input"]
     tokenizer = transformers.AutoTokenizer.from_pretrained(out)
     inputs = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -73,8 +73,8 @@ def test_an_evaluation_leaves_a_summary_a_table_and_predictions(
     tiny_model: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate.main([str(tiny_model), str(tiny_dataset), "--out", str(tmp_path), "--max_new_tokens", "3"]) == EXIT_FINISHED
-    samples = [json.loads(line) for line in (tiny_dataset / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    samples = [json.loads(line) for line in (tiny_dataset / "test.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(row["input"], row["label"]) for row in predictions] == [(row["input"], row["output"]) for row in samples]
     with (tmp_path / "samples.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -114,7 +114,7 @@ def test_questions_without_answers_can_be_asked_but_not_evaluated(
     file = tmp_path / "questions.jsonl"
     file.write_text('{"input": "你好"}\n{"prompt": "hi"}\n', encoding="utf-8")
     assert generate.main([str(tiny_model), "--file", str(file), "--max_new_tokens", "1"]) == EXIT_FINISHED
-    assert [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()] == ["你好", "hi"]
+    assert [json.loads(line)["input"] for line in capsys.readouterr().out.split("\n")[:-1]] == ["你好", "hi"]
     with pytest.raises(InputError, match=r"questions\.jsonl:1"):
         evaluate.main([str(tiny_model), str(file)])
 

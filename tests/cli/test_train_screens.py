@@ -168,6 +168,14 @@ def test_the_end_screen_shows_losses_answers_result_and_what_to_do_next(finished
     assert f"curves: tensorboard --logdir {folder.parent}" in joined
 
 
+def test_answers_with_other_line_ends_in_them_are_shown(finished: Prepared) -> None:
+    row = {"input": "a\u2028b", "label": "c\x85d", "prediction": "e\x1cf\u2029g"}
+    predictions = Path(finished.run.experiment_dir) / "results" / "predictions.jsonl"
+    predictions.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    lines = end_screen(finished).split("\n")
+    assert (value_of("question", lines), value_of("after", lines), value_of("expected", lines)) == ("a b", "e f g", "c d")
+
+
 def test_the_end_screen_of_adapters_says_how_to_load_them(finished: Prepared) -> None:
     config = dataclasses.replace(finished.run.config, peft="lora")
     found = dataclasses.replace(finished, run=dataclasses.replace(finished.run, config=config))

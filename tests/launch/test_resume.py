@@ -277,8 +277,8 @@ def test_changed_data_are_refused_with_both_fingerprints_and_sizes(
     settings: Settings, experiment: Path, tiny_dataset: Path, tmp_path: Path
 ) -> None:
     data = Path(shutil.copytree(tiny_dataset, tmp_path / "data"))
-    lines = (data / "training.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (data / "training.jsonl").write_text("".join(lines[1:]), encoding="utf-8")
+    text = (data / "training.jsonl").read_text(encoding="utf-8")
+    (data / "training.jsonl").write_text(text.partition("\n")[2], encoding="utf-8")
     config = settings(max_steps=10, dataset_path=str(data))
     problem = problem_of(config, experiment)
     assert "\n      data: was " in problem

@@ -179,7 +179,7 @@ def test_a_preview_shows_what_is_trained_and_keeps_its_promises(
 ) -> None:  # fmt: skip
     assert main(["preview", str(EXAMPLE), "--hf_model_id", str(model_path), "--split", "test", "--line", "3"]) == 0
     screen = capsys.readouterr().out
-    record = json.loads((EXAMPLE / "test.jsonl").read_text(encoding="utf-8").splitlines()[2])
+    record = json.loads((EXAMPLE / "test.jsonl").read_text(encoding="utf-8").split("\n")[2])
     assert "test.jsonl:3" in screen and "✗" not in screen
     assert f"[{record['output']}<|eot_id|>]" in screen
     assert screen.count("✓") == 3

@@ -1,6 +1,8 @@
 """The data set of a run: files, splits, every mistake with file and line, and tokens that are never stale."""
 
+import gzip
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ pytestmark = pytest.mark.unit
 EXAMPLE = Path(__file__).parent.parent.parent.parent / "examples" / "data" / "alpaca"
 
 
-def configure(dataset_path: Path, model_path: Path, tmp_path: Path, seq_length: int = 512, **settings: str) -> Dataset:
+def configure(dataset_path: Path, model_path: Path, tmp_path: Path, seq_length: int = 512, **settings: Any) -> Dataset:
     return configure_dataset(dataset_path, model_path, tmp_path / "tokens", seq_length=seq_length, **settings)
 
 
@@ -127,6 +129,19 @@ def test_all_bad_lines_of_all_files_are_told_at_once(model_path: Path, tmp_path:
     places = [problem.partition(": ")[0] for problem in caught.value.problems]
     assert places[:-1] == ["training.jsonl:1", "training.jsonl:3", "validation.jsonl:1"]
     assert places[-1] == "--skip_bad_samples would drop 3 of 4 samples"
+
+
+@pytest.mark.parametrize("skip_bad_samples", [False, True])
+def test_a_file_that_cannot_be_read_to_its_end_is_no_bad_sample(
+    model_path: Path, tmp_path: Path, skip_bad_samples: bool
+) -> None:
+    lines = b"".join(b'{"input": "a%d", "output": "b"}\n' % number for number in range(50_000))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "training.jsonl.gz").write_bytes(gzip.compress(lines)[:-1000])
+    with pytest.raises(InputError) as caught:
+        configure(tmp_path / "data", model_path, tmp_path, skip_bad_samples=skip_bad_samples)
+    (problem,) = caught.value.problems
+    assert problem.startswith("training.jsonl.gz: cannot be read (")
 
 
 def test_many_bad_lines_are_listed_up_to_a_limit_and_counted(
