@@ -313,6 +313,23 @@ MESSAGES: dict[str, str] = {
     ),
     "{path}: the weights do not fit config.json: {shown}": "{path}：權重與 config.json 不符：{shown}",
     "{path}: not a complete checkpoint (no readable {file})": "{path}：不是完整的檢查點（沒有可讀的 {file}）",
+    "the tokens of before were damaged ({damage}); they were built anew": "先前的 token 已損壞（{damage}）；已重新建立",
+    "{folder}: the tokens are damaged ({reason}). Run the same command again: they are built anew": (
+        "{folder}：token 已損壞（{reason}）。請再執行同一個指令：會重新建立"
+    ),
+    "its files do not fit together": "其中的檔案彼此不符",
+    "step {step}: none of its {count} samples has a trainable token; the tokens are damaged. Run the same command again: "
+    "they are checked, and built anew": (
+        "第 {step} 步：它的 {count} 個樣本都沒有可訓練的 token；token 已損壞。請再執行同一個指令：會檢查並重新建立"
+    ),
+    "step {step}: {found} tokens of a packed sequence are trainable, and {expected} were when it was made; the tokens are "
+    "damaged. Run the same command again: they are checked, and built anew": (
+        "第 {step} 步：一個打包序列中有 {found} 個可訓練的 token，建立時卻有 {expected} 個；token 已損壞。"
+        "請再執行同一個指令：會檢查並重新建立"
+    ),
+    "{file} is missing": "缺少 {file}",
+    "{file} has {found} bytes instead of {wanted}": "{file} 有 {found} 個位元組，應為 {wanted}",
+    "{file} has changed": "{file} 的內容變了",
     "not a complete checkpoint: {reason}": "不是完整的檢查點：{reason}",
     "{file}: {key} has no time zone": "{file}：{key} 沒有時區",
     "{file}: names two steps, {one} and {other}": "{file}：寫了兩個不同的步數，{one} 與 {other}",

@@ -71,10 +71,7 @@ def begin_folder(target: Path) -> Path:
 def finish_folder(temporary: Path, target: Path) -> None:
     """Puts a complete folder in its place, after everything in it is on the disk; an earlier one goes."""
     with tells_no_room(target.parent):
-        for file in temporary.rglob("*"):
-            if file.is_file() and not file.is_symlink():
-                sync(file)
-        sync(temporary)
+        sync_folder(temporary)
         if target.exists() or target.is_symlink():
             delete(target)
         temporary.rename(target)
@@ -111,6 +108,13 @@ def remove_incomplete(folder: Path, *patterns: str) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes everything in a folder durable."""
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            sync(path)
 
 
 def sync(path: Path) -> None:

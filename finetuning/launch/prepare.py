@@ -260,6 +260,8 @@ def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:
 
 def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:
     notes = []
+    if dataset.damage is not None:
+        notes.append(t("the tokens of before were damaged ({damage}); they were built anew", damage=dataset.damage))
     if dataset.was_split:
         sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
         notes.append(t("one raw file, split 98/1/1: {sizes}; the same samples each time", sizes=sizes))

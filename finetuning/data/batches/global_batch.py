@@ -16,6 +16,8 @@ from finetuning.config.strategy import GRANULARITY, PackPlan
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.batches.packing import measure, plan_rows
 from finetuning.data.tokens.tokenized import Split
+from finetuning.errors import RunError
+from finetuning.i18n import t
 from finetuning.model.attention import Documents, make_documents, sent
 from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
 
@@ -87,21 +89,52 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
 def make_step_batch(
     split: Split, samples: np.ndarray, step: int, data_rank: int, data_parallel_size: int, plan: PackPlan
 ) -> StepBatch:
-    """The rows of `data_rank` for these samples, with the counts of all ranks."""
+    """The rows of `data_rank` for these samples, with the counts of all ranks.
+
+    Raises:
+        RunError: there is nothing to learn in the samples, or less than was counted when they were tokenized.
+    """
+    answer_tokens = int(split.answer_tokens[samples].sum())
+    if answer_tokens == 0:
+        raise RunError(
+            t(
+                "step {step}: none of its {count} samples has a trainable token; the tokens are damaged. Run the same command "
+                "again: they are checked, and built anew",
+                step=step + 1,
+                count=len(samples),
+            )
+        )
     lengths = split.lengths[samples]
     ranks = plan_rows(lengths, data_parallel_size, plan)
     packing = measure(lengths, ranks, plan)
     row_lengths = plan.pack_lengths([int(lengths[row].sum()) for row in ranks[data_rank]])
-    mine = zip(ranks[data_rank], row_lengths, strict=True)
+    micro_batches = []
+    for row, length in zip(ranks[data_rank], row_lengths, strict=True):
+        micro_batches.append(make_row(split, samples[row].tolist(), length))
+        _check_targets(int(split.answer_tokens[samples[row]].sum()), len(row), micro_batches[-1].num_trained, step)
     return StepBatch(
         step=step,
-        micro_batches=[make_row(split, samples[row].tolist(), length) for row, length in mine],
-        answer_tokens=int(split.answer_tokens[samples].sum()),
+        micro_batches=micro_batches,
+        answer_tokens=answer_tokens,
         tokens=packing.tokens,
         computed=packing.computed,
         imbalance=packing.imbalance,
         samples=samples,
     )
+
+
+def _check_targets(expected: int, num_samples: int, found: int, step: int) -> None:
+    """A sample's first token is never a target, though it may be counted as one where there is no prompt."""
+    if not expected - num_samples <= found <= expected or (expected > 0 and found == 0):
+        raise RunError(
+            t(
+                "step {step}: {found} tokens of a packed sequence are trainable, and {expected} were when it was made; the "
+                "tokens are damaged. Run the same command again: they are checked, and built anew",
+                step=step + 1,
+                found=found,
+                expected=expected,
+            )
+        )
 
 
 class GlobalBatches:

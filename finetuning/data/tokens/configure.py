@@ -28,6 +28,8 @@ from finetuning.data.report.terminal import reading_progress
 from finetuning.data.tokens.megatron import read_megatron, with_ending
 from finetuning.data.tokens.tokenized import SPLIT_FILE, Split, open_split
 from finetuning.errors import InputError
+from finetuning.files.atomic import INCOMPLETE, delete, sync, sync_folder, tells_no_room
+from finetuning.files.sealed import damage_of, seal
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
@@ -47,6 +49,7 @@ class Dataset:
     fingerprint: str  # of the files' bytes and the split
     example: Sample | None  # the first training sample; None: Megatron data, which has no text
     report: Report
+    damage: str | None = None  # of the tokens of before, which were built anew
 
 
 def configure_dataset(
@@ -101,14 +104,14 @@ def configure_dataset(
                 check_against_chat_template(prompt_format, Path(model_path), system_prompt, first)
             (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
 
-    build_once(folder, build)
+    damage = build_once(folder, build)
     with suppress(OSError):  # of somebody else, on a read-only file system
         os.utime(folder)  # when it was last used, for `finetune data prune`
     splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
     report = Report() if megatron else read_report(folder / REPORT_FILE)
     example = None if megatron else _first_samples(sources["training"], splits["training"], 1)[0]
     was_split = any(source.is_shared for source in sources.values())
-    return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report)
+    return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report, damage)
 
 
 def _first_samples(source: Source, split: Split, count: int) -> list[Sample]:
@@ -125,33 +128,44 @@ def check_files(path: Path) -> list[str]:
     return []
 
 
-def build_once(folder: Path, build: Callable[[Path], None]) -> None:
+def build_once(folder: Path, build: Callable[[Path], None]) -> str | None:
     """Makes `folder` by `build(temporary folder)` unless it is there; it appears complete or not at all.
 
-    Safe when several processes, also on several machines, do it at once, and when one of them is killed half-way.
+    Safe when several processes, also on several machines, do it at once, and when one of them is killed half-way. What is
+    there is compared with what was written; where it is damaged it is built anew, and what was damaged is returned.
+
+    Raises:
+        NoRoom: the disk is full; what was written so far is removed.
     """
-    if folder.is_dir():
-        return
+    if folder.is_dir() and damage_of(folder) is None:
+        return None
     lock_file = folder.parent / f"{folder.name}.lock"
-    with _open_in_folder(lock_file) as lock:
+    with tells_no_room(folder.parent), _open_in_folder(lock_file) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when its holder dies
-        if folder.is_dir():
-            return
+        damage = damage_of(folder) if folder.is_dir() else None
+        if folder.is_dir() and damage is None:
+            return None
+        if damage is not None:
+            delete(folder)
         # The name is our own, should the file system not know locks.
-        temporary = folder.parent / f"{folder.name}.{socket.gethostname()}-{os.getpid()}.incomplete"
+        temporary = folder.parent / f"{INCOMPLETE}{folder.name}-{socket.gethostname()}-{os.getpid()}"
         _remove_abandoned(folder)
         try:
             build(temporary)
+            seal(temporary)
+            sync_folder(temporary)
             try:
                 temporary.rename(folder)
             except OSError:
                 if not folder.is_dir():
                     raise
+            sync(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             lock_file.unlink(missing_ok=True)  # who waits for it still gets it; a second builder has a name of its own
             with suppress(OSError):
                 folder.parent.rmdir()  # only where nothing else is in it: a failed build leaves nothing
+    return damage
 
 
 def _open_in_folder(file: Path) -> TextIO:
@@ -166,8 +180,10 @@ def _open_in_folder(file: Path) -> TextIO:
 
 def _remove_abandoned(folder: Path) -> None:
     """What builders of this machine that were killed have left."""
-    for left in folder.parent.glob(f"{folder.name}.{socket.gethostname()}-*.incomplete"):
-        shutil.rmtree(left, ignore_errors=True)
+    host = socket.gethostname()
+    for pattern in (f"{INCOMPLETE}{folder.name}-{host}-*", f"{folder.name}.{host}-*.incomplete"):  # the latter of before 0.2
+        for left in folder.parent.glob(pattern):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def problems_of(report: Report) -> list[str]:

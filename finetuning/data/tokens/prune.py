@@ -4,7 +4,6 @@ Tokens stay when the run.yaml of an experiment beside them names them, when they
 being prepared has no run.yaml yet), and when they are among the newest ones that no experiment names.
 """
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,12 @@ from pathlib import Path
 import yaml
 
 from finetuning.errors import InputError
+from finetuning.files.atomic import DELETED, INCOMPLETE, delete
 from finetuning.i18n import t
 
 TOKENS_FOLDER = ".tokens"
 SAFE_AGE_S = 24 * 3600
-UNFINISHED = (".incomplete", ".deleted")  # endings of folders that a killed process has left
+UNFINISHED = (".incomplete", ".deleted")  # endings of folders that a killed process of before 0.2 has left
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_unused(experiments_dir: Path, keep: int) -> list[Unused]:
         raise InputError(t("{folder}: there are no tokens; is --experiments_dir right?", folder=tokens_dir))
     used = {_tokens_of(file) for file in experiments_dir.glob("*/run.yaml")}
     last_used = {folder: folder.stat().st_mtime for folder in tokens_dir.iterdir() if folder.is_dir()}
-    left_over = [folder for folder in last_used if folder.suffix in UNFINISHED]
+    left_over = [folder for folder in last_used if folder.name.startswith((INCOMPLETE, DELETED)) or folder.suffix in UNFINISHED]
     unnamed = sorted((f for f in last_used if f not in left_over and f.name not in used), key=last_used.__getitem__)
     candidates = left_over + unnamed[: max(0, len(unnamed) - keep)]
     old = [folder for folder in candidates if last_used[folder] < time.time() - SAFE_AGE_S]
@@ -50,10 +50,7 @@ def find_unused(experiments_dir: Path, keep: int) -> list[Unused]:
 
 def remove_unused(unused: Unused) -> None:
     """Removes a folder of tokens; no process ever finds half of it, and who has it mapped keeps what is mapped."""
-    folder = unused.folder
-    if folder.suffix not in UNFINISHED:
-        folder = folder.rename(folder.with_name(folder.name + ".deleted"))
-    shutil.rmtree(folder)
+    delete(unused.folder)
 
 
 def _tokens_of(run_file: Path) -> str:

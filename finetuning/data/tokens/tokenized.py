@@ -13,9 +13,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 
 from finetuning.data.tokens.megatron import MegatronSplit, open_megatron_split
+from finetuning.errors import InputError
+from finetuning.files.documents import read_json
+from finetuning.i18n import t
 
 SPLIT_FILE = "split.json"
 
@@ -112,15 +116,53 @@ def write_split(folder: Path, samples: Iterable[tuple[list[int], list[bool], int
     select_samples(folder, ".", starts, np.array(counts), np.array(answers), np.array(lines))
 
 
+class _Settings(msgspec.Struct):
+    """What split.json says."""
+
+    tokens: str | None = None  # folder of the tokens, relative to the split's
+    megatron: str | None = None  # or the .bin of Megatron
+    seq_length: int = 0
+
+
 def open_split(folder: Path) -> TokenizedSplit | MegatronSplit:
-    """Opens a split; tokens are memory-mapped."""
-    settings = json.loads((folder / SPLIT_FILE).read_text(encoding="utf-8"))
-    if "megatron" in settings:
-        return open_megatron_split(Path(settings["megatron"]), settings["seq_length"], np.load(folder / "documents.npy"))
-    tokens_folder = folder / settings["tokens"]
-    starts, counts, answers, lines = (np.load(folder / f"{name}.npy") for name in ("starts", "counts", "answers", "lines"))
+    """Opens a split; tokens are memory-mapped.
+
+    Raises:
+        InputError: its files are missing or do not fit together.
+    """
+    try:
+        settings = read_json(folder / SPLIT_FILE, _Settings)
+    except (InputError, OSError) as error:
+        raise InputError(_damaged(folder, str(error))) from None
+    try:
+        if settings.megatron is not None:
+            documents = np.load(folder / "documents.npy", allow_pickle=False)
+            return open_megatron_split(Path(settings.megatron), settings.seq_length, documents)
+        split = _open_tokens(folder, folder / (settings.tokens or "."))
+    except (OSError, ValueError, EOFError) as error:  # EOFError: of an empty file
+        raise InputError(_damaged(folder, str(error))) from None
+    arrays = (split.starts, split.counts, split.answer_tokens, split.lines)
+    fits = all(array.dtype == np.int64 and array.shape == (len(split.lines),) for array in arrays)
+    ends = split.starts + split.counts if fits else np.zeros(0)
+    if not fits or len(split.trained) != len(split.tokens) or (ends > len(split.tokens)).any() or (split.starts < 0).any():
+        raise InputError(_damaged(folder, t("its files do not fit together")))
+    return split
+
+
+def _open_tokens(folder: Path, tokens_folder: Path) -> TokenizedSplit:
+    starts, counts, answers, lines = (
+        np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("starts", "counts", "answers", "lines")
+    )
     return TokenizedSplit(
         _map(tokens_folder / "tokens.bin", "<i4"), _map(tokens_folder / "trained.bin", np.bool_), starts, counts, answers, lines
+    )
+
+
+def _damaged(folder: Path, reason: str) -> str:
+    return t(
+        "{folder}: the tokens are damaged ({reason}). Run the same command again: they are built anew",
+        folder=folder,
+        reason=reason,
     )
 
 
