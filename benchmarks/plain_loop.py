@@ -25,7 +25,7 @@ from finetuning.config.llama import LlamaConfig, read_llama_config  # noqa: E402
 from finetuning.config.run import Run, read_run  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.data.tokens.tokenized import open_split  # noqa: E402
-from finetuning.model.blocks.lora_block import FusedBlock  # noqa: E402
+from finetuning.model.blocks.lora_block import LoraBlock  # noqa: E402
 from finetuning.model.llama import Block, Llama  # noqa: E402
 from finetuning.model.lora import add_lora, initial_adapter, is_adapter  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
@@ -79,9 +79,9 @@ def build(run: Run, llama_config: LlamaConfig) -> Llama:
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
     model.to_empty(device=run.device)
-    for block in model.model.layers.values():
+    for name, block in model.model.layers.items():
         assert isinstance(block, Block)
-        block.forward = FusedBlock(block, fp8=config.fp8)  # type: ignore[method-assign]
+        model.model.layers[name] = LoraBlock(block, fp8=config.fp8)
     weights = dict(model.named_parameters())
     with torch.no_grad():
         for file in sorted(Path(run.model_path).glob("*.safetensors")):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from finetuning.model.attention import Documents, document_attention, make_documents
 from finetuning.model.llama import Block, Llama
@@ -45,8 +46,9 @@ class CachedLlama:
         self.lengths_S = torch.zeros(num_sequences, dtype=torch.int64, device=self.device)
         self.longest = 0
         self.places: Places | None = None
+        self.own = [attention.attend for attention in self.attentions]
         for index, attention in enumerate(self.attentions):
-            attention.attend = self._attend_of_layer(index)
+            attention.attend = CachedAttention(self, index)
 
     @torch.inference_mode()
     def read_prompts(self, prompts: list[list[int]]) -> Tensor:
@@ -105,28 +107,34 @@ class CachedLlama:
 
     def close(self) -> None:
         """Gives the model its own attention back and frees the cache."""
-        for attention in self.attentions:
-            attention.attend = document_attention
+        for attention, own in zip(self.attentions, self.own, strict=True):
+            attention.attend = own
         self.caches = []
 
-    def _attend_of_layer(self, index: int):  # type: ignore[no-untyped-def]
-        def attend(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
-            places, (keys_SKLH, values_SKLH) = self.places, self.caches[index]
-            assert places is not None
-            keys_SKLH[places.sequence_T, :, places.position_T] = k_TKH
-            values_SKLH[places.sequence_T, :, places.position_T] = v_TKH
-            if places.is_prompt:
-                return document_attention(q_TNH, k_TKH, v_TKH, documents)
-            if len(keys_SKLH) == 1:
-                q_SNTH = q_TNH.transpose(0, 1)[None]
-                seen_TL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]
-                k, v = keys_SKLH[:, :, : places.longest], values_SKLH[:, :, : places.longest]
-                found = F.scaled_dot_product_attention(q_SNTH, k, v, attn_mask=seen_TL, enable_gqa=True)
-                return found[0].transpose(0, 1)
-            # One query for each sequence; the G queries of a key/value head stand in for G positions.
-            q_SKGH = q_TNH.unflatten(1, (keys_SKLH.shape[1], -1))
-            seen_SL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]
-            k, v = keys_SKLH[:, :, : places.longest], values_SKLH[:, :, : places.longest]
-            return F.scaled_dot_product_attention(q_SKGH, k, v, attn_mask=seen_SL[:, None, None]).flatten(1, 2)
 
-        return attend
+class CachedAttention(nn.Module):
+    """Attention of one layer that keeps keys and values, and looks at those that were kept."""
+
+    def __init__(self, owner: CachedLlama, index: int):
+        super().__init__()
+        self.owner, self.index = owner, index
+
+    @override
+    def forward(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
+        places, (keys_SKLH, values_SKLH) = self.owner.places, self.owner.caches[self.index]
+        assert places is not None
+        keys_SKLH[places.sequence_T, :, places.position_T] = k_TKH
+        values_SKLH[places.sequence_T, :, places.position_T] = v_TKH
+        if places.is_prompt:
+            return document_attention(q_TNH, k_TKH, v_TKH, documents)
+        if len(keys_SKLH) == 1:
+            q_SNTH = q_TNH.transpose(0, 1)[None]
+            seen_TL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]
+            k, v = keys_SKLH[:, :, : places.longest], values_SKLH[:, :, : places.longest]
+            found = F.scaled_dot_product_attention(q_SNTH, k, v, attn_mask=seen_TL, enable_gqa=True)
+            return found[0].transpose(0, 1)
+        # One query for each sequence; the G queries of a key/value head stand in for G positions.
+        q_SKGH = q_TNH.unflatten(1, (keys_SKLH.shape[1], -1))
+        seen_SL = torch.arange(places.longest, device=q_TNH.device) <= places.position_T[:, None]
+        k, v = keys_SKLH[:, :, : places.longest], values_SKLH[:, :, : places.longest]
+        return F.scaled_dot_product_attention(q_SKGH, k, v, attn_mask=seen_SL[:, None, None]).flatten(1, 2)

@@ -9,6 +9,7 @@ H head dimension, V vocabulary.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,15 +21,27 @@ from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_su
 from finetuning.model.kernels.ops import at_least_float32, quantise_columns
 
 
+@dataclass(frozen=True)
+class HeadOptions:
+    """How the end of the decoder saves time and memory; the result is the same up to rounding."""
+
+    trims_last_block: bool = False  # the last block leaves out, after its attention, the positions that the head does not read
+    fp8_gradient: bool = False  # with a frozen weight, the gradient of the hidden states is computed in fp8
+    chunk_tokens: int = CHUNK_TOKENS  # rows of logits that exist at once, with a frozen weight
+
+
+PLAIN_HEAD = HeadOptions()
+
+
 class Llama(nn.Module):
     """The whole decoder with its head."""
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, head: HeadOptions = PLAIN_HEAD):
         super().__init__()
         self.config = config
+        self.trims_last_block = head.trims_last_block
         self.model = Decoder(config)
-        self.lm_head = Head(config)
-        self.trims_last_block = False  # its blocks can leave out, after the last attention, what the head does not read
+        self.lm_head = Head(config, head)
 
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
@@ -61,32 +74,41 @@ class Decoder(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         # A dictionary keyed by index: a pipeline stage can hold layers 8-15 under their global names.
-        self.layers = nn.ModuleDict({str(index): Block(config) for index in range(config.num_hidden_layers)})
+        self.layers = nn.ModuleDict({str(index): make_block(config) for index in range(config.num_hidden_layers)})
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, at_S: Tensor | None = None
     ) -> Tensor:  # fmt: skip
-        """Normed hidden states [B, T, D]; with `at_S`, for blocks that take it, [B, S, D] of these positions."""
+        """Normed hidden states [B, T, D]; with `at_S`, [B, S, D] of these positions."""
         hidden_BTD = self.embed_tokens(tokens_BT)
         cos_BTH, sin_BTH = rope_tables(self.config, positions_BT)
         *layers, last = self.layers.values()
         for layer in layers:
-            hidden_BTD = layer(hidden_BTD, cos_BTH, sin_BTH, documents)
-        hidden_BTD = last(hidden_BTD, cos_BTH, sin_BTH, documents, *(() if at_S is None else (at_S,)))
-        return self.norm(hidden_BTD)
+            hidden_BTD = layer(hidden_BTD, cos_BTH, sin_BTH, documents, None)
+        return self.norm(last(hidden_BTD, cos_BTH, sin_BTH, documents, at_S))
+
+
+def make_block(config: LlamaConfig) -> "Block":
+    norms = (RMSNorm(config.hidden_size, config.rms_norm_eps) for _ in range(2))
+    return Block(Attention(config), MLP(config), *norms)
 
 
 class Block(nn.Module):
-    def __init__(self, config: LlamaConfig):
-        super().__init__()
-        self.self_attn = Attention(config)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+    """One layer. Faster ways to compute it take its parts over, under their names (`finetuning.model.blocks`)."""
 
-    def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
+    def __init__(self, self_attn: "Attention", mlp: "MLP", input_layernorm: "RMSNorm", post_attention_layernorm: "RMSNorm"):
+        super().__init__()
+        self.self_attn, self.mlp = self_attn, mlp
+        self.input_layernorm, self.post_attention_layernorm = input_layernorm, post_attention_layernorm
+
+    def forward(
+        self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
+    ) -> Tensor:
+        """Output [B, T, D]; with `at_S`, [B, S, D] of these positions only."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), cos_BTH, sin_BTH, documents)
+        if at_S is not None:
+            x_BTD = x_BTD[:, at_S]
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -100,7 +122,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
-        self.attend = document_attention
+        self.attend: nn.Module = DocumentAttention()  # context parallel and the cache put others in its place
 
     def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in self.project(x_BTD))
@@ -111,6 +133,12 @@ class Attention(nn.Module):
     def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values; apart, so that they can be computed as their input arrives."""
         return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
+
+
+class DocumentAttention(nn.Module):
+    def forward(self, q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents) -> Tensor:
+        """Attention output [T, N, H], causal inside documents."""
+        return document_attention(q_TNH, k_TKH, v_TKH, documents)
 
 
 class MLP(nn.Module):
@@ -132,13 +160,11 @@ class Head(nn.Module):
     """Output head: logits, or with labels the summed cross-entropy without materialising them.
 
     A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files.
-    With `fp8_gradient`, for a frozen weight, the gradient of the hidden states is computed in fp8.
     """
 
-    def __init__(self, config: LlamaConfig):
+    def __init__(self, config: LlamaConfig, options: HeadOptions):
         super().__init__()
-        self.fp8_gradient = False
-        self.chunk_tokens = CHUNK_TOKENS  # rows of logits that exist at once, with a frozen weight
+        self.fp8_gradient, self.chunk_tokens = options.fp8_gradient, options.chunk_tokens
         self._columns: tuple[Tensor, Tensor] | None = None  # the weight in fp8
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))

@@ -11,27 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from typing_extensions import override
+
+from finetuning.model.llama import Block
 
 MODES = ("none", "selective", "full")
 
 
-def block_forward(forward: Callable[..., Tensor], mode: str, hidden_size: int, *, compiled: bool) -> Callable[..., Tensor]:
-    """`forward` compiled and recomputed as asked; plain without gradients, so that evaluation never compiles."""
-    assert mode in MODES, mode
-    trained = forward
-    if mode == "selective":  # inside the compiled region, where the compiler carries the choice out
-        contexts = partial(create_selective_checkpoint_contexts, partial(_keep, hidden_size))
-        trained = partial(checkpoint, forward, use_reentrant=False, context_fn=contexts)
-    if compiled:
-        # Once for all row lengths; with a choice inside, torch 2.13 can compile for one length at a time only.
-        trained = torch.compile(trained, fullgraph=True, dynamic=mode != "selective")
-    if mode == "full":
-        trained = partial(checkpoint, trained, use_reentrant=False)
+class RecomputedBlock(Block):
+    """Takes a block's place, with its parts: its `forward` compiled and recomputed as asked.
 
-    def run(*inputs: object) -> Tensor:
-        return trained(*inputs) if torch.is_grad_enabled() else forward(*inputs)
+    Inside the module, so that hooks of FSDP stay outside the graph and outside the recomputation. Plain without gradients, so
+    that evaluation never compiles.
+    """
 
-    return run
+    def __init__(self, block: Block, mode: str, hidden_size: int, *, compiled: bool):
+        super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
+        assert mode in MODES, mode
+        self._plain: Callable[..., Tensor] = block.forward
+        recomputed: Callable[..., Tensor] = block.forward
+        if mode == "selective":  # inside the compiled region, where the compiler carries the choice out
+            contexts = partial(create_selective_checkpoint_contexts, partial(_keep, hidden_size))
+            recomputed = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+        if compiled:
+            # Once for all pack lengths; with a choice inside, torch 2.13 can compile for one length at a time only.
+            recomputed = torch.compile(recomputed, fullgraph=True, dynamic=mode != "selective")
+        if mode == "full":
+            recomputed = partial(checkpoint, recomputed, use_reentrant=False)
+        self._recomputed = recomputed
+
+    @override
+    def forward(self, *inputs: Any) -> Tensor:
+        return self._recomputed(*inputs) if torch.is_grad_enabled() else self._plain(*inputs)
 
 
 def _keep(hidden_size: int, context: Any, operator: Any, *inputs: Any, **options: Any) -> CheckpointPolicy:

@@ -14,13 +14,13 @@ Labels were shifted before the row is cut, so the last token of a part keeps its
 Shape letters: t tokens of one process, T tokens of the row, N query heads, K key/value heads, H head dimension.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
 from finetuning.config.strategy import ContextPlan
 from finetuning.data.batches.global_batch import MicroBatch
@@ -50,9 +50,9 @@ def apply_context_parallel(model: Llama, layout: Layout, plan: ContextPlan) -> N
         attention = layer.self_attn
         assert isinstance(attention, Attention)
         if plan.repeat is None:
-            attention.attend = _gathered(group, plan.size)
+            attention.attend = GatheredAttention(group, plan.size)
         else:
-            attention.attend = _exchanged(attention.attend, group, plan.size, plan.repeat)
+            attention.attend = ExchangedAttention(attention.attend, group, plan.size, plan.repeat)
 
 
 def cut_row(row: MicroBatch, plan: ContextPlan, rank: int) -> MicroBatch:
@@ -85,31 +85,41 @@ def local_places(places: Tensor, length: int, plan: ContextPlan, rank: int) -> t
     return local.masked_fill(~here, 0), here
 
 
-def _exchanged(attend: Callable[..., Tensor], group: str, size: int, repeat: int) -> Callable[..., Tensor]:
-    def run(q_tNH: Tensor, k_tKH: Tensor, v_tKH: Tensor, documents: Documents) -> Tensor:
-        if repeat > 1:
-            k_tKH, v_tKH = k_tKH.repeat_interleave(repeat, 1), v_tKH.repeat_interleave(repeat, 1)
-        counts = [x.shape[1] // size for x in (q_tNH, k_tKH, v_tKH)]
-        grouped = torch.cat([x.unflatten(1, (size, -1)) for x in (q_tNH, k_tKH, v_tKH)], 2)  # one message for all three
-        q, k, v = tokens_to_heads(grouped, group).split(counts, 1)
-        out = attend(q.contiguous(), k.contiguous(), v.contiguous(), documents)
-        return heads_to_tokens(out, group).flatten(1, 2)
+class ExchangedAttention(nn.Module):
+    """Attention over whole packs for this process's heads, around the ordinary one."""
 
-    return run
+    def __init__(self, attend: nn.Module, group: str, size: int, repeat: int):
+        super().__init__()
+        self.attend, self.group, self.size, self.repeat = attend, group, size, repeat
+
+    @override
+    def forward(self, q_tNH: Tensor, k_tKH: Tensor, v_tKH: Tensor, documents: Documents) -> Tensor:
+        if self.repeat > 1:
+            k_tKH, v_tKH = k_tKH.repeat_interleave(self.repeat, 1), v_tKH.repeat_interleave(self.repeat, 1)
+        counts = [x.shape[1] // self.size for x in (q_tNH, k_tKH, v_tKH)]
+        # One message for all three.
+        grouped = torch.cat([x.unflatten(1, (self.size, -1)) for x in (q_tNH, k_tKH, v_tKH)], 2)
+        q, k, v = tokens_to_heads(grouped, self.group).split(counts, 1)
+        out = self.attend(q.contiguous(), k.contiguous(), v.contiguous(), documents)
+        return heads_to_tokens(out, self.group).flatten(1, 2)
 
 
-def _gathered(group: str, size: int) -> Callable[..., Tensor]:
-    # Pieces arrive as 0, 2c - 1, 1, 2c - 2, …
-    arriving = [piece for rank in range(size) for piece in (rank, 2 * size - 1 - rank)]
-    order = sorted(range(2 * size), key=arriving.__getitem__)
+class GatheredAttention(nn.Module):
+    """Attention of this process's two pieces to the keys and values of all."""
 
-    def run(q_tNH: Tensor, k_tKH: Tensor, v_tKH: Tensor, documents: PieceDocuments) -> Tensor:
-        keys_values = gather(torch.stack((k_tKH, v_tKH), 1), group, 0).chunk(2 * size)
-        k_TKH, v_TKH = torch.cat([keys_values[index] for index in order]).unbind(1)
+    def __init__(self, group: str, size: int):
+        super().__init__()
+        self.group, self.size = group, size
+        # Pieces arrive as 0, 2c - 1, 1, 2c - 2, …
+        arriving = [piece for rank in range(size) for piece in (rank, 2 * size - 1 - rank)]
+        self.order = sorted(range(2 * size), key=arriving.__getitem__)
+
+    @override
+    def forward(self, q_tNH: Tensor, k_tKH: Tensor, v_tKH: Tensor, documents: PieceDocuments) -> Tensor:
+        keys_values = gather(torch.stack((k_tKH, v_tKH), 1), self.group, 0).chunk(2 * self.size)
+        k_TKH, v_TKH = torch.cat([keys_values[index] for index in self.order]).unbind(1)
         pieces = zip(q_tNH.chunk(2), documents.query_boundaries, documents.key_boundaries, documents.extent, strict=True)
         return torch.cat([piece_attention(q, k_TKH, v_TKH, *where) for q, *where in pieces])
-
-    return run
 
 
 def piece_attention(

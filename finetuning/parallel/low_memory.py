@@ -4,12 +4,12 @@ import torch
 from torch import nn
 
 from finetuning.model.blocks.activation_offload import HostStore, HostTable
-from finetuning.model.blocks.low_memory_block import CHUNK_TOKENS, LeastBlock
-from finetuning.model.llama import Block, Head, Llama
+from finetuning.model.blocks.low_memory_block import LowMemoryBlock
+from finetuning.model.llama import Block, Llama
 
 
-def build_least(model: Llama, device: torch.device, *, fp8: bool) -> None:
-    """Makes room for the weights of a model that was built without memory, and replaces its blocks' forward functions.
+def build_low_memory(model: Llama, device: torch.device, *, fp8: bool) -> None:
+    """Makes room for the weights of a model that was built without memory, and puts other blocks in the place of its own.
 
     The embedding stays on the host, unless it is the head as well. With fp8, so do frozen matrices until all are loaded: the
     GPU never holds more than it will (see `load_done`).
@@ -22,20 +22,18 @@ def build_least(model: Llama, device: torch.device, *, fp8: bool) -> None:
         decoder.embed_tokens = HostTable(table.shape, table.dtype, pinned=device.type == "cuda")  # type: ignore[assignment]
     decoder.norm.to_empty(device=device)
     model.lm_head.to_empty(device=device)
-    assert isinstance(model.lm_head, Head)
-    model.lm_head.chunk_tokens = CHUNK_TOKENS
     store = HostStore(len(decoder.layers))
-    for index, block in enumerate(decoder.layers.values()):
+    for index, (name, block) in enumerate(decoder.layers.items()):
         assert isinstance(block, Block)
         _make_room(block, device, torch.device("cpu") if fp8 else device)
-        block.forward = LeastBlock(block, store, index, fp8=fp8)  # type: ignore[method-assign]
+        decoder.layers[name] = LowMemoryBlock(block, store, index, fp8=fp8)
 
 
 def load_done(model: Llama) -> None:
     """To be called after the frozen weights were loaded: with fp8, they move to the GPU block by block."""
     for block in model.model.layers.values():
-        if isinstance(block.forward, LeastBlock):
-            block.forward.weights()
+        if isinstance(block, LowMemoryBlock):
+            block.weights()
 
 
 def _make_room(block: Block, device: torch.device, device_of_frozen_matrices: torch.device) -> None:

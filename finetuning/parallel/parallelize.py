@@ -13,15 +13,17 @@ from finetuning.config.stages import assign_layers, stage_indices
 from finetuning.config.strategy import COMPILED, FUSED, HEAD_GRADIENT, LINEAR, LOW_MEMORY, Strategy
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch
 from finetuning.model.attention import Documents
-from finetuning.model.blocks.full_block import Accumulation, FusedTrainedBlock
-from finetuning.model.blocks.lora_block import FusedBlock, can_fuse
-from finetuning.model.llama import Block, Head, Llama
+from finetuning.model.blocks.full_block import Accumulation, FullBlock
+from finetuning.model.blocks.lora_block import LoraBlock, can_fuse
+from finetuning.model.blocks.low_memory_block import CHUNK_TOKENS as LOW_MEMORY_CHUNK_TOKENS
+from finetuning.model.cross_entropy import CHUNK_TOKENS
+from finetuning.model.llama import Block, HeadOptions, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
-from finetuning.parallel.activation_checkpointing import block_forward
+from finetuning.parallel.activation_checkpointing import RecomputedBlock
 from finetuning.parallel.collectives import TokenExchange, sum_over
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places
 from finetuning.parallel.fsdp import Covered, prepare_backward, release, shard_parameters, uncover_documents
-from finetuning.parallel.low_memory import build_least, load_done
+from finetuning.parallel.low_memory import build_low_memory, load_done
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
@@ -61,11 +63,12 @@ def build_part(
 ) -> Llama:
     """One pipeline stage, with everything that the strategy asks for in its place."""
     compute_dtype = TORCH_DTYPES[strategy.compute_dtype]
+    head = _head_options(strategy, is_last=index == len(stages) - 1)
     with torch.device("meta"):
         if len(stages) == 1:
-            model = Llama(config)
+            model = Llama(config, head)
         else:
-            model = build_stage(config, stages[index], first=index == 0, last=index == len(stages) - 1)
+            model = build_stage(config, stages[index], head, first=index == 0, last=index == len(stages) - 1)
         if strategy.lora_rank is not None:
             add_lora(model, strategy.lora_rank, strategy.lora_alpha, strategy.lora_targets)
     if layout.degrees.tp > 1:
@@ -78,47 +81,48 @@ def build_part(
         whole = parameter.requires_grad and not strategy.split_master
         parameter.data = parameter.data.to(trainable_dtype(strategy) if whole else compute_dtype)
     if strategy.blocks == LOW_MEMORY:
-        build_least(model, device, fp8=LINEAR in strategy.fp8)
+        build_low_memory(model, device, fp8=LINEAR in strategy.fp8)
         uncover_documents(model)
         return model
-    if strategy.shards_weights:
-        shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding, prefetch=strategy.prefetch_blocks)
-    else:
+    if not strategy.shards_weights:
         model.to_empty(device=device)  # before the blocks move their weights into joint tensors
-        uncover_documents(model)
-    for layer in model.model.layers.values():
-        assert isinstance(layer, Block)
-        # On `forward`, not on the module: the hooks of FSDP stay outside the graph and outside the recomputation.
-        layer.forward = _block_forward(config, layer, layout, strategy, accumulation)  # type: ignore[method-assign]
-    # Products over tokens in fp8 take a multiple of 16 of them.
-    any_number = not (strategy.fp8 and strategy.trains_all)
-    is_last = index == len(stages) - 1
-    model.trims_last_block = strategy.blocks == FUSED and is_last and layout.degrees.tp == 1 and any_number
-    if isinstance(model.lm_head, Head):
-        model.lm_head.fp8_gradient = HEAD_GRADIENT in strategy.fp8
-    if strategy.shards_weights:
+    layers = model.model.layers
+    for name, block in layers.items():
+        assert isinstance(block, Block)
+        layers[name] = _choose_block(config, block, layout, strategy, accumulation)
+    if strategy.shards_weights:  # the last, so that its hooks are around everything
+        shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding, prefetch=strategy.prefetch_blocks)
         model.to_empty(device=device)
+    else:
+        uncover_documents(model)
     return model
 
 
-def _block_forward(
-    config: LlamaConfig, block: Block, layout: Layout, strategy: Strategy, accumulation: Accumulation
-) -> Callable[..., Tensor]:
-    """What a block computes instead of its own `forward`: fused, compiled, computed again."""
+def _head_options(strategy: Strategy, *, is_last: bool) -> HeadOptions:
+    # Products over tokens in fp8 take a multiple of 16 of them; tensor parallel has every process's own tokens.
+    any_number = not (strategy.fp8 and strategy.trains_all) and strategy.degrees.tp == 1
+    return HeadOptions(
+        trims_last_block=strategy.blocks == FUSED and is_last and any_number,
+        fp8_gradient=HEAD_GRADIENT in strategy.fp8,
+        chunk_tokens=LOW_MEMORY_CHUNK_TOKENS if strategy.blocks == LOW_MEMORY else CHUNK_TOKENS,
+    )
+
+
+def _choose_block(config: LlamaConfig, block: Block, layout: Layout, strategy: Strategy, accumulation: Accumulation) -> Block:
+    """What takes a block's place: fused, compiled, computed again; or itself."""
     mode, fp8 = strategy.activation_checkpointing, LINEAR in strategy.fp8
     keep_all = mode != "selective"  # fused blocks do `selective` themselves
-    forward: Callable[..., Tensor] = block.forward
     if strategy.blocks == FUSED and strategy.trains_all:
         exchange = TokenExchange(layout.group("tp")) if layout.degrees.tp > 1 else None
         gathered = strategy.shards_weights
-        forward = FusedTrainedBlock(
-            block, fp8=fp8, keep_all=keep_all, gathered=gathered, exchange=exchange, accumulation=accumulation
-        )
+        block = FullBlock(block, fp8=fp8, keep_all=keep_all, gathered=gathered, exchange=exchange, accumulation=accumulation)
     elif strategy.blocks == FUSED:
         assert layout.degrees.tp == 1 and strategy.sharding == "replicated" and can_fuse(block)
-        forward = FusedBlock(block, fp8=fp8, keep_all=keep_all)
-    recomputed = "none" if strategy.blocks == FUSED and mode == "selective" else mode
-    return block_forward(forward, recomputed, config.hidden_size, compiled=strategy.blocks == COMPILED)
+        block = LoraBlock(block, fp8=fp8, keep_all=keep_all)
+    if strategy.blocks == FUSED and mode == "selective":
+        mode = "none"
+    compiled = strategy.blocks == COMPILED
+    return block if mode == "none" and not compiled else RecomputedBlock(block, mode, config.hidden_size, compiled=compiled)
 
 
 class ParallelLlama(nn.Module):

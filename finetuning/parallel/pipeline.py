@@ -16,18 +16,18 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleIn
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
 from finetuning.data.batches.global_batch import MicroBatch
-from finetuning.model.llama import Llama
+from finetuning.model.llama import HeadOptions, Llama
 from finetuning.parallel.fsdp import Covered
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.weights import local_part
 
 
-def build_stage(config: LlamaConfig, layers: range, *, first: bool, last: bool) -> Llama:
+def build_stage(config: LlamaConfig, layers: range, head: HeadOptions, *, first: bool, last: bool) -> Llama:
     """The decoder (on the current device) reduced to one stage.
 
     A stage owns the table it uses: with tied weights the head of the last stage has a copy of the embedding's.
     """
-    model = Llama(dataclasses.replace(config, tie_word_embeddings=config.tie_word_embeddings and first and last))
+    model = Llama(dataclasses.replace(config, tie_word_embeddings=config.tie_word_embeddings and first and last), head)
     for name in list(model.model.layers):
         if int(name) not in layers:
             del model.model.layers[name]

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from finetuning.model.attention import Documents
 from finetuning.model.blocks.lora_block import (
@@ -60,10 +61,10 @@ class Accumulation:
     more_rows: bool = False  # of the same step follow: the blocks keep their gradients, and FSDP sees none
 
 
-class FusedTrainedBlock:
-    """The weights of a block, and its forward function.
+class FullBlock(Block):
+    """Takes a block's place, with its parts.
 
-    Unless FSDP gathers them, they are moved into joint tensors; the block's own parameters become views of them.
+    Unless FSDP gathers them, weights are moved into joint tensors; the parameters become views of them.
 
     Args:
         keep_all: keep the normed inputs, gate and up for the backward pass; otherwise they are computed again, which
@@ -79,14 +80,14 @@ class FusedTrainedBlock:
         accumulation: Accumulation | None = None,
     ):  # fmt: skip
         assert not (fp8 and gathered)
-        self.block, self.keep_all, self.exchange = block, keep_all, exchange or NoExchange()
+        super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
+        self.keep_all, self.exchange = keep_all, exchange or NoExchange()
         self.accumulation = accumulation or Accumulation()
         self._kept: list[Tensor | None] = []
         groups = grouped_layers(block)
         head_dim = block.self_attn.head_dim
         self.heads = len(groups[0][0].weight) // head_dim, len(groups[0][1].weight) // head_dim
         self.eps = block.input_layernorm.eps
-        self.attend = other_attention(block)
         kind = TrainedFp8Matrix if fp8 else TrainedMatrix
         self.w_qkv, self.w_o, self.w_gate_up, self.w_down = (
             GatheredMatrix(group) if gathered else kind([layer.weight for layer in group]) for group in groups
@@ -94,41 +95,42 @@ class FusedTrainedBlock:
 
     @property
     def norms(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Looked up in the block for each use, as FSDP changes them."""
-        return self.block.input_layernorm.weight, self.block.post_attention_layernorm.weight
+        """Looked up for each use, as FSDP changes them."""
+        return self.input_layernorm.weight, self.post_attention_layernorm.weight
 
     def show_gradients(self) -> None:
         """Puts what earlier rows have left where products add to it."""
         if self._kept:
-            for parameter, gradient in zip(self.block.parameters(), self._kept, strict=True):
+            for parameter, gradient in zip(self.parameters(), self._kept, strict=True):
                 parameter.grad = gradient
             self._kept = []
 
     def keep_gradients(self) -> None:
         if self.accumulation.more_rows:
-            self._kept = [parameter.grad for parameter in self.block.parameters()]
-            for parameter in self.block.parameters():
+            self._kept = [parameter.grad for parameter in self.parameters()]
+            for parameter in self.parameters():
                 parameter.grad = None
 
-    def __call__(
+    @override
+    def forward(
         self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
     ) -> Tensor:  # fmt: skip
         """Block output [1, t, D]; B is 1. Every process of the exchange must call it.
 
         Without an exchange, `at_S` chooses positions: the output is theirs only, [1, S, D].
         """
-        out_BtD: Tensor = _FusedTrainedBlock.apply(x_BtD, cos_BTH[0], sin_BTH[0], documents, at_S, self)
+        out_BtD: Tensor = _FullBlock.apply(x_BtD, cos_BTH[0], sin_BTH[0], documents, at_S, self)
         return out_BtD
 
 
-class _FusedTrainedBlock(torch.autograd.Function):
+class _FullBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_BtD, cos, sin, documents, at, fused):  # type: ignore[no-untyped-def]
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
         h1, inverse1 = kernels.norm(x, norm1, fused.eps)
         h1 = exchange.gather(h1)()
         qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
-        out, for_attention, attended = forward_attention(fused.attend, qkv, fused.heads, documents)
+        out, for_attention, attended = forward_attention(other_attention(fused), qkv, fused.heads, documents)
         x2 = rows_at(x, at) + exchange.sum_and_scatter(fused.w_o.forward(rows_at(out.flatten(1), at)))()
 
         h2, inverse2 = kernels.norm(x2, norm2, fused.eps)

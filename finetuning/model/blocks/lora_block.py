@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from finetuning.config.settings import MAX_FUSED_RANK
-from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward, document_attention
+from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward
 from finetuning.model.blocks.frozen_linear import Fp8Matrix, Matrix
 from finetuning.model.kernels import ops as kernels
 from finetuning.model.kernels.ops import Update
-from finetuning.model.llama import Block
+from finetuning.model.llama import Block, DocumentAttention
 from finetuning.model.lora import LoraLinear
 
 # Groups of layers that read the same input, and the order of a block's adapters.
@@ -38,11 +39,11 @@ def can_fuse(block: Block) -> bool:
     return len(shapes) == 1 and max(rank for rank, _ in shapes) <= MAX_FUSED_RANK
 
 
-class FusedBlock:
-    """The frozen part of a block, and its forward function.
+class LoraBlock(Block):
+    """Takes a block's place, with its parts.
 
-    Its weights are moved into joint tensors; the block's own parameters become views of them, so that loading a
-    checkpoint into the block fills them.
+    Its frozen weights are moved into joint tensors; the parameters become views of them, so that loading a checkpoint into
+    the block fills them.
 
     Args:
         keep_all: keep the normed inputs, gate and up for the backward pass; otherwise they are computed again, which
@@ -50,7 +51,8 @@ class FusedBlock:
     """
 
     def __init__(self, block: Block, *, fp8: bool, keep_all: bool = True):
-        self.block, self.fp8, self.keep_all = block, fp8, keep_all
+        super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
+        self.fp8, self.keep_all = fp8, keep_all
         groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
         self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
@@ -59,15 +61,15 @@ class FusedBlock:
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
-        self.attend = other_attention(block)
 
-    def __call__(
+    @override
+    def forward(
         self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
     ) -> Tensor:  # fmt: skip
         """Block output [1, T, D], or [1, S, D] of the positions `at_S` only; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _FusedBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, at_S, self, anchor)
+        out_TD: Tensor = _LoraBlock.apply(x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, at_S, self, anchor)
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
@@ -136,22 +138,22 @@ class BlockAdapters:
             parameter.grad = part.view(shape)
 
 
-class _FusedBlock(torch.autograd.Function):
+class _LoraBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, documents, at, fused, anchor):  # type: ignore[no-untyped-def]
-        block, heads = fused.block, fused.heads
+        heads = fused.heads
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
         low = fused.adapters.stacked(x.dtype)
 
-        qkv, h1, inverse1 = w_qkv.normed_forward(x, block.input_layernorm.weight, fused.eps)
+        qkv, h1, inverse1 = w_qkv.normed_forward(x, fused.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
         qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
-        out, for_attention, attended = forward_attention(fused.attend, qkv, heads, documents)
+        out, for_attention, attended = forward_attention(other_attention(fused), qkv, heads, documents)
         flat_out = rows_at(out.flatten(1), at)
         t_o = flat_out @ low.a_o.t()
         x2 = kernels.add_update(rows_at(x, at), w_o.forward(flat_out), Update(t_o, low.b_o))
 
-        gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
+        gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, fused.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate, up = gate_up.chunk(2, -1)
         inner, t_down = kernels.gate_with_adapters(gate, up, gate_updates(t_gate_up, low), low.a_down)
@@ -167,14 +169,14 @@ class _FusedBlock(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dx3):  # type: ignore[no-untyped-def]
         fused = ctx.fused
-        block, heads, scale = fused.block, fused.heads, fused.adapters.scale
+        heads, scale = fused.heads, fused.adapters.scale
         w_qkv, w_o, w_gate_up, w_down = fused.weights()
         x, cos, sin, inverse1, t_qkv, out, t_o, x2, inverse2, t_gate_up, t_down, at, h1, h2, gate_up, *for_attention = (
             ctx.saved_tensors
         )
         if not fused.keep_all:
-            h1, _ = kernels.norm(x, block.input_layernorm.weight, fused.eps)
-            gate_up, h2, _ = w_gate_up.normed_forward(x2, block.post_attention_layernorm.weight, fused.eps)
+            h1, _ = kernels.norm(x, fused.input_layernorm.weight, fused.eps)
+            gate_up, h2, _ = w_gate_up.normed_forward(x2, fused.post_attention_layernorm.weight, fused.eps)
         low = fused.adapters.stacked(x.dtype)
         gradients = torch.empty(sum(shape.numel() for shape in fused.adapters.shapes), dtype=x.dtype, device=x.device)
         d = adapter_views(gradients, fused.adapters.shapes)
@@ -195,7 +197,7 @@ class _FusedBlock(torch.autograd.Function):
         dh2 = w_gate_up.backward_with_adapter(grads, low.a_gate_up)
 
         grads, dx2, dt_o = _side_by_side(len(x2), x2.shape[1], low.a_o)
-        kernels.norm_backward(dh2, x2, inverse2, block.post_attention_layernorm.weight, dx3, dx2)
+        kernels.norm_backward(dh2, x2, inverse2, fused.post_attention_layernorm.weight, dx3, dx2)
         kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
         _scaled_product(dt_o, rows_at(out.flatten(1), at), scale, d.a_o)
         dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x)).view_as(out)
@@ -206,14 +208,14 @@ class _FusedBlock(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
             dh1 = w_qkv.backward_with_adapter(grads, low.a_qkv)
-            dx = kernels.norm_backward(dh1, x, inverse1, block.input_layernorm.weight, at_rows(dx2, at, len(x)))
+            dx = kernels.norm_backward(dh1, x, inverse1, fused.input_layernorm.weight, at_rows(dx2, at, len(x)))
         fused.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None, None
 
 
 def other_attention(block: Block) -> Callable[..., Tensor] | None:
     """The block's attention, if something was put around the ordinary one, whose backward pass is written out."""
-    return None if block.self_attn.attend is document_attention else block.self_attn.attend
+    return None if isinstance(block.self_attn.attend, DocumentAttention) else block.self_attn.attend
 
 
 def forward_attention(

@@ -13,6 +13,7 @@ Shape letters as in `kernels`; P tokens of a piece.
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from finetuning.model.attention import Documents, attention_backward, attention_forward
 from finetuning.model.blocks.activation_offload import HostStore
@@ -35,8 +36,8 @@ TOKENS_AT_ONCE = 4096  # for kernels as fast as with a whole row; half of 8192 n
 CHUNK_TOKENS = 1024  # of logits: 250 MiB of the 8B's, less than a block's backward pass needs
 
 
-class LeastBlock:
-    """The frozen part of a block, and its forward function.
+class LowMemoryBlock(Block):
+    """Takes a block's place, with its parts.
 
     Args:
         fp8: the frozen weights, which lie on the host until they are first used, are then quantised.
@@ -44,7 +45,8 @@ class LeastBlock:
     """
 
     def __init__(self, block: Block, store: HostStore, index: int, *, fp8: bool, tokens_at_once: int = TOKENS_AT_ONCE):
-        self.block, self.store, self.index, self.tokens_at_once = block, store, index, tokens_at_once
+        super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
+        self.store, self.index, self.tokens_at_once = store, index, tokens_at_once
         groups = grouped_layers(block)
         self.frozen = [[layer.weight for layer in group] for group in groups]
         self.matrices: list[Matrix] | list[SmallFp8Matrix] = [] if fp8 else [Matrix(join(weights)) for weights in self.frozen]
@@ -53,11 +55,15 @@ class LeastBlock:
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
 
-    def __call__(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        """Block output [1, T, D]; B is 1."""
+    @override
+    def forward(
+        self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
+    ) -> Tensor:
+        """Block output [1, T, D]; B is 1. All positions are computed: what saves time here would take memory."""
+        assert at_S is None
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
-        out_TD: Tensor = _LeastBlock.apply(
+        out_TD: Tensor = _LowMemoryBlock.apply(
             x_BTD.flatten(0, 1), cos_BTH[0], sin_BTH[0], documents, self, torch.is_grad_enabled(), anchor
         )
         return out_TD[None]
@@ -81,7 +87,7 @@ class LeastBlock:
         return SmallFp8Matrix(joint)
 
 
-class _LeastBlock(torch.autograd.Function):
+class _LowMemoryBlock(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, cos, sin, documents, least, is_trained, anchor):  # type: ignore[no-untyped-def]
         low = least.adapters.stacked(x.dtype)
@@ -92,7 +98,7 @@ class _LeastBlock(torch.autograd.Function):
         if is_trained:
             least.store.keep(least.index, (x, out, logsumexp))
         _, _, w_gate_up, w_down = least.weights()
-        norm = least.block.post_attention_layernorm.weight
+        norm = least.post_attention_layernorm.weight
         x3, t_down = torch.empty_like(x), x.new_empty(len(x), len(low.a_down))
         for piece in least.pieces(len(x)):
             x2, _ = _add_attention(least, x[piece], out[piece].flatten(1), low)
@@ -132,26 +138,26 @@ class _LeastBlock(torch.autograd.Function):
         return dx, None, None, None, None, None, None
 
 
-def _project(least: LeastBlock, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
+def _project(least: LowMemoryBlock, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
     """q, k and v side by side, turned by their positions [T, C], and the low-rank input of their adapters [T, 3R]."""
-    qkv, h1, _ = least.weights()[0].normed_forward(x_TD, least.block.input_layernorm.weight, least.eps)
+    qkv, h1, _ = least.weights()[0].normed_forward(x_TD, least.input_layernorm.weight, least.eps)
     t_qkv = h1 @ low.a_qkv.t()
     return kernels.rotate_heads(qkv, cos_TH, sin_TH, least.heads, Update(t_qkv, low.b_qkv)), t_qkv
 
 
-def _add_attention(least: LeastBlock, x_PD: Tensor, out_PC: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
+def _add_attention(least: LowMemoryBlock, x_PD: Tensor, out_PC: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
     """The residual stream after the attention [P, D], and the low-rank input of the output's adapter [P, R]."""
     t_o = out_PC @ low.a_o.t()
     return kernels.add_update(x_PD, least.weights()[1].forward(out_PC), Update(t_o, low.b_o)), t_o
 
 
 def _after_attention_backward(
-    least: LeastBlock, x_TD: Tensor, out_TC: Tensor, t_down_TR: Tensor, dx3_TD: Tensor, low: Adapters, d: Adapters
+    least: LowMemoryBlock, x_TD: Tensor, out_TC: Tensor, t_down_TR: Tensor, dx3_TD: Tensor, low: Adapters, d: Adapters
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the residual stream after the attention [T, D] and of the attention's output, adapters' added to `d`."""
     _, w_o, w_gate_up, w_down = least.weights()
     w_gate_up_turned, w_down_turned, w_o_turned = w_gate_up.turned(), w_down.turned(), w_o.turned()
-    norm, scale = least.block.post_attention_layernorm.weight, least.adapters.scale
+    norm, scale = least.post_attention_layernorm.weight, least.adapters.scale
     dx2_TD, dout_TC = torch.empty_like(x_TD), torch.empty_like(out_TC)
     for piece in least.pieces(len(x_TD)):
         out, dx3 = out_TC[piece], dx3_TD[piece]
@@ -182,11 +188,11 @@ def _after_attention_backward(
 
 
 def _projection_backward(
-    least: LeastBlock, x_TD: Tensor, dqkv_TC: Tensor, dt_qkv: Tensor, dx2_TD: Tensor, low: Adapters, d: Adapters, *,
+    least: LowMemoryBlock, x_TD: Tensor, dqkv_TC: Tensor, dt_qkv: Tensor, dx2_TD: Tensor, low: Adapters, d: Adapters, *,
     needs_input: bool,
 ) -> Tensor | None:  # fmt: skip
     """Gradient of the block's input [T, D], adapters' added to `d`; none for the first block, as the embedding is frozen."""
-    norm = least.block.input_layernorm.weight
+    norm = least.input_layernorm.weight
     h1, inverse1 = kernels.norm(x_TD, norm, least.eps)
     d.a_qkv.add_(dt_qkv.t() @ h1, alpha=least.adapters.scale)
     del h1

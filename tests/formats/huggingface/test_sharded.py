@@ -18,7 +18,7 @@ from finetuning.data.reading.records import Sample
 from finetuning.formats.huggingface import safetensors_writer as safetensors_files
 from finetuning.formats.huggingface.sharded import export_model, load_base_weights
 from finetuning.model.blocks.frozen_linear import SmallFp8Matrix
-from finetuning.model.blocks.low_memory_block import LeastBlock
+from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import base_parameters, build_model
 from tests.closeness import assert_near
@@ -58,8 +58,8 @@ def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tens
     model = build_model(read_llama_config(model_folder), layout, torch.device("cpu"), strategy)
     model.device = torch.device("cuda")
     load_base_weights(model_folder, model)
-    block = model.get_submodule("parts.0.model.layers.1").forward
-    assert isinstance(block, LeastBlock)
+    block = model.get_submodule("parts.0.model.layers.1")
+    assert isinstance(block, LowMemoryBlock)
     (w_qkv, *_) = block.weights()
     found = {name: weight.data for name, weight in base_parameters(model).items() if weight.numel()}
     if isinstance(w_qkv, SmallFp8Matrix):

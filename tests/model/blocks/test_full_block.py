@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetuning.model.attention import make_documents
-from finetuning.model.blocks.full_block import Accumulation, FusedTrainedBlock
+from finetuning.model.blocks.full_block import Accumulation, FullBlock
 from finetuning.model.llama import Block
 from tests.closeness import assert_all_near
 
@@ -20,7 +20,7 @@ LENGTHS = [5, 11]
 def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Callable, keep_all: bool, gathered: bool) -> None:
     block = make_block(make_pair)
     plain = run(block, block, rows=2)
-    fused = run(block, FusedTrainedBlock(block, fp8=False, keep_all=keep_all, gathered=gathered), rows=2)
+    fused = run(block, FullBlock(block, fp8=False, keep_all=keep_all, gathered=gathered), rows=2)
     assert len(plain) == 2 + 7 + 2  # output and input, linear layers, norms
     assert_all_near(fused, plain)
 
@@ -29,14 +29,14 @@ def test_output_and_every_gradient_equal_those_of_the_plain_block(make_pair: Cal
 def test_positions_that_nothing_reads_are_left_out_after_the_attention(make_pair: Callable, keep_all: bool) -> None:
     block, at = make_block(make_pair), torch.tensor([0, 3, 4, 10, 15])
     plain = run(block, lambda *inputs: block(*inputs)[:, at], rows=2)
-    fused = FusedTrainedBlock(block, fp8=False, keep_all=keep_all)
+    fused = FullBlock(block, fp8=False, keep_all=keep_all)
     found = run(block, lambda *inputs: fused(*inputs, at), rows=2)
     assert_all_near(found, plain)
 
 
 def test_gradients_of_the_next_step_start_from_zero(make_pair: Callable) -> None:
     block = make_block(make_pair)
-    fused = FusedTrainedBlock(block, fp8=False, keep_all=True)
+    fused = FullBlock(block, fp8=False, keep_all=True)
     first = run(block, fused, rows=1)
     again = run(block, fused, rows=1)
     for name, expected in first.items():
@@ -46,7 +46,7 @@ def test_gradients_of_the_next_step_start_from_zero(make_pair: Callable) -> None
 def test_gradients_stay_with_the_block_until_the_last_row_of_a_step(make_pair: Callable) -> None:
     block, accumulation = make_block(make_pair), Accumulation()
     expected = run(block, block, rows=3)
-    fused = FusedTrainedBlock(block, fp8=False, keep_all=True, gathered=True, accumulation=accumulation)
+    fused = FullBlock(block, fp8=False, keep_all=True, gathered=True, accumulation=accumulation)
     seen = []
 
     def forward(*inputs: object) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_gradients_stay_with_the_block_until_the_last_row_of_a_step(make_pair: C
 
 def test_with_fp8_products_gradients_keep_their_direction(make_pair: Callable) -> None:
     block = make_block(make_pair)
-    expected, found = run(block, block, rows=2), run(block, FusedTrainedBlock(block, fp8=True, keep_all=True), rows=2)
+    expected, found = run(block, block, rows=2), run(block, FullBlock(block, fp8=True, keep_all=True), rows=2)
     for name, value in expected.items():
         cosine = torch.nn.functional.cosine_similarity(found[name].flatten(), value.flatten(), 0)
         # Rounding to 3 bits of the fraction: 1/40 on average, through up to eight products in a row; norms are vectors of
@@ -71,7 +71,7 @@ def test_with_fp8_products_gradients_keep_their_direction(make_pair: Callable) -
 
 def test_fp8_products_see_a_weight_that_was_changed_between_two_steps(make_pair: Callable) -> None:
     block = make_block(make_pair)
-    fused = FusedTrainedBlock(block, fp8=True, keep_all=True)
+    fused = FullBlock(block, fp8=True, keep_all=True)
     before = run(block, fused, rows=2)["out"]
     with torch.no_grad():
         block.mlp.down_proj.weight.mul_(2.0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetuning.model.attention import make_documents
-from finetuning.model.blocks.lora_block import FusedBlock, can_fuse
+from finetuning.model.blocks.lora_block import LoraBlock, can_fuse
 from finetuning.model.llama import Block, Llama, rope_tables
 from finetuning.model.lora import add_lora
 from tests.closeness import assert_all_near
@@ -54,7 +54,7 @@ def run(
     cos, sin = rope_tables(model.config, torch.tensor([[*range(5), *range(7)]]))
     model.zero_grad()
     if fused:
-        out = FusedBlock(block, fp8=fp8, keep_all=keep_all)(x, cos, sin, make_documents([5, 7]), at)
+        out = LoraBlock(block, fp8=fp8, keep_all=keep_all)(x, cos, sin, make_documents([5, 7]), at)
     else:
         out = block(x, cos, sin, make_documents([5, 7]))
         out = out if at is None else out[:, at]
@@ -75,7 +75,7 @@ def test_weights_loaded_into_the_block_reach_the_joint_matrices(make_pair: Calla
     model = lora_model(make_pair)
     block = model.model.layers["0"]
     assert isinstance(block, Block)
-    fused = FusedBlock(block, fp8=False)
+    fused = LoraBlock(block, fp8=False)
     with torch.no_grad():
         block.self_attn.k_proj.weight.fill_(3.0)
         block.mlp.up_proj.weight.fill_(4.0)

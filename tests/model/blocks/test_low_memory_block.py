@@ -8,8 +8,8 @@ import torch.nn.functional as F
 
 from finetuning.model.attention import make_documents
 from finetuning.model.blocks.activation_offload import HostStore, HostTable
-from finetuning.model.blocks.lora_block import FusedBlock
-from finetuning.model.blocks.low_memory_block import LeastBlock
+from finetuning.model.blocks.lora_block import LoraBlock
+from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.model.llama import Block, Llama, rope_tables
 from finetuning.model.lora import add_lora
 from tests.closeness import assert_all_near
@@ -36,7 +36,7 @@ def blocks_of(model: Llama) -> list[Block]:
 def least_blocks(model: Llama, tokens_at_once: int = 5, fp8: bool = False) -> list[Forward]:
     blocks = blocks_of(model)
     store = HostStore(len(blocks))
-    return [LeastBlock(block, store, i, fp8=fp8, tokens_at_once=tokens_at_once) for i, block in enumerate(blocks)]
+    return [LowMemoryBlock(block, store, i, fp8=fp8, tokens_at_once=tokens_at_once) for i, block in enumerate(blocks)]
 
 
 def gradients(model: Llama, forwards: list[Forward], seed: int = 11) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_fp8_weights_held_once_are_as_exact_as_those_held_in_two_layouts(make_pa
     errors = []
     for once in (False, True):
         model = lora_model(make_pair)
-        twice: list[Forward] = [FusedBlock(block, fp8=True) for block in blocks_of(model)]
+        twice: list[Forward] = [LoraBlock(block, fp8=True) for block in blocks_of(model)]
         found = gradients(model, least_blocks(model, fp8=True) if once else twice)
         errors.append(torch.stack([(found[name] - value).norm() / value.norm() for name, value in expected.items()]))
         assert blocks_of(model)[1].mlp.up_proj.weight.numel() == 0
@@ -145,8 +145,8 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
             parameter.data = parameter.data.bfloat16()
     store = HostStore(6)
     blocks = blocks_of(model)
-    least: list[Forward] = [LeastBlock(block, store, i, fp8=False, tokens_at_once=1024) for i, block in enumerate(blocks)]
-    fused: list[Forward] = [FusedBlock(block, fp8=False, keep_all=False) for block in blocks]
+    least: list[Forward] = [LowMemoryBlock(block, store, i, fp8=False, tokens_at_once=1024) for i, block in enumerate(blocks)]
+    fused: list[Forward] = [LoraBlock(block, fp8=False, keep_all=False) for block in blocks]
     for length in (tokens, tokens // 2, tokens):  # host memory is used again
         x = torch.randn(1, length, 256, device="cuda", dtype=torch.bfloat16).requires_grad_()
         grad = torch.randn_like(x)
