@@ -311,6 +311,10 @@ MESSAGES: dict[str, str] = {
     "{file}: {heads} attention heads of {size} do not fit {groups} key/value heads and RoPE": (
         "{file}：{heads} 個大小為 {size} 的注意力頭，與 {groups} 個 key/value 頭或 RoPE 不相容"
     ),
+    "{file}: is a link to {target}, outside of the model folder, and would be copied from there; give the folder that holds "
+    "the files themselves": (
+        "{file}：是指向模型資料夾之外 {target} 的連結，輸出時會複製該處的內容；請改給實際存放這些檔案的資料夾"
+    ),
     "{path}: the weights do not fit config.json: {shown}": "{path}：權重與 config.json 不符：{shown}",
     "{path}: not a complete checkpoint (no readable {file})": "{path}：不是完整的檢查點（沒有可讀的 {file}）",
     "the tokens of before were damaged ({damage}); they were built anew": "先前的 token 已損壞（{damage}）；已重新建立",

@@ -13,8 +13,8 @@ from finetuning.config.run import Run
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.companions import ORIGIN_FILE
 from finetuning.formats.huggingface.files import fingerprint
-from finetuning.formats.huggingface.sharded import ORIGIN_FILE
 from finetuning.formats.nemo.checkpoint import cache_folder, is_nemo, nemo_fingerprint, open_nemo
 from finetuning.i18n import t
 

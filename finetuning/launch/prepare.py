@@ -15,6 +15,7 @@ from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.companions import check_companions
 from finetuning.formats.huggingface.files import check_weights, fingerprint, unreadable_dtypes
 from finetuning.i18n import t
 from finetuning.launch.gpus import count_gpus, gpu_memory_gib
@@ -130,6 +131,7 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
     model_path = model = None
     try:
         model_path = find_model(config.hf_model_id, token, with_weights=False)
+        check_companions(model_path)
         is_here = Path(config.hf_model_id).is_dir()  # then the weights are checked with the rest
         problems += unreadable_dtypes(model_path) if is_here else []
         model = read_llama_config(model_path)

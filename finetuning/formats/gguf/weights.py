@@ -25,6 +25,7 @@ from finetuning.config.rope import RopeScaling
 from finetuning.errors import InputError
 from finetuning.formats.gguf.header import GgufHeader, GgufTensor, read_gguf_header
 from finetuning.formats.gguf.tokenizer import write_tokenizer
+from finetuning.formats.huggingface.companions import special_token_ids
 from finetuning.formats.weight_source import llama_shapes
 from finetuning.i18n import t
 
@@ -217,7 +218,7 @@ class GgufModel:
         """
         target = scratch / f"{self.path.stem}-{self.fingerprint()}"
         write_tokenizer(self.path, self.header.settings, self.config, target)
-        write_llama_config(self.config, target)
+        write_llama_config(self.config, target, **special_token_ids(target))
         return target
 
     def _whole(self, name: str, default: int | None = None) -> int:

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.companions import check_companions, copy_companions
 from finetuning.formats.huggingface.files import weight_files
 from finetuning.formats.huggingface.safetensors_writer import SafetensorsFile, Stored, converted, plan_files
-from finetuning.formats.huggingface.sharded import copy_companions, write_description
+from finetuning.formats.huggingface.sharded import write_description
 from finetuning.formats.peft.sharded import write_adapter
 from finetuning.formats.recognize import CHECKPOINT, StoredModel
 from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
@@ -67,6 +68,8 @@ def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, pro
     }
     plan = plan_files(tensors, model.base_folder)
     total, done = sum(stored.size for stored in tensors.values()), 0
+    check_companions(model.base_folder)
+    check_companions(model.tokenizer_folder)
     with whole_folder(target) as folder:
         free = shutil.disk_usage(folder).free
         if free < total:
@@ -100,6 +103,8 @@ def export_peft(model: StoredModel, target: Path, base_name: str) -> None:
     for name, update in model.adapter.updates.items():
         module = name.removesuffix(".weight")
         tensors |= {f"{module}.lora_A.weight": update.a, f"{module}.lora_B.weight": update.b}
+    check_companions(model.base_folder)
+    check_companions(model.tokenizer_folder)
     with whole_folder(target) as folder:
         write_adapter(folder, tensors, base_name, rank, first.scale * rank, tuple(model.adapter.targets))
         copy_companions(model.tokenizer_folder, folder, model.chat_template(), model.origin)

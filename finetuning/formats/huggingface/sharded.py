@@ -5,7 +5,6 @@ In: safetensors of a local folder, read by slices straight into the sharded mode
 generation config. A model on the hub is downloaded first (`finetuning.launch.hub`).
 """
 
-import json
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,18 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from finetuning.formats.huggingface.companions import copy_companions, copy_config
 from finetuning.formats.huggingface.files import INDEX_FILE
 from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, plan_files
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.weight_source import HuggingFaceSource
 from finetuning.parallel.parallelize import ParallelLlama
-
-ORIGIN_FILE = "finetuning.json"
-# Copied from the base model into every result.
-COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "chat_template.jinja", "generation_config.json", "LICENSE", "LICENSE.txt", "USE_POLICY.md",
-)  # fmt: skip
 
 
 def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
@@ -63,12 +56,7 @@ def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | Non
     """The index of the weight files, and config.json as the base has it, but for another `dtype` where one is given."""
     if plan.index is not None:
         (folder / INDEX_FILE).write_text(plan.index, encoding="utf-8")
-    if dtype is None:
-        shutil.copyfile(base / "config.json", folder / "config.json")
-        return
-    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    copy_config(base, folder, dtype)
 
 
 def begin_folder(target: Path) -> Path:
@@ -87,17 +75,3 @@ def finish_folder(temporary: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
     dist.barrier()
-
-
-def copy_companions(base: Path, target: Path, chat_template: str | None, origin: dict[str, Any] | None = None) -> None:
-    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given.
-
-    `origin` becomes ORIGIN_FILE: where the model comes from and how it was prompted (finetuning.formats.provenance).
-    """
-    for name in COMPANIONS:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, target / name)
-    if chat_template is not None:
-        (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
-    if origin is not None:
-        (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetuning.config.llama import LlamaConfig, write_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config, write_llama_config
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.sharded import copy_companions
+from finetuning.formats.huggingface.companions import CONFIG_FILE, copy_companions, copy_config, special_token_ids
 from finetuning.formats.nemo.settings import differences, llama_config, read_io_json, read_yaml
 from finetuning.formats.nemo.weights import TABLE, MegatronSource, find_prefix
 from finetuning.i18n import t
@@ -148,7 +148,13 @@ def describe_nemo(checkpoint: NemoCheckpoint, scratch: Path) -> Path:
     target = scratch / f"{checkpoint.path.name}-{nemo_fingerprint(checkpoint)}"
     target.mkdir(parents=True, exist_ok=True)
     copy_companions(checkpoint.tokenizer, target, None)
-    write_llama_config(config, target)
+    if (checkpoint.tokenizer / CONFIG_FILE).is_file():  # our export leaves it there
+        kept = read_llama_config(checkpoint.tokenizer)
+        if found := differences(config, kept):
+            raise InputError([f"{checkpoint.path}: {difference}" for difference in found])
+        copy_config(checkpoint.tokenizer, target, None if kept.dtype == config.dtype else config.dtype)
+    else:
+        write_llama_config(config, target, **special_token_ids(target))
     return target
 
 

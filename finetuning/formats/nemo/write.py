@@ -26,9 +26,9 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from finetuning.config.llama import LlamaConfig
+from finetuning.formats.huggingface.companions import check_companions, copy_companions, copy_config
 from finetuning.formats.huggingface.export import whole_folder
 from finetuning.formats.huggingface.safetensors_writer import converted
-from finetuning.formats.huggingface.sharded import copy_companions
 from finetuning.formats.nemo.weights import GATE_UP, INNER, LAYERS, OUTER, QKV
 from finetuning.formats.recognize import StoredModel
 from finetuning.formats.weight_source import WeightSource
@@ -117,6 +117,8 @@ def export_nemo(
     source = model.weights()
     total = sum(shape.numel() * dtype_of(name).itemsize for name, shape in source.shapes().items())
     done = 0
+    check_companions(model.base_folder)
+    check_companions(model.tokenizer_folder)
     with whole_folder(target) as folder:
         (folder / "weights").mkdir()
         with TorchDistWriter(folder / "weights", step) as writer:
@@ -131,7 +133,10 @@ def export_nemo(
         tokenizer = folder / "context" / "nemo_tokenizer"
         tokenizer.mkdir(parents=True)
         copy_companions(model.tokenizer_folder, tokenizer, model.chat_template(), model.origin)
-        settings = model_settings(source.config, dtype_of("model.embed_tokens.weight"))
+        dtype = dtype_of("model.embed_tokens.weight")
+        name = str(dtype).removeprefix("torch.")
+        copy_config(model.base_folder, tokenizer, None if name == source.config.dtype else name)  # what NeMo has no names for
+        settings = model_settings(source.config, dtype)
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
         (folder / "context" / "model.yaml").write_text(text, encoding="utf-8")
 

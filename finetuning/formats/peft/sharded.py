@@ -12,7 +12,8 @@ from torch import Tensor
 
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.sharded import begin_folder, copy_companions, finish_folder
+from finetuning.formats.huggingface.companions import copy_companions
+from finetuning.formats.huggingface.sharded import begin_folder, finish_folder
 from finetuning.formats.peft.adapter import PREFIX, read_tensors, unsupported_settings
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_adapter_header, read_settings
 from finetuning.i18n import t

@@ -282,3 +282,46 @@ def test_nothing_is_left_of_an_export_whose_file_ends_too_early(tiny_model: Path
     with pytest.raises(InputError, match="the file ends too early"):
         export.export_hugging_face(model, tmp_path / "out", None, lambda done, total: None)
     assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_configuration_that_is_written_names_the_tokens_that_begin_and_end(tiny_model: Path, tmp_path: Path) -> None:
+    model = open_model(write_gguf(tiny_model, tmp_path / "x.gguf"))
+    found, first = (json.loads((folder / "config.json").read_text()) for folder in (model.base_folder, tiny_model))
+    assert [found[name] for name in ("bos_token_id", "eos_token_id")] == [first["bos_token_id"], first["eos_token_id"]]
+
+
+def test_a_tensor_of_200_000_dimensions_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    tensor = struct.pack("<Q1sI", 1, b"x", 200_000) + struct.pack("<Q", 1) * 200_000
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 0) + tensor)
+    with pytest.raises(InputError, match="x has 200000 dimensions"):
+        read_gguf_header(file)
+
+
+def test_a_name_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    setting, tensor = struct.pack("<Q1sIB", 1, b"a", 0, 1), struct.pack("<Q1sIQIQ", 1, b"x", 1, 1, 0, 0)
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + setting * 2)
+    with pytest.raises(InputError, match="a is set twice"):
+        read_gguf_header(file)
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 2, 0) + tensor * 2)
+    with pytest.raises(InputError, match="two tensors have one name"):
+        read_gguf_header(file)
+
+
+def test_a_header_without_end_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    setting = b"".join(struct.pack("<Q4sIIQ", 4, b"%04d" % n, 9, 0, 2**24) + bytes(2**24) for n in range(5))
+    file.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + setting)
+    with pytest.raises(InputError, match="a header of more than 64 MiB"):
+        read_gguf_header(file)
+
+
+def test_weights_of_whole_numbers_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    file = write_gguf(tiny_model, tmp_path / "x.gguf")
+    raw = file.read_bytes()
+    name = b"blk.0.ffn_down.weight"
+    at = raw.index(name) + len(name) + 4 + 2 * 8  # number of dimensions, two sizes
+    file.write_bytes(raw[:at] + struct.pack("<I", 26) + raw[at + 4 :])  # ggml's I32
+    with pytest.raises(InputError, match="holds weights of type 26, which cannot be read"):
+        open_model(file)

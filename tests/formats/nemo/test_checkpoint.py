@@ -427,3 +427,27 @@ def test_honest_pickles_keep_few_notes() -> None:
     raw = pickle.dumps([str(number) for number in range(1000)], protocol=2)
     notes = [argument for operation, argument, _ in pickletools.genops(raw) if "PUT" in operation.name]
     assert max(notes) < len(raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("num_layers", 10**6, "num_layers is 1000000, but must be a positive whole number"),
+        ("num_query_groups", "four", "num_query_groups is 'four', but must be a positive whole number"),
+        ("num_query_groups", 3, "4 attention heads of 16 do not fit 3 key/value heads and RoPE"),
+        ("kv_channels", [16], "kv_channels is [16], but must be a positive whole number"),
+        ("layernorm_epsilon", {}, "layernorm_epsilon is {}, but must be a positive number"),
+        ("rotary_base", float("nan"), "rotary_base is nan, but must be a positive number"),
+        ("seq_length", -1, "seq_length is -1, but must be a positive whole number"),
+    ],
+)
+def test_a_wrong_value_in_the_settings_is_one_sentence(
+    copy: Path, tmp_path: Path, name: str, value: Any, sentence: str
+) -> None:
+    file = copy / "context" / "model.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["config"][name] = value
+    file.write_text(yaml.safe_dump(settings))
+    with pytest.raises(InputError) as caught:
+        open_nemo(copy, tmp_path).own_config()
+    assert caught.value.problems == [f"{file}: {sentence}"]

@@ -1,6 +1,8 @@
 """Checkpoints of the real megatron-core in, ours out, compared by their logits."""
 
 import dataclasses
+import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from finetuning.config.run import read_run
 from finetuning.config.strategy import Strategy, spread
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
+from finetuning.errors import InputError
 from finetuning.formats.huggingface.export import export_hugging_face, stored_dtypes
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
@@ -144,6 +147,44 @@ def test_the_export_comes_back_bit_for_bit(name: str, tmp_path: Path, request: p
     assert back.base_folder != folder and (back.tokenizer_folder / "tokenizer.json").is_file()
     for weight in first.weights().shapes():
         assert torch.equal(back.weights().read(weight), first.weights().read(weight)), weight
+
+
+@pytest.mark.parametrize("name", ["tiny_model", "tiny_tied_model"])
+def test_a_model_that_comes_back_from_nemo_has_an_equal_configuration(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(name)
+    exported(folder, tmp_path / "nemo")
+    export_hugging_face(open_model(tmp_path / "nemo"), tmp_path / "back", None, lambda done, total: None)
+    first, back = (json.loads((path / "config.json").read_text(encoding="utf-8")) for path in (folder, tmp_path / "back"))
+    assert back == first
+
+    # NeMo's own checkpoints have no config.json: what the tokenizer's files say is written down.
+    (tmp_path / "nemo" / "context" / "nemo_tokenizer" / "config.json").unlink()
+    export_hugging_face(open_model(tmp_path / "nemo"), tmp_path / "other", None, lambda done, total: None)
+    other = transformers.AutoConfig.from_pretrained(tmp_path / "other")
+    assert (other.bos_token_id, other.eos_token_id) == (first["bos_token_id"], first["eos_token_id"])
+
+
+def test_a_configuration_inside_that_contradicts_nemo_s_settings_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    exported(tiny_model, tmp_path / "nemo")
+    file = tmp_path / "nemo" / "context" / "nemo_tokenizer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"rms_norm_eps": 1e-6}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rms_norm_eps is 1e-05 in the checkpoint and 1e-06 in config\.json"):
+        open_model(tmp_path / "nemo")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_codes_are_refused(tiny_model: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    exported(tiny_model, tmp_path / "nemo")
+    metadata_file = tmp_path / "nemo" / "weights" / ".metadata"
+    metadata = pickle.loads(metadata_file.read_bytes())
+    for name, entry in metadata.state_dict_metadata.items():
+        if "linear_fc2.weight" in name:
+            entry.properties.dtype = dtype
+    metadata_file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(InputError, match=r"linear_fc2\.weight is stored as (int8|float8_e4m3fn) \(1 of "):
+        open_model(tmp_path / "nemo")
 
 
 def test_megatron_core_loads_the_export_and_computes_the_logits_of_transformers(

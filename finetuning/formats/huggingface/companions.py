@@ -1,0 +1,123 @@
+"""What lies beside the weights and goes into every result: configuration, tokenizer, generation settings, licence.
+
+A model folder may be somebody else's, and a result may be published. So only files of the folder itself are copied: a link to
+somewhere else would carry off what it points to. Links into the hub's cache are how downloads look, and are followed.
+
+Imports no torch.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from finetuning.errors import InputError
+from finetuning.files.documents import read_json
+from finetuning.i18n import t
+
+ORIGIN_FILE = "finetuning.json"
+CONFIG_FILE = "config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "USE_POLICY.md")  # are done without where they are links
+
+
+def copy_companions(base: Path, target: Path, chat_template: str | None, origin: dict[str, Any] | None = None) -> None:
+    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given.
+
+    `origin` becomes ORIGIN_FILE: where the model comes from and how it was prompted (finetuning.formats.provenance).
+
+    Raises:
+        InputError: a file is a link out of the folder.
+    """
+    check_companions(base)
+    for name in (*TOKENIZER_FILES, *LICENCE_FILES):
+        if (base / name).is_file() and not _leads_elsewhere(base / name):
+            shutil.copyfile(base / name, target / name)
+    if chat_template is not None:
+        (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    if origin is not None:
+        (target / ORIGIN_FILE).write_text(json.dumps(origin, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def check_companions(base: Path) -> None:
+    """
+    Raises:
+        InputError: a file that a result needs is a link out of the folder.
+    """
+    links = [name for name in (CONFIG_FILE, *TOKENIZER_FILES) if (base / name).is_file() and _leads_elsewhere(base / name)]
+    if links:
+        raise InputError([
+            t(
+                "{file}: is a link to {target}, outside of the model folder, and would be copied from there; give the folder "
+                "that holds the files themselves",
+                file=base / name,
+                target=(base / name).resolve(),
+            )
+            for name in links
+        ])  # fmt: skip
+
+
+def copy_config(base: Path, target: Path, dtype: str | None = None) -> None:
+    """config.json as the base has it, but for another `dtype` where one is given."""
+    if dtype is None:
+        shutil.copyfile(base / CONFIG_FILE, target / CONFIG_FILE)
+        return
+    config = read_json(base / CONFIG_FILE, dict[str, Any])
+    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+class _GenerationConfig(msgspec.Struct):
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+
+class _Token(msgspec.Struct):
+    content: str
+    id: int | None = None
+
+
+class _TokenizerConfig(msgspec.Struct):
+    bos_token: str | _Token | None = None
+    eos_token: str | _Token | None = None
+
+
+class _Tokenizer(msgspec.Struct):
+    added_tokens: list[_Token] = []
+
+
+def special_token_ids(folder: Path) -> dict[str, Any]:
+    """`bos_token_id` and `eos_token_id` for a config.json: of generation_config.json, else the tokenizer's own.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    names = "generation_config.json", "tokenizer_config.json", "tokenizer.json"
+    generation, settings, tokenizer = (folder / name for name in names)
+    found = read_json(generation, _GenerationConfig) if generation.is_file() else _GenerationConfig()
+    own = read_json(settings, _TokenizerConfig) if settings.is_file() else _TokenizerConfig()
+    added = read_json(tokenizer, _Tokenizer).added_tokens if tokenizer.is_file() else []
+    ids = {token.content: token.id for token in added}
+    bos, eos = (
+        ids.get(token.content if isinstance(token, _Token) else token or "") for token in (own.bos_token, own.eos_token)
+    )
+    return {
+        "bos_token_id": bos if found.bos_token_id is None else found.bos_token_id,
+        "eos_token_id": eos if found.eos_token_id is None else found.eos_token_id,
+    }
+
+
+def _leads_elsewhere(file: Path) -> bool:
+    target = file.resolve()
+    is_in_hub_cache = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
+    return not target.is_relative_to(file.parent.resolve()) and not is_in_hub_cache

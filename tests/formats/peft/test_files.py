@@ -1,0 +1,85 @@
+"""The settings and the header of an adapter in PEFT's format: one sentence for whatever is wrong with them."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from finetuning.config.settings import RunConfig
+from finetuning.errors import InputError
+from finetuning.formats.peft.adapter import read_adapter
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_settings
+from finetuning.formats.peft.sharded import check_adapter
+from finetuning.formats.recognize import named_base
+from tests.references import write_random_adapter
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def adapter(tiny_model: Path, tmp_path: Path) -> Path:
+    write_random_adapter(tiny_model, tmp_path / "adapter", 2, 4.0, ("q_proj", "v_proj"))
+    return tmp_path / "adapter"
+
+
+def change(folder: Path, **changed: Any) -> None:
+    file = folder / ADAPTER_CONFIG_FILE
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changed), encoding="utf-8")
+
+
+WRONG = [
+    ("lora_alpha", None, "lora_alpha is null, but must be a number"),
+    ("lora_alpha", "8", "lora_alpha is text, but must be a number"),
+    ("lora_alpha", math.nan, "lora_alpha is nan, but must be a finite number"),
+    ("r", None, "r is null, but must be a whole number"),
+    ("r", True, "r is true or false, but must be a whole number"),
+    ("r", 0, "r is 0, but must be between 1 and 65536"),
+    ("r", 10**9, "r is 1000000000, but must be between 1 and 65536"),
+    ("target_modules", 3, "target_modules is a whole number, but must be text or a list or null"),
+    ("base_model_name_or_path", ["a"], "base_model_name_or_path is a list, but must be text or null"),
+    ("use_rslora", "yes", "use_rslora is text, but must be true or false or null"),
+    ("alpha_pattern", {"q_proj": "4"}, "alpha_pattern[...] is text, but must be a number"),
+    ("alpha_pattern", {"(a+)+": 4}, "alpha_pattern '(a+)+' is not understood; name the layers"),
+    ("alpha_pattern", {"[": 4}, "alpha_pattern '[' is not understood; name the layers"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "sentence"), WRONG)
+def test_a_wrong_value_is_one_sentence_with_its_key(adapter: Path, name: str, value: Any, sentence: str) -> None:
+    change(adapter, **{name: value})
+    for read in (read_settings, read_adapter):
+        with pytest.raises(InputError) as caught:
+            read(adapter)
+        assert caught.value.problems == [f"{adapter / ADAPTER_CONFIG_FILE}: {sentence}"]
+
+
+def test_an_adapter_without_settings_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no adapter_config\.json"):
+        read_settings(tmp_path)
+
+
+def test_a_base_without_a_name_is_none(adapter: Path) -> None:
+    change(adapter, base_model_name_or_path="")
+    assert named_base(adapter) is None
+
+
+def test_an_adapter_of_codes_is_refused_by_every_reader(adapter: Path, tiny_model: Path) -> None:
+    file = adapter / ADAPTER_WEIGHTS_FILE
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(str(file)).items()}, str(file))
+    with pytest.raises(InputError, match=r"is stored as I8 \(8 of 8 weights are no plain numbers\)"):
+        read_adapter(adapter)
+    run = RunConfig(str(tiny_model), "", peft="lora", lora_rank=2, lora_alpha=4.0, lora_targets=("q_proj", "v_proj"))
+    with pytest.raises(InputError, match="is stored as I8"):
+        check_adapter(adapter, run)
+
+
+def test_an_adapter_that_holds_more_than_it_says_is_refused_before_the_start(adapter: Path, tiny_model: Path) -> None:
+    change(adapter, target_modules=["q_proj"])
+    run = RunConfig(str(tiny_model), "", peft="lora", lora_rank=2, lora_alpha=4.0, lora_targets=("q_proj",))
+    assert check_adapter(adapter, run) == [
+        f"{adapter}: adapter_config.json names the layers q_proj, but adapter_model.safetensors holds q_proj,v_proj"
+    ]
