@@ -14,6 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from finetuning.runtime.process_lifetime import begin_worker, end_with_siblings
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin_worker()
+
+# isort: split
 import finetuning.runtime.fast_imports  # noqa: F401 - before Lightning
 
 # isort: split
@@ -31,7 +37,7 @@ from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import read_samples_at
 from finetuning.data.tokens.tokenized import Split, open_split
-from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError, StopRequested
+from finetuning.errors import EXIT_FINISHED, RunError, StopRequested
 from finetuning.formats.huggingface.sharded import export_model, load_base_weights
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
@@ -43,7 +49,7 @@ from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.runtime.failures import write_failure
 from finetuning.runtime.network import choose_interface
-from finetuning.runtime.process_lifetime import end_with_parent, end_with_siblings, launcher_is_gone
+from finetuning.runtime.output import open_output
 from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.terminal import SafeConsole
 from finetuning.training import trackers
@@ -61,9 +67,6 @@ def main(run_file: Path) -> int:
     logs = Path(run.experiment_dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(logs / f"rank_{rank}.log")
-    end_with_parent()
-    if launcher_is_gone():
-        return EXIT_FAILED
     set_language(run.config.lang)
     stop = StopSwitch()
     end_with_siblings(lambda: stop.waits)
@@ -308,7 +311,7 @@ def redirect_output(log_file: Path) -> Console:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    terminal = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    terminal = open_output(os.dup(1))
     descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

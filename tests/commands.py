@@ -1,9 +1,11 @@
 """Starts the real command in a process of its own, watches it from outside, and interrupts it."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +21,23 @@ POLL_INTERVAL_S = 0.002
 class Command:
     """A running `python finetune.py …` (or another program), with its output in a file.
 
-    It leads a process group of its own, like a shell's foreground job, so that `ctrl_c` reaches what a terminal would reach.
+    It has a terminal of its own and leads the process group in front of it, like a shell's foreground job; `ctrl_c` is the
+    key on that terminal.
     """
 
-    def __init__(self, folder: Path, *arguments: str):
+    def __init__(self, folder: Path, *arguments: str, on_screen: bool = False):
+        """With `on_screen` it prints to its terminal, which nobody reads, instead of the file."""
         self.output_file = folder / "output.txt"
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         environment |= {"OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+        self.keyboard, terminal = os.openpty()
         with self.output_file.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, *arguments], cwd=folder, env=environment, stdin=terminal,
+                stdout=terminal if on_screen else output, stderr=subprocess.STDOUT, start_new_session=True,
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - one system call
             )  # fmt: skip
+        os.close(terminal)
 
     def finish(self) -> tuple[int, str]:
         """Waits for the end; exit code and everything it has printed."""
@@ -55,7 +62,11 @@ class Command:
         return self.output_file.read_text(encoding="utf-8")
 
     def ctrl_c(self) -> None:
-        os.killpg(self.process.pid, signal.SIGINT)
+        os.write(self.keyboard, b"\x03")
+
+    def close_terminal(self) -> None:
+        """What happens when its window is closed: SIGHUP, and nothing can be printed any more."""
+        os.close(self.keyboard)
 
     def workers(self) -> list[int]:
         """The worker processes below torchrun."""
@@ -99,9 +110,9 @@ class Command:
             time.sleep(POLL_INTERVAL_S)
 
 
-def finetune(folder: Path, *flags: str) -> Command:
+def finetune(folder: Path, *flags: str, on_screen: bool = False) -> Command:
     """The specification's command, started in `folder`; experiments go below it."""
-    return Command(folder, str(ROOT / "finetune.py"), *flags)
+    return Command(folder, str(ROOT / "finetune.py"), *flags, on_screen=on_screen)
 
 
 def steps_done(experiment: Path) -> int:

@@ -7,18 +7,19 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 import argparse
 import dataclasses
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from finetuning import __version__
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
+from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
+from finetuning.runtime.output import open_output
 
 # Group title -> (flag, short form, help). The first six groups are the specification's.
 FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
@@ -163,9 +164,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
         _hide_token(arguments)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(errors="replace")  # a terminal without Chinese shows question marks instead of a traceback
+        _prepare_process()
     set_language(_language_asked_for(arguments))
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
@@ -179,7 +178,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:  # once the workers run, Ctrl-C is theirs
+    except (KeyboardInterrupt, Terminated):  # once the workers run, signals are theirs
         print(t("Stopped. Nothing was started."), file=sys.stderr)
         return EXIT_INTERRUPTED
 
@@ -217,6 +216,7 @@ def console() -> None:
     verb = sys.argv.pop(1)
     if verb == "train":
         sys.exit(main())  # reads sys.argv itself, to hide the token
+    _prepare_process()
     try:
         sys.exit(importlib.import_module(VERBS[verb][0]).main(sys.argv[1:]))
     except InputError as error:
@@ -224,6 +224,15 @@ def console() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _prepare_process() -> None:
+    """Makes it end in order when it is told to, and go on when nobody can see any more what it prints."""
+    raise_on_end_signals()
+    for name in ("stdout", "stderr"):
+        stream: TextIO | None = vars(sys)[name]
+        if stream is not None:  # it was closed by whoever started this
+            setattr(sys, name, open_output(stream.fileno(), stream.encoding))
 
 
 def _language_asked_for(arguments: list[str]) -> str:

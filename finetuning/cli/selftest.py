@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from finetuning.config.strategy import obstacles_to_fused
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.gpus import count_gpus
-from finetuning.launch.torchrun import torchrun_options, worker_environment
+from finetuning.launch.torchrun import run_to_the_end, torchrun_options, worker_environment
 
 DEGREES = (
     ("tensor_model_parallel_size", "-T"), ("pipeline_model_parallel_size", "-P"), ("context_parallel_size", "-C"),
@@ -46,7 +45,7 @@ def main(arguments: list[str]) -> int:
     spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN, *OVERLAP)}
     spec |= {"data_parallel_size": config.data_parallel_size, "fused": fused, **compared}
     command = [*torchrun_options(config.num_gpus), "-m", "finetuning.parallel.selftest", json.dumps(spec)]
-    return subprocess.run(command, env=worker_environment(config.num_gpus), check=False).returncode
+    return run_to_the_end(command, worker_environment(config.num_gpus))
 
 
 def _fused_ways(config: RunConfig, ways: list[str]) -> list[str]:

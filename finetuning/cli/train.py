@@ -52,7 +52,7 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
     job = plan_for(config) if config.executor == "slurm" else None
     if dryrun or check_settings(config) or (job is not None and job.problems):
         return _show_only(config, token, experiment_dir, console, job)
-    is_new = not experiment_dir.exists()
+    new = [folder for folder in (experiment_dir, experiment_dir.parent) if not folder.exists()]
     try:
         experiment_dir.mkdir(parents=True, exist_ok=True)
         lock = (experiment_dir / LOCK_FILE).open("a")
@@ -71,9 +71,8 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
         try:
             refuse_live_job(experiment_dir, config.experiment)
             return _run(config, token, experiment_dir, console, lock.fileno(), job, detach)
-        except InputError:
-            if is_new:
-                _remove_empty(experiment_dir)
+        except BaseException:  # a signal as well
+            _remove_empty(new)
             raise
 
 
@@ -194,11 +193,12 @@ def _with_home_folder(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, **{name: os.path.expanduser(path) for name, path in given.items() if path})  # noqa: PTH111
 
 
-def _remove_empty(experiment_dir: Path) -> None:
-    """Takes a new folder away again where nothing but the lock has come into it."""
-    if [path.name for path in experiment_dir.iterdir()] == [LOCK_FILE]:
-        (experiment_dir / LOCK_FILE).unlink()
-        experiment_dir.rmdir()
+def _remove_empty(folders: list[Path]) -> None:
+    """Takes new folders away again, the innermost first, where nothing but the lock has come into them."""
+    for folder in folders:
+        if {path.name for path in folder.iterdir()} <= {LOCK_FILE}:
+            (folder / LOCK_FILE).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def _gpu_memory_gib(run: Run) -> float | None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -86,7 +87,7 @@ def supervise(
         log_start = log.tell()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=log, env=environment, start_new_session=True,
-            pass_fds=descriptors, preexec_fn=end_with_parent,
+            pass_fds=descriptors, preexec_fn=partial(end_with_parent, os.getpid()),
         )  # fmt: skip
     signals.torchrun_pid = process.pid
     failed_at = None
@@ -111,6 +112,11 @@ def supervise(
     if code != 0 and not given_up and not killed:
         _record_killed(logs, log_name, log_start)
     return Ended(code, signals.first, killed)
+
+
+def run_to_the_end(command: Sequence[str], environment: dict[str, str]) -> int:
+    """Runs torchrun in the foreground and returns its exit code; it ends with this process, whatever ends that."""
+    return subprocess.run(command, env=environment, check=False, preexec_fn=partial(end_with_parent, os.getpid())).returncode
 
 
 def signal_workers(torchrun_pid: int, number: int) -> None:

@@ -16,6 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetuning.runtime.process_lifetime import begin_worker
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    begin_worker()
+
+# isort: split
 import numpy as np
 import torch
 import torch.distributed as dist

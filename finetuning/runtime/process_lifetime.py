@@ -5,6 +5,7 @@ behind that hold the GPUs. Nor do workers wait for one that has failed.
 """
 
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
@@ -14,15 +15,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from finetuning.errors import EXIT_FAILED
+
 SIBLINGS_GRACE_S = 5.0  # for a worker that does not hang to end by itself
 LAUNCHER_PID = "FINETUNE_LAUNCHER_PID"  # environment variable of the workers
+SHOW_STACKS = signal.SIGUSR2  # makes a worker write where each of its threads is, also while it hangs in C
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
-def end_with_parent() -> None:
-    """Asks Linux to kill this process when its parent dies."""
+def begin_worker() -> None:
+    """What a worker does before the imports that take it seconds: it learns to end with torchrun, and to show where it is.
+
+    Ends the process at once where torchrun, or the launcher above it, has ended already.
+    """
+    end_with_parent()
+    if launcher_is_gone():
+        sys.exit(EXIT_FAILED)
+    faulthandler.register(SHOW_STACKS, all_threads=True)
+
+
+def end_with_parent(parent: int | None = None) -> None:
+    """Asks Linux to kill this process when its parent dies; ends it where `parent`, if given, has died before that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(EXIT_FAILED)
 
 
 def launcher_is_gone() -> bool:

@@ -141,7 +141,7 @@ def test_a_launcher_that_is_killed_before_the_workers_are_up_leaves_no_worker(ru
     below = descendants(command.process.pid)
     command.process.kill()
     command.process.wait()
-    wait_until_gone(below)
+    wait_until_gone(below, patience_s=5.0)  # not after their imports
     assert not (running.experiment.parent / "early" / "metrics.csv").exists()
 
 
@@ -161,8 +161,8 @@ def test_a_failing_run_shows_the_first_failing_rank_its_error_and_its_log(runnin
     shutil.rmtree(experiment)
 
 
-def wait_until_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+def wait_until_gone(pids: list[int], patience_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + patience_s
     while alive := [pid for pid in pids if state(pid) not in ("", "Z")]:
         assert time.monotonic() < deadline, f"still there: {[arguments(pid) for pid in alive]}"
         time.sleep(0.05)

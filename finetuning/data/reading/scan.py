@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from finetuning.data.reading.findings import Finding, Problem, excerpt
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, digest, minima
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import RawBatch, parse, read_batches
+from finetuning.runtime.interrupts import end_signals_wait
 from finetuning.runtime.process_lifetime import end_with_parent
 from finetuning.runtime.secrets import ContextWithoutSecrets, without_secrets
 
@@ -159,7 +161,8 @@ def scan_file(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor | No
         elif pool is None:
             yield scan_batch(batch, settings)
         else:
-            waiting.append(pool.submit(_scan_in_worker, batch))
+            with end_signals_wait():  # it may start a process, and half of one could not be ended
+                waiting.append(pool.submit(_scan_in_worker, batch))
         if len(waiting) > 2 * MOST_PROCESSES:
             yield _result(waiting.popleft())
     while waiting:
@@ -173,20 +176,22 @@ def make_pool(paths: list[Path], settings: ScanSettings) -> ProcessPoolExecutor 
         return None
     # Spawned: tokenizers and torch have threads here, which a fork would not take along.
     with without_secrets():  # the pool starts a process of its own
+        resource_tracker.ensure_running()
         return ProcessPoolExecutor(
-            cores, mp_context=ContextWithoutSecrets(), initializer=_start_worker, initargs=(settings,)
-        )  # fmt: skip
+            cores, mp_context=ContextWithoutSecrets(), initializer=_start_worker, initargs=(settings, os.getpid())
+        )
 
 
 _worker_settings: ScanSettings | None = None
 
 
-def _start_worker(settings: ScanSettings) -> None:
+def _start_worker(settings: ScanSettings, parent: int) -> None:
     global _worker_settings
+    end_with_parent(parent)
+    # It began with END_SIGNALS blocked. A terminal sends Ctrl-C and its end to every process; the parent is enough.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _worker_settings = settings
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
 
 
 def _scan_in_worker(batch: RawBatch) -> Scanned:
