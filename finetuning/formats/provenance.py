@@ -4,15 +4,18 @@ The base model with the fingerprint of its weights, so that an adapter is not pu
 model was prompted (finetuning.data.prompts.prompt_record).
 """
 
-import json
 from pathlib import Path
 from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from finetuning.checkpoint.files import INFO_FILE
 from finetuning.config.run import Run
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import InputError
+from finetuning.files.documents import as_schema, read_json
 from finetuning.formats.huggingface.companions import ORIGIN_FILE
 from finetuning.formats.huggingface.files import fingerprint
 from finetuning.formats.nemo.checkpoint import cache_folder, is_nemo, nemo_fingerprint, open_nemo
@@ -40,12 +43,41 @@ def read_origin(folder: Path) -> dict[str, Any] | None:
     """
     for file in (folder / INFO_FILE, folder / ORIGIN_FILE):
         if file.is_file():
-            try:
-                found = json.loads(file.read_text(encoding="utf-8"))
-                return found.get("origin") if file.name == INFO_FILE else dict(found)
-            except (ValueError, TypeError, AttributeError) as error:
-                raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
+            found = read_json(file, dict[str, Any])
+            if file.name == INFO_FILE:
+                as_schema(found, _Info, file)
+                return found.get("origin")
+            as_schema(found, _Origin, file)
+            return found
     return None
+
+
+class _Example(msgspec.Struct):
+    input: str
+    output: str
+    text: str
+    tokens: list[int]
+
+
+class _Prompt(msgspec.Struct):
+    prompt_template: str | None
+    system_prompt: str | None
+    template_hash: str
+    example: _Example
+    date: str | None = None
+
+
+class _Origin(msgspec.Struct):
+    """What `make_origin` writes; earlier versions wrote less."""
+
+    base_model: str | None = None
+    base_path: str | UnsetType = UNSET
+    base_fingerprint: str | None = None
+    prompt: _Prompt | None = None
+
+
+class _Info(msgspec.Struct):
+    origin: _Origin | None = None
 
 
 def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:

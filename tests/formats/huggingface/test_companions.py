@@ -93,3 +93,19 @@ def test_a_wrong_type_beside_the_weights_is_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text('{"bos_token_id": "1"}', encoding="utf-8")
     with pytest.raises(InputError, match=r"generation_config\.json: bos_token_id is text, but must be a whole number or null"):
         special_token_ids(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[]", "holds a list, but must hold a mapping"),
+        ('{"base_path": null}', "base_path is null, but must be text"),
+        ('{"base_fingerprint": 7}', "base_fingerprint is a whole number, but must be text or null"),
+        ('{"prompt": {"prompt_template": null, "system_prompt": null, "template_hash": ""}}', "prompt.example is missing"),
+    ],
+)
+def test_a_damaged_origin_is_one_sentence(folder: Path, content: str, sentence: str) -> None:
+    (folder / "finetuning.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        open_model(folder)
+    assert caught.value.problems == [f"{folder / 'finetuning.json'}: {sentence}"]
