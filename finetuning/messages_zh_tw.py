@@ -152,6 +152,25 @@ MESSAGES: dict[str, str] = {
         "請用需要它的工具登入一次（wandb login、hf auth login、~/.netrc），或從自己的檔案讀取："
         """--setup 'export NAME="$(cat ~/.name)"'"""
     ),
+    # finetuning/launch/slurm/gpu_memory.py
+    "memory of each GPU of the nodes; default: as finetune doctor --slurm or Slurm says": (
+        "節點上每個 GPU 的記憶體（GiB）；預設依 finetune doctor --slurm 或 Slurm 所說"
+    ),
+    "--gpu_memory_gib has no effect: the processes run on CPUs": "--gpu_memory_gib 沒有作用：程序在 CPU 上執行",
+    "{name}, measured by finetune doctor --slurm on {day}": "{name}，finetune doctor --slurm 於 {day} 量測",
+    "Slurm's name of the GPUs: {names}": "依 Slurm 對 GPU 的名稱：{names}",
+    "--gpu_memory_gib is needed: Slurm does not say how much memory the GPUs of partition {partition} have (it calls them "
+    "{types}). Give it, as in --gpu_memory_gib 80, or let finetune doctor --slurm -p {partition} measure it": (
+        "需要 --gpu_memory_gib：Slurm 沒有說明 partition {partition} 的 GPU 有多少記憶體（名稱為 {types}）。請給出，例如 "
+        "--gpu_memory_gib 80，或執行 finetune doctor --slurm -p {partition} 量測"
+    ),
+    "{gib:.0f} GiB each; jobs of partition {partition} are planned with it": (
+        "每個 {gib:.0f} GiB；partition {partition} 的工作會依此規劃"
+    ),
+    "partition {name}: Slurm does not say how much memory its GPUs have": "partition {name}：Slurm 沒有說明 GPU 有多少記憶體",
+    "finetune doctor --slurm -p {name} measures it; else give --gpu_memory_gib": (
+        "finetune doctor --slurm -p {name} 可以量測；否則請給 --gpu_memory_gib"
+    ),
     # finetuning/launch/slurm/shell.py
     "there is no bash on this machine, which checks job scripts": "這台機器沒有 bash，無法檢查工作腳本",
     "it ends in a backslash, which would take the next line of the job script with it": (

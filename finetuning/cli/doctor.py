@@ -17,6 +17,7 @@ from finetuning.i18n import t
 from finetuning.launch.doctor import BAD, GOOD, NOTE, Finding, examine_all
 from finetuning.launch.experiments import DEFAULT_FOLDER
 from finetuning.launch.slurm.container import package_folder
+from finetuning.launch.slurm.gpu_memory import record_measured
 from finetuning.launch.slurm.job import job_environment
 from finetuning.launch.slurm.submit import plan_for
 from finetuning.terminal import open_console
@@ -58,6 +59,7 @@ def examine_nodes(experiments_dir: Path, account: str, partition: str, num_nodes
         yield Finding(BAD, t("allocation"), problem)
     if plan.problems:
         return
+    gpus = []
     experiments_dir.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".doctor-", dir=experiments_dir)).resolve()
     try:
@@ -82,8 +84,18 @@ def examine_nodes(experiments_dir: Path, account: str, partition: str, num_nodes
                 )  # fmt: skip
                 continue
             record = json.loads(file.read_text(encoding="utf-8"))
+            gpus += [record["gpu"]] if record["gpu"] is not None else []
             for found in record["findings"]:
                 yield Finding(found["level"], record["host"], f"{found['subject']} {found['text']}", found["advice"])
+        if gpus:
+            least = min(gpus, key=lambda gpu: gpu["gib"])
+            record_measured(experiments_dir, plan.partition, least["gib"], least["name"])
+            text = t(
+                "{gib:.0f} GiB each; jobs of partition {partition} are planned with it",
+                gib=least["gib"],
+                partition=plan.partition,
+            )
+            yield Finding(GOOD, "GPU", text)
     finally:
         shutil.rmtree(folder)
 

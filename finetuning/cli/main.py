@@ -37,6 +37,7 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("time", None, "time limit of the job, e.g. 8:00:00; it saves, requeues itself and goes on"),
         ("save_time_s", None, "seconds before the time limit at which it starts to save"),
         ("gpu_request", None, "sbatch option that asks for GPUs; auto: what the nodes have; none: CPU processes"),
+        ("gpu_memory_gib", None, "memory of each GPU of the nodes; default: as finetune doctor --slurm or Slurm says"),
         ("cpus_per_task", None, "CPUs of each node; left out: the share of its GPUs"),
         ("mem", None, "memory of each node, e.g. 200G; 0: all"),
         ("exclusive", None, "no other job on the nodes"),

@@ -19,7 +19,6 @@ from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
 from finetuning.files.atomic import remove_incomplete
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
-from finetuning.launch.gpus import gpu_memory_gib
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.slurm.container import package_folder
@@ -50,7 +49,7 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
     experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
     # With a wrong setting, a name that is no folder's among them, everything else is checked as well, but nothing written.
     job = plan_for(config) if config.executor == "slurm" else None
-    if dryrun or check_settings(config) or (job is not None and job.problems):
+    if dryrun or check_settings(config) or (job is not None and (job.problems or job.unknown_memory)):
         return _show_only(config, token, experiment_dir, console, job)
     new = [folder for folder in (experiment_dir, experiment_dir.parent) if not folder.exists()]
     try:
@@ -94,7 +93,7 @@ def _run(
     remove_incomplete(checkpoints)
     clear_failures(logs)
     write_data_report(prepared, experiment_dir / "data")
-    show_start(console, prepared, _gpu_memory_gib(run))
+    show_start(console, prepared)
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)
     step = prepared.start.checkpoint.step if prepared.start.checkpoint else 0
@@ -138,7 +137,7 @@ def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, conso
     with tempfile.TemporaryDirectory() as scratch:
         with_weights = Path(config.hf_model_id).is_dir() or config.nemo_model is not None
         prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=with_weights, job=job)
-        show_start(console, prepared, _gpu_memory_gib(prepared.run))
+        show_start(console, prepared)
         if prepared.start.finished_at is not None:
             _say_finished(console, prepared)
         run_file = Path(scratch) / "run.yaml"
@@ -199,8 +198,3 @@ def _remove_empty(folders: list[Path]) -> None:
         if {path.name for path in folder.iterdir()} <= {LOCK_FILE}:
             (folder / LOCK_FILE).unlink(missing_ok=True)
             folder.rmdir()
-
-
-def _gpu_memory_gib(run: Run) -> float | None:
-    here = run.device == "cuda" and run.config.executor == "local"
-    return gpu_memory_gib() if here else None

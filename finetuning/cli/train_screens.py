@@ -25,7 +25,7 @@ LABEL_WIDTH = 12
 EXAMPLE_CHARACTERS = 160
 
 
-def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | None) -> None:
+def show_start(console: Console, prepared: Prepared) -> None:
     """Everything that is about to happen, on one screen."""
     run, config, model = prepared.run, prepared.run.config, prepared.model
     trained = trainable_parameters(run.strategy, model)
@@ -51,12 +51,11 @@ def show_start(console: Console, prepared: Prepared, gpu_memory_gib: float | Non
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("strategy"), _strategy(run.strategy))
     _line(console, t("schedule"), _schedule(prepared))
-    if gpu_memory_gib is not None:
-        _line(
-            console, t("memory"),
-            t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=plan_memory(run.strategy, model).total_gib,
-              there=gpu_memory_gib),
-        )  # fmt: skip
+    if prepared.gpu_memory is not None:
+        gpu = prepared.gpu_memory
+        needed = plan_memory(run.strategy, model).total_gib
+        text = t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=needed, there=gpu.gib)
+        _line(console, t("memory"), text if gpu.source is None else f"{text} ({gpu.source})")
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
         _line(console, t("start"), message)

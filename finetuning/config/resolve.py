@@ -26,7 +26,7 @@ USABLE = 0.92  # share of a GPU's memory that a plan may fill
 LONG_PACK_TOKENS = 24576
 USABLE_FOR_LONG_PACKS = 0.85
 SHORT_SAMPLES = 4096  # mean length, or half a pack; nothing is gained with longer ones
-ASSUMED_GPU_GIB = 80.0  # where no GPU can be seen, as on a login node
+ASSUMED_GPU_GIB = 80.0  # of processes on CPUs, whose memory nobody has asked for
 MAX_LENGTHS = 8  # torch.compile's limit of variants of one function
 
 

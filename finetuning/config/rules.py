@@ -38,19 +38,36 @@ AT_LEAST_ZERO = (
     "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers",
     "prefetch_blocks", "profile_steps",
 )  # fmt: skip
-ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps")
+ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps", "gpu_memory_gib")
 # Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
 AT_MOST = {
     "num_nodes": 100_000, "num_gpus": 1024, "global_batch_size": 2**20, "micro_batch_size": 2**20, "seq_length": 2**24,
-    "row_length": 2**26, "max_steps": 10**9, "seed": 2**63 - 1,
+    "row_length": 2**26, "gpu_memory_gib": 1024, "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
 ZERO_BUBBLE_TORCH = (2, 13)  # what is tested; 2.11 fails, 2.12 was not tried
 # Those of the specification may stay when its command is run on one machine.
 SLURM_ONLY = (
-    "time", "save_time_s", "gpu_request", "cpus_per_task", "mem", "exclusive", "qos", "constraint", "nodelist", "exclude",
-    "dependency", "sbatch_options", "setup", "environment", "container_runtime", "mounts", "python", "slurm_template",
-)  # fmt: skip
+    "time",
+    "save_time_s",
+    "gpu_request",
+    "gpu_memory_gib",
+    "cpus_per_task",
+    "mem",
+    "exclusive",
+    "qos",
+    "constraint",
+    "nodelist",
+    "exclude",
+    "dependency",
+    "sbatch_options",
+    "setup",
+    "environment",
+    "container_runtime",
+    "mounts",
+    "python",
+    "slurm_template",
+)
 LINES = ("setup", "environment")  # may be several lines
 LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder

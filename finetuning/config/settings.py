@@ -57,6 +57,7 @@ class RunConfig:
     time: str | None = None  # D-HH:MM:SS
     save_time_s: int = 300  # seconds before the time limit at which the job is told to save and requeue itself
     gpu_request: str = "auto"  # how GPUs are asked for; none: not at all, the processes run on CPUs
+    gpu_memory_gib: float | None = None  # of each GPU of the nodes; None: as the doctor has measured it, or by its Slurm name
     cpus_per_task: int | None = None  # CPUs of a node; None: the share of its GPUs, without GPUs one for each process
     mem: str | None = None  # memory of a node; None: with all GPUs of a node all of it, else the cluster's default
     exclusive: bool = False  # no other job on the nodes

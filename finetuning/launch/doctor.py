@@ -20,6 +20,7 @@ from pathlib import Path
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import Cluster, read_cluster
+from finetuning.launch.slurm.gpu_memory import memory_of_type
 from finetuning.runtime.network import own_address
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
@@ -228,6 +229,10 @@ def describe_cluster(cluster: Cluster) -> Iterator[Finding]:
         )  # fmt: skip
         text += (" · " + t("the default")) if partition.is_default else ""
         yield Finding(GOOD if partition.is_up else NOTE, "Slurm", text, "" if partition.is_up else t("it is down"))
+        if any(memory_of_type(name) is None for name in partition.gpu_types):
+            text = t("partition {name}: Slurm does not say how much memory its GPUs have", name=partition.name)
+            advice = t("finetune doctor --slurm -p {name} measures it; else give --gpu_memory_gib", name=partition.name)
+            yield Finding(NOTE, "Slurm", text, advice)
     if cluster.accounts is None:
         yield Finding(GOOD, "Slurm", t("keeps no accounts: --account is left out"))
     else:

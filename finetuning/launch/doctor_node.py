@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,10 +36,19 @@ def main(argv: Sequence[str]) -> int:
     findings = [*check_versions(), *check_gpus(), *check_limits(), *check_meeting(node)]
     record = {
         "host": os.environ.get("SLURMD_NODENAME", os.uname().nodename),
+        "gpu": _gpu(),
         "findings": [vars(finding) for finding in findings],
     }
     (folder / f"node_{node}.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
     return 0
+
+
+def _gpu() -> dict[str, Any] | None:
+    """Name and memory of the first GPU."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(0)
+    return {"name": found.name, "gib": round(found.total_memory / 2**30, 1)}
 
 
 def check_meeting(node: int) -> Iterator[Finding]:

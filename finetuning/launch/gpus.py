@@ -1,9 +1,18 @@
 """The CUDA GPUs of this machine, as torch sees them; where there is no driver, torch is not even imported."""
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 AMD_DEVICE = Path("/dev/kfd")  # torch for AMD calls its GPUs CUDA as well
+
+
+@dataclass(frozen=True)
+class GpuMemory:
+    """Of each GPU that a run will have."""
+
+    gib: float
+    source: str | None = None  # who says so, where it is not this machine
 
 
 def count_gpus() -> int:
@@ -15,13 +24,13 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def gpu_memory_gib() -> float | None:
-    """Of the first GPU; None without any."""
+def find_gpu_memory() -> GpuMemory | None:
+    """Of the first GPU of this machine; None without any."""
     if count_gpus() == 0:
         return None
     import torch
 
-    return torch.cuda.get_device_properties(0).total_memory / 2**30
+    return GpuMemory(torch.cuda.get_device_properties(0).total_memory / 2**30)
 
 
 def _has_driver() -> bool:

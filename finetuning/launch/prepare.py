@@ -18,7 +18,7 @@ from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import check_companions
 from finetuning.formats.huggingface.files import check_weights, fingerprint, unreadable_dtypes
 from finetuning.i18n import t
-from finetuning.launch.gpus import count_gpus, gpu_memory_gib
+from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.slurm.job_script import JobPlan
@@ -40,6 +40,7 @@ class Prepared:
     model: LlamaConfig
     dataset: Dataset
     start: Start
+    gpu_memory: GpuMemory | None  # None: processes run on CPUs
     notes: list[str]  # worth knowing, nothing to mend
 
 
@@ -60,6 +61,7 @@ def prepare(
     if job is not None:
         visible_gpus = job.gpus_per_node
         problems += job.problems
+        problems += [job.unknown_memory] if job.unknown_memory is not None else []
     else:
         visible_gpus = count_gpus()
         problems += check_devices(config, visible_gpus)
@@ -80,7 +82,8 @@ def prepare(
             t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
-    memory = gpu_memory_gib() if visible_gpus else None
+    gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
+    memory = gpu_memory.gib if gpu_memory is not None else None
     mean_sample = dataset.splits["training"].num_tokens / num_samples
     strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
     if config.fp8 and config.peft == "lora" and strategy.sharding != "replicated":
@@ -123,7 +126,7 @@ def prepare(
     if config.least_memory and visible_gpus:
         gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
-    return Prepared(run, model, dataset, start, notes + _notes(config, dataset, num_samples))
+    return Prepared(run, model, dataset, start, gpu_memory, notes + _notes(config, dataset, num_samples))
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

@@ -45,7 +45,7 @@ config = RunConfig(hf_model_id={str(tiny_model)!r}, dataset_path={str(tiny_datas
                    seq_length=256)
 prepared = prepare(config, None, Path("experiments/x"), Path("tokens"), with_weights=True)
 write_data_report(prepared, Path("report"))
-show_start(Console(), prepared, None)
+show_start(Console(), prepared)
 """
     first = heavy_modules_after(code, tmp_path)
     assert first == ["huggingface_hub", "torch", "transformers"], "transformers confirms the chat template, once"

@@ -14,6 +14,7 @@ from rich.console import Console
 from finetuning.cli.train_screens import LABEL_WIDTH, show_end, show_start
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
+from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.training.metrics import COLUMNS, MetricsFile
 
@@ -38,7 +39,7 @@ def screen_of(show: Callable[[Console], None], *, width: int = 80, terminal: boo
 
 
 def start_screen(prepared: Prepared, **console: object) -> list[str]:
-    return screen_of(lambda shown: show_start(shown, prepared, None), **console).splitlines()  # type: ignore[arg-type]
+    return screen_of(lambda shown: show_start(shown, prepared), **console).splitlines()  # type: ignore[arg-type]
 
 
 def end_screen(prepared: Prepared) -> str:
@@ -92,8 +93,10 @@ def test_with_adapters_the_screen_counts_what_is_trained(prepared: Prepare) -> N
 
 def test_expected_memory_is_shown_where_there_is_a_gpu(prepared: Prepare) -> None:
     found = prepared()
-    lines = screen_of(lambda shown: show_start(shown, found, 79.6)).splitlines()
-    assert re.fullmatch(r"about \d+ GiB of each GPU's 80 GiB", value_of("memory", lines))
+    here = dataclasses.replace(found, gpu_memory=GpuMemory(79.6))
+    assert re.fullmatch(r"about \d+ GiB of each GPU's 80 GiB", value_of("memory", start_screen(here)))
+    nodes = dataclasses.replace(found, gpu_memory=GpuMemory(141, "--gpu_memory_gib"))
+    assert value_of("memory", start_screen(nodes)).endswith(" GiB of each GPU's 141 GiB (--gpu_memory_gib)")
 
 
 def test_without_checkpoints_and_validation_the_schedule_does_not_promise_them(

@@ -13,8 +13,11 @@ from finetuning.config.llama import read_llama_config
 from finetuning.config.resolve import resolve
 from finetuning.config.run import write_run
 from finetuning.config.settings import RunConfig
+from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
+from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.prepare import Prepared, _with_packs_so_far, prepare
+from finetuning.launch.slurm.job_script import JobPlan
 
 pytestmark = pytest.mark.unit
 
@@ -292,7 +295,7 @@ def test_the_host_memory_of_the_least_gpu_memory_is_noted(
     needed = "--least_memory: each process keeps 0.0 GiB in host memory as well"  # the model is tiny
     assert needed not in prepared(config, tmp_path).notes  # a CPU has no other memory
     monkeypatch.setattr("finetuning.launch.prepare.count_gpus", lambda: 1)
-    monkeypatch.setattr("finetuning.launch.prepare.gpu_memory_gib", lambda: 80.0)
+    monkeypatch.setattr("finetuning.launch.prepare.find_gpu_memory", lambda: GpuMemory(80.0))
     assert needed in prepared(config, tmp_path).notes
 
 
@@ -307,3 +310,26 @@ def test_splits_that_are_not_there_are_noted(settings: Settings, tiny_dataset: P
 def test_on_a_machine_without_a_gpu_it_is_said_what_the_processes_are(settings: Settings, tmp_path: Path) -> None:
     found = prepared(settings(), tmp_path)
     assert (found.run.device == "cpu") == ("no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32" in found.notes)
+
+
+def test_a_job_is_planned_with_the_memory_of_its_nodes(
+    settings: Settings, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("finetuning.launch.prepare.count_gpus", lambda: pytest.fail("asked the login node"))
+    config = settings(executor="slurm", num_gpus=1, seq_length=2048)
+
+    def strategy(gib: float) -> Strategy:
+        job = JobPlan(gpus_per_node=8, gpu_memory=GpuMemory(gib, "x"))
+        found = prepare(config, None, tmp_path / "experiment", tmp_path / "tokens", with_weights=False, job=job)
+        assert found.gpu_memory == GpuMemory(gib, "x")
+        return found.run.strategy
+
+    assert strategy(141.0) == resolve(config, read_llama_config(tiny_model), 141.0, on_gpu=True, mean_sample=100.0)
+    assert strategy(141.0).packs.capacity > strategy(2.2).packs.capacity
+
+
+def test_a_memory_that_nobody_knows_is_asked_for(settings: Settings, tmp_path: Path) -> None:
+    job = JobPlan(gpus_per_node=8, unknown_memory="give it")
+    with pytest.raises(InputError) as caught:
+        prepare(settings(executor="slurm"), None, tmp_path / "experiment", tmp_path / "tokens", with_weights=False, job=job)
+    assert caught.value.problems == ["give it"]

@@ -223,6 +223,7 @@ def test_a_dry_run_for_gpu_nodes_prints_a_script_that_slurm_accepts(place: Place
     output = launcher.communicate()[0]
     assert launcher.returncode == EXIT_FINISHED, output
     assert "device: cuda" in output
+    assert re.search(r"^memory +about \d+ GiB of each GPU's 79 GiB \(Slurm's name of the GPUs: h100\)$", output, re.MULTILINE)
     script = tmp_path / "job.sbatch"
     script.write_text("#!/bin/bash" + output.partition("#!/bin/bash")[2])
     options = re.findall(r"^#SBATCH (.*)$", script.read_text(), re.MULTILINE)

@@ -13,6 +13,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 
 COMMAND_TIMEOUT_S = 60
+GPU_RESOURCE = r"(?:^|,)gpu(?::([^:(,]+))?:(\d+)"
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Partition:
     gpus_per_node: int
     cpus_per_node: int
     time_limit: str
+    gpu_types: tuple[str, ...] = ()  # as Slurm names them; "" where it does not
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,21 @@ def parse_partitions(text: str) -> tuple[Partition, ...]:
         if before is not None:
             gpus, num_cpus = max(gpus, before.gpus_per_node), min(num_cpus, before.cpus_per_node)
             num_nodes += before.num_nodes
-        found[name] = Partition(name, is_default, availability == "up", num_nodes, gpus, num_cpus, time_limit)
+        types = (*(before.gpu_types if before else ()), *gpu_types(gres))
+        found[name] = Partition(
+            name, is_default, availability == "up", num_nodes, gpus, num_cpus, time_limit, tuple(dict.fromkeys(types))
+        )
     return tuple(found.values())
 
 
 def count_gpus(gres: str) -> int:
     """GPUs in a list of generic resources: `gpu:h100:4(S:0-1),gpu:a100:4,nvme:1` has 8."""
-    pattern = r"(?:^|,)gpu(?::[^:(,]+)?:(\d+)"
-    return sum(int(count) for count in re.findall(pattern, gres))
+    return sum(int(count) for _, count in re.findall(GPU_RESOURCE, gres))
+
+
+def gpu_types(gres: str) -> tuple[str, ...]:
+    """Their names in such a list: h100 and a100; "" where there is none."""
+    return tuple(name for name, _ in re.findall(GPU_RESOURCE, gres))
 
 
 def _accounts(config: dict[str, str]) -> tuple[str, ...] | None:

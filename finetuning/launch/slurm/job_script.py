@@ -20,8 +20,10 @@ from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_STOPPED, InputError
 from finetuning.files.documents import read_text
 from finetuning.i18n import t
+from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.slurm.cluster import Cluster, Partition
 from finetuning.launch.slurm.container import Container, choose_container, container_command, folders_of, package_folder
+from finetuning.launch.slurm.gpu_memory import find_gpu_memory, unknown_gpu_memory
 from finetuning.launch.slurm.shell import is_one_line, is_shell, shell_problem
 
 TEMPLATE = Path(__file__).parent / "job.sbatch.jinja"
@@ -37,7 +39,10 @@ class JobPlan:
     """What the cluster decides about the job."""
 
     options: list[str] = field(default_factory=list)  # of sbatch, one for each #SBATCH line; not quoted
+    partition: str = ""  # that the job goes to
     gpus_per_node: int = 0  # of the nodes that are asked for; 0: processes run on their CPUs
+    gpu_memory: GpuMemory | None = None  # of each; None: processes run on CPUs, or `unknown_memory` says what to do
+    unknown_memory: str | None = None  # a problem of a run, not of the doctor that is to find it out
     container: Container = field(default_factory=lambda: Container("none", ""))
     problems: list[str] = field(default_factory=list)  # what Slurm would refuse
     notes: list[str] = field(default_factory=list)  # what was found out and decided
@@ -79,7 +84,20 @@ def plan_job(config: RunConfig, cluster: Cluster) -> JobPlan:
     container = choose_container(config, cluster, plan.problems, plan.notes)
     if not on_gpu:
         plan.notes.append(_cpu_note(config, partition))
-    return JobPlan([*options, *extra], (node_gpus or config.num_gpus) if on_gpu else 0, container, plan.problems, plan.notes)
+        if config.gpu_memory_gib is not None:
+            plan.problems.append(t("--gpu_memory_gib has no effect: the processes run on CPUs"))
+    options += extra
+    memory = find_gpu_memory(config, partition, options) if on_gpu else None
+    return JobPlan(
+        options,
+        partition=partition.name if partition else config.partition,
+        gpus_per_node=(node_gpus or config.num_gpus) if on_gpu else 0,
+        gpu_memory=memory,
+        unknown_memory=unknown_gpu_memory(partition, config.partition) if on_gpu and memory is None else None,
+        container=container,
+        problems=plan.problems,
+        notes=plan.notes,
+    )
 
 
 def render_job(run: Run, plan: JobPlan) -> str:

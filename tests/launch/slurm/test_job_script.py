@@ -316,7 +316,16 @@ def test_gpus_are_counted_in_what_sinfo_prints(gres: str, count: int) -> None:
 def test_nodes_of_different_kinds_in_one_partition_are_summed_up() -> None:
     text = "main*|up|2|gpu:8|128+|1-00:00:00\nmain*|up|4|(null)|64|1-00:00:00\ncpu|down|1|(null)|32|infinite\n"
     assert parse_partitions(text) == (
-        Partition("main", is_default=True, is_up=True, num_nodes=6, gpus_per_node=8, cpus_per_node=64, time_limit="1-00:00:00"),
+        Partition(
+            "main",
+            is_default=True,
+            is_up=True,
+            num_nodes=6,
+            gpus_per_node=8,
+            cpus_per_node=64,
+            time_limit="1-00:00:00",
+            gpu_types=("",),
+        ),
         Partition("cpu", is_default=False, is_up=False, num_nodes=1, gpus_per_node=0, cpus_per_node=32, time_limit="infinite"),
     )
 
