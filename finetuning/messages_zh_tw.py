@@ -220,17 +220,10 @@ MESSAGES: dict[str, str] = {
     "field '{name}' must be text, but is {value}": "欄位 '{name}' 必須是文字，但現在是 {value}",
     # finetuning/data/prompts/prompt_format.py
     "{file}: cannot read the tokenizer: {error}": "{file}：無法讀取 tokenizer：{error}",
-    "the tokenizer's chat template depends on the text itself (line {line}); give --prompt_template": (
-        "tokenizer 的 chat template 會隨文字內容改變（第 {line} 行）；請給 --prompt_template"
-    ),
-    "{path}: transformers cannot read the tokenizer: {error}": "{path}：transformers 無法讀取 tokenizer：{error}",
     "{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
     "--prompt_template, for example '{example}'": (
         "{path}：tokenizer 沒有 chat template（是 base 模型嗎？）；請改用 -Instruct 模型，或給 --prompt_template，"
         "例如 '{example}'"
-    ),
-    "{path}: the chat template cannot be used ({error}); mend it, or give --prompt_template": (
-        "{path}：chat template 無法使用（{error}）；請修正，或給 --prompt_template"
     ),
     "{path}: the chat template does not put the answer right after the prompt; give --prompt_template": (
         "{path}：chat template 沒有把回答緊接在 prompt 之後；請給 --prompt_template"
@@ -1189,6 +1182,46 @@ MESSAGES: dict[str, str] = {
     "longest sample in tokens": "最長樣本的 token 數",
     "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed": (
         "樣本更長時：refuse 拒絕這份資料、cut_input 截掉輸入的結尾、drop 捨棄該樣本；一律列出"
+    ),
+    "{path}: the chat template cannot be used ({error}); fix it, or give --prompt_template": (
+        "{path}：chat template 無法使用（{error}）；請修正，或給定 --prompt_template"
+    ),
+    "{path}: the chat template takes too much time or memory; give --prompt_template": (
+        "{path}：chat template 耗用太多時間或記憶體；請給定 --prompt_template"
+    ),
+    "it writes {count:,} characters": "它寫出 {count:,} 個字元",
+    "it asks for the date in a way that cannot be fixed for an export": "它取得日期的方式無法在匯出時固定下來",
+    "{file}: the tokenizer fails: {error}": "{file}：tokenizer 執行失敗：{error}",
+    "{file}: the tokenizer takes too much time or memory": "{file}：tokenizer 耗用太多時間或記憶體",
+    "--{name}: {count:,} characters; at most {limit:,} are used": "--{name}：{count:,} 個字元；最多使用 {limit:,} 個",
+    "begins with the begin token, which is not doubled": "以開頭 token 起始，且沒有重複",
+    "the chat template itself writes the same text": "chat template 本身寫出的文字相同",
+    "every token has a row in the embedding table": "每個 token 在 embedding 表中都有一列",
+    "also list every token with its id": "同時列出每個 token 及其編號",
+    "the chat template fails on it ({theirs}); change the sample, or give --prompt_template": (
+        "chat template 處理它時失敗（{theirs}）；請修改樣本，或給定 --prompt_template"
+    ),
+    "the chat template depends on the text itself: it writes {theirs!r} where the sample has {ours!r}; change the sample, or "
+    "give --prompt_template": (
+        "chat template 會隨文字內容改變：樣本是 {ours!r} 之處，它寫成 {theirs!r}；請修改樣本，或給定 --prompt_template"
+    ),
+    "the tokenizer fails on this sample: {error}": "tokenizer 處理這個樣本時失敗：{error}",
+    "would not begin with exactly one begin-of-text token": "開頭不會剛好是一個 begin-of-text token",
+    "an answer would not end with a trained end token, so the model would not learn to stop there": (
+        "有回答不會以訓練到的結束 token 結尾，模型就學不會在那裡停下"
+    ),
+    "token {token!r} has the id {id}, and the model's embedding table only {size} rows; enlarge the table, or use the "
+    "tokenizer that belongs to the model": (
+        "token {token!r} 的編號是 {id}，但模型的 embedding 表只有 {size} 列；請擴大該表，或使用屬於此模型的 tokenizer"
+    ),
+    "the chat template writes it otherwise": "chat template 寫法不同",
+    "the tokenizer fails": "tokenizer 失敗",
+    "wrong begin of text": "開頭有誤",
+    "no end token": "沒有結束 token",
+    "token without an embedding": "沒有 embedding 的 token",
+    "{file}: a process that read it was ended: the tokenizer or the chat template takes too much time or memory on a text "
+    "there, or the machine has too little memory": (
+        "{file}：讀取它的程序被結束：tokenizer 或 chat template 在其中某段文字上耗用太多時間或記憶體，或這台機器的記憶體太少"
     ),
     "drop and list samples that cannot be used, instead of refusing the data": "捨棄並列出無法使用的樣本，而不是拒絕整份資料",
     "--{name} has no effect: Megatron data holds tokens": "--{name} 沒有作用：Megatron 資料存的是 token",

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from finetuning.cli.common_flags import verb_parser
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.config.llama import LlamaConfig
 from finetuning.data.reading.records import Sample
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import printable, t
 from finetuning.inference.generate import Conversation, TextStream
 from finetuning.inference.loading import LoadedModel, load_model
+from finetuning.inference.samples import check_prompts, check_tokens
 
 RESET, LEAVE = "/reset", "/exit"
 
@@ -27,13 +29,13 @@ def main(argv: Sequence[str]) -> int:
     print(t("{leave} or Ctrl-D leaves, {reset} begins anew, Ctrl-C ends an answer", leave=LEAVE, reset=RESET))
     conversation = Conversation(model.net, sampling, model.prompt_format.end_token_ids)
     try:
-        _talk(model, conversation, stored.base.config.max_position_embeddings)
+        _talk(model, conversation, stored.base.config)
     finally:
         conversation.close()
     return EXIT_FINISHED
 
 
-def _talk(model: LoadedModel, conversation: Conversation, num_positions: int) -> None:
+def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -> None:
     sampling = conversation.sampling
     turns: list[tuple[str, str]] = []
     while True:
@@ -49,14 +51,17 @@ def _talk(model: LoadedModel, conversation: Conversation, num_positions: int) ->
             continue
         if not question:
             continue
-        if turns and model.prompt_format.again is None:
+        if turns and model.prompt_format.parts.again is None:
             turns = []  # its template writes one question only
-        prompt = model.prompt_format.encode_prompt(Sample(1, question, "", history=tuple(turns)))
-        if len(prompt) + sampling.max_new_tokens > num_positions:
+        conversation_so_far = Sample(len(turns) + 1, question, "", history=tuple(turns))
+        check_prompts([conversation_so_far], model.prompt_format, config, with_answer=False)
+        prompt = model.prompt_format.encode_prompt(conversation_so_far)
+        check_tokens([conversation_so_far], [prompt], 0, model.prompt_format, config)
+        if len(prompt) + sampling.max_new_tokens > config.max_position_embeddings:
             raise InputError(
                 t("the conversation has grown to {tokens} tokens, and with --max_new_tokens {new} the model has only {limit} "
                   "positions; begin anew", tokens=len(prompt), new=sampling.max_new_tokens,
-                  limit=num_positions)
+                  limit=config.max_position_embeddings)
             )  # fmt: skip
         stream = TextStream(model.prompt_format)
         try:

@@ -93,6 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample_flags(preview, needs_model=True)
     preview.add_argument("--split", choices=SPLITS, default="training", help=t("file of the folder"))
     preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; left out: the first that can be used"))
+    preview.add_argument("--ids", action="store_true", help=t("also list every token with its id"))
     preview.add_argument("--html", type=Path, metavar="FILE", help=t("also write a page for a browser"))
 
     prepare = verbs.add_parser("prepare", help=t("convert data, drop duplicates, and split it without leakage"), add_help=False)
@@ -166,7 +167,7 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
     model_path = find_model(given.hf_model_id, None, with_weights=False)
     prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
     preview = preview_line(source, given.line, prompt_format)
-    console.print(preview_text(preview))
+    console.print(preview_text(preview, with_ids=given.ids))
     if given.html:
         _write(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
     return EXIT_FINISHED if all(holds for _, holds in preview.promises) else EXIT_BAD_INPUT

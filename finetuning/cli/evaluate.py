@@ -19,7 +19,7 @@ from finetuning.i18n import t
 from finetuning.inference.evaluate import SampleLoss, mean_loss, sample_losses
 from finetuning.inference.generate import Sampling, generate_answers
 from finetuning.inference.loading import LoadedModel, load_model
-from finetuning.inference.samples import check_lengths, check_prompts, read_samples
+from finetuning.inference.samples import check_prompts, check_tokens, read_samples
 from finetuning.inference.scores import Scores, score_answers
 from finetuning.terminal import open_console
 
@@ -45,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
     samples = read_samples(file, given.limit)
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
-    check_prompts(samples, model.prompt_format, stored.base.config)
-    lengths = [len(tokens) for tokens, _ in model.prompt_format.encode_all(samples)]
-    check_lengths(samples, lengths, stored.base.config)
+    check_prompts(samples, model.prompt_format, stored.base.config, with_answer=True)
+    tokens = [tokens for tokens, _ in model.prompt_format.encode_all(samples)]
+    check_tokens(samples, tokens, 0, model.prompt_format, stored.base.config)
     losses = sample_losses(model.net, model.prompt_format, samples, device)
     answers = None if given.no_answers else _answers(model, samples, sampling, given.batch_size)
     scores = None if answers is None else score_answers(answers, [sample.output for sample in samples])

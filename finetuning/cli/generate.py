@@ -15,7 +15,7 @@ from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import printable, t
 from finetuning.inference.generate import TextStream, generate_answers
 from finetuning.inference.loading import load_model
-from finetuning.inference.samples import check_characters, check_lengths, check_prompts, read_prompts, read_samples
+from finetuning.inference.samples import check_characters, check_prompts, check_tokens, read_prompts, read_samples
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
     samples = _samples(given.prompts, given.file)
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
-    check_prompts(samples, model.prompt_format, stored.base.config)
+    check_prompts(samples, model.prompt_format, stored.base.config, with_answer=False)
     prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
-    check_lengths(samples, [len(prompt) + sampling.max_new_tokens for prompt in prompts], stored.base.config)
+    check_tokens(samples, prompts, sampling.max_new_tokens, model.prompt_format, stored.base.config)
     stream = TextStream(model.prompt_format)
     streams = len(samples) == 1 and given.out is None
     answers = generate_answers(

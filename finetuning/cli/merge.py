@@ -20,7 +20,7 @@ from finetuning.formats.recognize import StoredModel, open_model
 from finetuning.i18n import t
 from finetuning.inference.compare import Behaviour, Comparison, compare, observe
 from finetuning.inference.loading import load_model
-from finetuning.inference.samples import check_lengths, check_prompts, read_samples
+from finetuning.inference.samples import check_prompts, check_tokens, read_samples
 from finetuning.terminal import open_console
 
 
@@ -47,9 +47,9 @@ def main(argv: Sequence[str]) -> int:
         )
     samples = read_samples(file, given.limit, needs_answer=False)
     prompt_format = stored.prompt_format()
-    check_prompts(samples, prompt_format, stored.base.config)
+    check_prompts(samples, prompt_format, stored.base.config, with_answer=False)
     prompts = [prompt_format.encode_prompt(sample) for sample in samples]
-    check_lengths(samples, [len(prompt) + given.max_new_tokens for prompt in prompts], stored.base.config)
+    check_tokens(samples, prompts, given.max_new_tokens, prompt_format, stored.base.config)
 
     console = open_console()
     if not stored.base_is_checked:

@@ -92,7 +92,7 @@ def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     """The first training sample; what is trained stands in brackets and in colour."""
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
     text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
-    text.append("[" + _short(sample.output + prompt_format.after) + "]", style="bold green")
+    text.append("[" + _short(sample.output + prompt_format.parts.after) + "]", style="bold green")
     return text
 
 

@@ -68,10 +68,9 @@ class StoredModel:
 
     def chat_template(self) -> str | None:
         """The chat template for an export, where the tokenizer folder's own does not write the trained prompts."""
-        record = (self.origin or {}).get("prompt")
-        if record is None or record["prompt_template"] is None or self.kind != CHECKPOINT:
+        if (self.origin or {}).get("prompt") is None or self.kind != CHECKPOINT:
             return None
-        return load_prompt_format(self.base_folder, record["prompt_template"], None).chat_template()
+        return self.prompt_format().chat_template()
 
 
 def open_source(path: Path, base: Path | None = None) -> WeightSource:

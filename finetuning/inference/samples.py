@@ -1,12 +1,16 @@
 """Samples of one file for evaluating, generating and comparing, every line of it checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from finetuning.config.llama import LlamaConfig
 from finetuning.data.prompts.length import is_far_longer
+from finetuning.data.prompts.promises import unknown_token
 from finetuning.data.prompts.prompt_format import PromptFormat
-from finetuning.data.reading.findings import ERROR, Finding, describe, excerpt
+from finetuning.data.reading.findings import ERROR, Finding, Problem, describe, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, parse, read_batches, stem_of
 from finetuning.errors import InputError
@@ -77,34 +81,63 @@ def check_characters(prompts: list[str]) -> None:
             raise InputError(t("prompt {number} is not UTF-8: {prompt}", number=number, prompt=excerpt(prompt))) from None
 
 
-def check_prompts(samples: list[Sample], prompt_format: PromptFormat, config: LlamaConfig) -> None:
+def check_prompts(
+    samples: list[Sample], prompt_format: PromptFormat, config: LlamaConfig, *, with_answer: bool
+) -> None:  # fmt: skip
     """What can be told of samples before they become tokens.
 
     Raises:
-        InputError: the prompt format cannot write a sample, or it is far longer than the model has positions.
+        InputError: the template has no place for a sample, or writes it in another way than the format does, or the sample is
+            far longer than the model has positions.
     """
-    problems = []
-    for sample in samples:
-        if problem := prompt_format.problem_of(sample):
-            problems.append(t("line {line}: {problem}", line=sample.line, problem=describe(problem.code, problem.values)))
-        elif is_far_longer(prompt_format, sample, config.max_position_embeddings):
-            problems.append(t("line {line}: more than {limit} tokens, and the model was made for at most {limit}",
-                              line=sample.line, limit=config.max_position_embeddings))  # fmt: skip
-    if problems:
-        raise InputError(problems[:SHOWN_PROBLEMS])
+    limit = config.max_position_embeddings
+    placed = [(sample, prompt_format.problem_of(sample)) for sample in samples]
+    _refuse([(sample, problem) for sample, problem in placed if problem is not None])
+    long = [sample for sample in samples if is_far_longer(prompt_format, sample, limit)]
+    if long:
+        raise InputError(
+            [
+                t(
+                    "line {line}: more than {limit} tokens, and the model was made for at most {limit}",
+                    line=sample.line,
+                    limit=limit,
+                )
+                for sample in long[:SHOWN_PROBLEMS]
+            ]
+        )
+    differences = prompt_format.differences(samples, with_answer=with_answer)
+    _refuse([(sample, problem) for sample, problem in zip(samples, differences, strict=True) if problem is not None])
 
 
-def check_lengths(samples: list[Sample], lengths: list[int], config: LlamaConfig) -> None:
+def check_tokens(
+    samples: list[Sample], tokens: Sequence[Sequence[int] | np.ndarray], new_tokens: int, prompt_format: PromptFormat,
+    config: LlamaConfig,
+) -> None:  # fmt: skip
     """
+    Args:
+        new_tokens: how many more each may become.
+
     Raises:
-        InputError: a sample has more tokens than the model has positions.
+        InputError: a sample has more tokens than the model has positions, or one that has no row in the embedding table.
     """
     limit = config.max_position_embeddings
     problems = [
-        t("line {line}: {tokens} tokens, and the model was made for at most {limit}", line=sample.line, tokens=length,
-          limit=limit)
-        for sample, length in zip(samples, lengths, strict=True)
-        if length > limit
+        t("line {line}: {tokens} tokens, and the model was made for at most {limit}", line=sample.line,
+          tokens=len(found) + new_tokens, limit=limit)
+        for sample, found in zip(samples, tokens, strict=True)
+        if len(found) + new_tokens > limit
     ]  # fmt: skip
     if problems:
         raise InputError(problems[:SHOWN_PROBLEMS])
+    unknown = [(sample, unknown_token(np.asarray(found), prompt_format)) for sample, found in zip(samples, tokens, strict=True)]
+    _refuse([(sample, problem) for sample, problem in unknown if problem is not None])
+
+
+def _refuse(found: list[tuple[Sample, Problem]]) -> None:
+    if found:
+        raise InputError(
+            [
+                t("line {line}: {problem}", line=sample.line, problem=describe(problem.code, problem.values))
+                for sample, problem in found[:SHOWN_PROBLEMS]
+            ]
+        )

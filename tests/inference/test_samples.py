@@ -57,14 +57,14 @@ def test_prompts_that_are_no_text_are_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_what_the_prompt_format_cannot_write_is_told_before_a_token_is_made(tiny_model: Path, config: LlamaConfig) -> None:
     prompt_format = load_prompt_format(tiny_model, "Q {input} A {output}", None)
     with pytest.raises(InputError, match="line 3: has a system message, for which --prompt_template has no place"):
-        check_prompts([Sample(1, "a", ""), Sample(3, "a", "", "Be brief.")], prompt_format, config)
+        check_prompts([Sample(1, "a", ""), Sample(3, "a", "", "Be brief.")], prompt_format, config, with_answer=False)
 
 
 def test_what_is_far_longer_than_the_model_is_told_before_a_token_is_made(tiny_model: Path, config: LlamaConfig) -> None:
     prompt_format = load_prompt_format(tiny_model, None, None)
     limit = config.max_position_embeddings
     with pytest.raises(InputError, match=f"line 2: more than {limit} tokens, and the model was made for at most {limit}"):
-        check_prompts([Sample(2, "長" * 8 * limit, "")], prompt_format, config)
+        check_prompts([Sample(2, "長" * 8 * limit, "")], prompt_format, config, with_answer=False)
 
 
 def test_a_warning_of_the_file_does_not_stop_an_evaluation(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Chat templates, found and rendered as transformers does it, but without importing it: that takes seconds.
 
-A template is a program of unknown origin, so it runs in Jinja's sandbox and gets the functions that transformers 5.23 gives it
-(utils/chat_template_utils.py) and no others. `check_against_chat_template` compares with transformers itself.
+A template is a program of unknown origin, so it runs in Jinja's sandbox, in a process with limits, and gets the functions that
+transformers 5.23 gives it (utils/chat_template_utils.py) and no others. The clock that it may ask stands still: a prompt must
+not be another one tomorrow.
 """
 
 import json
-from datetime import datetime
+import re
+from datetime import date, datetime, time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,47 +17,102 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from typing_extensions import override
 
-DATE_STRING = "26 Jul 2024"  # the date of Llama 3.1's own template
-TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from finetuning.data.prompts.tokenizer import TokenizerSettings
+from finetuning.errors import InputError
+from finetuning.files.documents import read_text
+from finetuning.i18n import t
+
+DATE = date(2024, 7, 26)  # that of Llama 3.1's own template
+OTHER_DATE = date(2001, 2, 3)
+DATE_FORMAT = "%d %b %Y"
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_WRITTEN = 1 << 20  # characters that a template may write around the texts
+ASKED_FORMATS = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(?:'([^'\\]*)'|"([^"\\]*)")""")
 
 
-def read_chat_template(model_path: Path, settings: dict[str, Any]) -> str | None:
+def read_chat_template(model_path: Path, settings: TokenizerSettings) -> str | None:
     """The template of a model folder, whose tokenizer_config.json holds `settings`; of several, the default. None: it has none.
 
     Raises:
-        OSError: the file cannot be read.
+        InputError: the file cannot be read, or is too large.
     """
     file = model_path / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = settings.get("chat_template")
+        return read_text(file, MAX_TEMPLATE_BYTES)
+    found = settings.chat_template
     if isinstance(found, list):
-        found = {entry["name"]: entry["template"] for entry in found}
-    return (found.get("default") if isinstance(found, dict) else found) or None
+        found = {entry.name: entry.template for entry in found}
+    text = (found.get("default") if isinstance(found, dict) else found) or None
+    if text is not None and len(text) > MAX_TEMPLATE_BYTES:
+        file = model_path / "tokenizer_config.json"
+        raise InputError(t("{file}: larger than {most} MiB", file=file, most=MAX_TEMPLATE_BYTES >> 20))
+    return text
+
+
+class TemplateFault(Exception):
+    """A template is no Jinja, refuses the messages, or fails on them."""
 
 
 class ChatTemplate:
-    """A compiled template, with the special tokens it may name."""
+    """A template, with the special tokens it may name and the date on which it is rendered.
 
-    def __init__(self, template: str, tokens: dict[str, str]):
-        """`tokens`: texts by the names of TOKEN_NAMES. Raises jinja2.TemplateError for a template that is not Jinja."""
+    To be used in a process with limits (finetuning.runtime.limited_process) only.
+    """
+
+    def __init__(self, text: str, tokens: dict[str, str], day: date = DATE, *, tells_date: bool = True):
+        """`tokens`: texts by the names of TOKEN_NAMES. Without `tells_date` the template has to ask the clock."""
+        self.text, self.tokens, self.day = text, tokens, day
+        self.date_string = {"date_string": day.strftime(DATE_FORMAT)} if tells_date else {}
+
+    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        """The text of a conversation.
+
+        Raises:
+            TemplateFault: of whatever kind the template's error is.
+        """
+        try:
+            text = self._compiled.render(
+                messages=[dict(message) for message in messages], tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt, **self.tokens, **self.date_string,
+            )  # fmt: skip
+        except jinja2.TemplateError as error:
+            raise TemplateFault(str(error)) from None
+        except Exception as error:  # a template is a program: it may divide by zero
+            raise TemplateFault(f"{type(error).__name__}: {error}") from None
+        if len(text) > MAX_WRITTEN + 4 * sum(len(message["content"]) for message in messages):
+            raise TemplateFault(t("it writes {count:,} characters", count=len(text)))
+        return text
+
+    def pinned(self, messages: list[dict[str, str]]) -> str | None:
+        """The same template with its date written into it, where transformers would render another; None: it would not.
+
+        Raises:
+            TemplateFault: it fails, or asks for the date in a way that is not understood.
+        """
+        elsewhere = ChatTemplate(self.text, self.tokens, OTHER_DATE, tells_date=False)
+        ours, theirs = (each.render(messages, add_generation_prompt=True) for each in (self, elsewhere))
+        if ours == theirs:
+            return None
+        asked = {first or second for first, second in ASKED_FORMATS.findall(self.text)}
+        dates = {form: _escaped(_strftime(self.day, form)) for form in sorted(asked)}
+        cases = "".join(f"{{% if format == {json.dumps(form)} %}}{text}{{% endif %}}" for form, text in dates.items())
+        set_date = f"{{% set date_string = {json.dumps(self.day.strftime(DATE_FORMAT))} %}}"
+        text = f"{set_date}{{% macro strftime_now(format) %}}{cases}{{% endmacro +%}}{self.text}"
+        if ChatTemplate(text, self.tokens, OTHER_DATE, tells_date=False).render(messages, add_generation_prompt=True) != ours:
+            raise TemplateFault(t("it asks for the date in a way that cannot be fixed for an export"))
+        return text
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {
-            "raise_exception": _raise, "strftime_now": _now, "dict": _Dictionary(), "namespace": _Namespace
+            "raise_exception": _raise, "strftime_now": lambda form: _strftime(self.day, form), "dict": _Dictionary(),
+            "namespace": _Namespace,
         }  # fmt: skip
-        self.template = environment.from_string(template)
-        self.tokens = tokens
-
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """The text of a conversation. Raises jinja2.TemplateError when the template refuses it."""
-        # Llama 3.2's template would otherwise write today's date into every sample: another prompt each day.
-        return self.template.render(
-            messages=[dict(message) for message in messages], tools=None, documents=None,
-            add_generation_prompt=add_generation_prompt, **self.tokens, date_string=DATE_STRING,
-        )  # fmt: skip
+        return environment.from_string(self.text)
 
 
 class _Generation(Extension):
@@ -103,8 +161,13 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _now(form: str) -> str:
-    return datetime.now().strftime(form)  # noqa: DTZ005
+def _strftime(day: date, form: str) -> str:
+    return datetime.combine(day, time()).strftime(form)
+
+
+def _escaped(text: str) -> str:
+    """The text as a template that writes it."""
+    return "{{ " + json.dumps(text) + " }}"
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,

@@ -43,7 +43,7 @@ def shorten_questions(prompt_format: PromptFormat, sample: Sample, limit: int) -
 
 def _count(prompt_format: PromptFormat, texts: Iterable[str], limit: int) -> int:
     """A lower bound of the tokens of the texts together; not counted on above `limit`."""
-    text = "".join(text.strip() if prompt_format.trims else text for text in texts)
+    text = "".join(text.strip() if prompt_format.parts.trims else text for text in texts)
     tokens = 0
     for start in range(0, len(text), PIECE_CHARACTERS):
         tokens += max(_tokens(prompt_format, text[start : start + PIECE_CHARACTERS]) - SLACK, 0)
@@ -62,4 +62,4 @@ def _characters(prompt_format: PromptFormat, text: str, limit: int) -> int:
 
 
 def _tokens(prompt_format: PromptFormat, text: str) -> int:
-    return len(prompt_format.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+    return prompt_format.count_tokens(text)

@@ -7,10 +7,13 @@ other answers without any error; here it is refused.
 
 import hashlib
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
-from finetuning.data.prompts.prompt_format import PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.prompts.chat_template import DATE
+from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
+from finetuning.data.reading.findings import describe
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -23,6 +26,7 @@ def prompt_record(prompt_format: PromptFormat, prompt_template: str | None, syst
     return {
         "prompt_template": prompt_template,
         "system_prompt": system_prompt,
+        "date": prompt_format.source.day,  # which a chat template is told that asks for it
         "template_hash": template_hash(prompt_format),
         "example": {
             "input": EXAMPLE.input,
@@ -35,11 +39,7 @@ def prompt_record(prompt_format: PromptFormat, prompt_template: str | None, syst
 
 def template_hash(prompt_format: PromptFormat) -> str:
     """Changes with any control text of the template, the system prompt included."""
-    parts = (
-        prompt_format.before, prompt_format.between, prompt_format.after, prompt_format.again, prompt_format.own_system,
-        prompt_format.trims,
-    )  # fmt: skip
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(prompt_format.parts[:-1]).encode()).hexdigest()[:16]
 
 
 def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
@@ -48,7 +48,8 @@ def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
     Raises:
         InputError: the folder's tokenizer or chat template writes the example otherwise than in training.
     """
-    found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"])
+    day = date.fromisoformat(record["date"]) if "date" in record else DATE  # earlier versions knew one date only
+    found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"], day=day)
     example = record["example"]
     sample = Sample(1, example["input"], example["output"])
     text, tokens = found.whole_text(sample), found.encode(sample)[0].tolist()
@@ -63,6 +64,6 @@ def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
             t("{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is now {now}. "
               "Put the trained one back", folder=folder, text=text, before=example["tokens"], now=tokens)
         )  # fmt: skip
-    if not found.is_custom:
-        check_against_chat_template(found, folder, record["system_prompt"], [sample])
+    if (difference := found.differences([sample])[0]) is not None:
+        raise InputError(f"{folder}: " + describe(difference.code, difference.values))
     return found

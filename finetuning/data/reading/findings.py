@@ -20,7 +20,8 @@ ERROR, WARNING = "error", "warning"
 ERRORS = (
     "unreadable", "inflates", "utf_16", "json_array", "line_too_large", "no_records", "not_utf8", "bad_json", "not_an_object",
     "missing_field", "wrong_type", "wrong_turns", "unsupported_field", "several_formats", "two_systems", "lone_surrogate",
-    "empty_answer", "empty_question", "system_has_no_place", "turns_have_no_place", "too_long",
+    "empty_answer", "empty_question", "system_has_no_place", "turns_have_no_place",
+    "template_differs", "tokenizer_fails", "wrong_begin", "no_end_token", "token_beyond_table", "too_long",
 )  # fmt: skip
 WARNINGS = (
     "byte_order_mark", "duplicate_key", "not_a_number", "unknown_field", "replacement_character", "pasted_template",
@@ -197,6 +198,20 @@ def describe(code: str, values: Values) -> str:
             return t("has a system message, for which --prompt_template has no place")
         case "turns_have_no_place":
             return t("has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template")
+        case "template_differs" if values["where"] == "error":
+            return t("the chat template fails on it ({theirs}); change the sample, or give --prompt_template", **values)
+        case "template_differs":
+            return t("the chat template depends on the text itself: it writes {theirs!r} where the sample has {ours!r}; change "
+                     "the sample, or give --prompt_template", **values)  # fmt: skip
+        case "tokenizer_fails":
+            return t("the tokenizer fails on this sample: {error}", **values)
+        case "wrong_begin":
+            return t("would not begin with exactly one begin-of-text token")
+        case "no_end_token":
+            return t("an answer would not end with a trained end token, so the model would not learn to stop there")
+        case "token_beyond_table":
+            return t("token {token!r} has the id {id}, and the model's embedding table only {size} rows; enlarge the table, or "
+                     "use the tokenizer that belongs to the model", **values)  # fmt: skip
         case "too_long" if "at_least" in values:
             return t("more than {at_least} tokens do not fit --seq_length {seq_length}; the answer would be cut; shorten it, "
                      "or choose with --truncation", **values)  # fmt: skip
@@ -289,6 +304,16 @@ def title(code: str) -> str:
             return t("system message without a place")
         case "turns_have_no_place":
             return t("several turns without a place")
+        case "template_differs":
+            return t("the chat template writes it otherwise")
+        case "tokenizer_fails":
+            return t("the tokenizer fails")
+        case "wrong_begin":
+            return t("wrong begin of text")
+        case "no_end_token":
+            return t("no end token")
+        case "token_beyond_table":
+            return t("token without an embedding")
         case "too_long":
             return t("too long")
         case "byte_order_mark":

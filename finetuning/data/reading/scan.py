@@ -9,6 +9,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -17,13 +18,17 @@ from typing import NamedTuple
 import numpy as np
 
 from finetuning.data.prompts.length import is_far_longer, shorten_questions
+from finetuning.data.prompts.promises import broken_promise
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.chinese_script import only_simplified, only_traditional
 from finetuning.data.reading.findings import Finding, Problem, excerpt
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, digest, minima
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import RawBatch, parse, read_batches
+from finetuning.errors import InputError
+from finetuning.i18n import t
 from finetuning.runtime.interrupts import end_signals_wait
+from finetuning.runtime.limited_process import cpu_limit, limit_this_process
 from finetuning.runtime.process_lifetime import end_with_parent
 from finetuning.runtime.secrets import ContextWithoutSecrets, without_secrets
 
@@ -35,6 +40,8 @@ TEMPLATE_TEXTS = (
 LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
 MOST_PROCESSES = 16
 MOST_UNKNOWN = 50  # names of fields that nobody knows, of a file
+MEMORY_OF_PROCESS = 4 << 30
+PROCESS_S, BYTES_PER_S = 20.0, 20_000  # CPU time for a batch: what the slowest machine needs, many times over
 
 
 @dataclass(frozen=True)
@@ -91,8 +98,9 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
                 shortened.add(line)
     encoded: list[tuple[np.ndarray, np.ndarray]] = []
     if settings.prompt_format is not None:
-        samples, encoded, too_long = _tokenize(samples, settings.prompt_format, settings, shortened)
-        findings += [problem.at(batch.file, line) for line, problem in too_long]
+        samples, unwritable = _writable(samples, settings.prompt_format)
+        samples, encoded, unusable = _tokenize(samples, settings.prompt_format, settings, shortened)
+        findings += [problem.at(batch.file, line) for line, problem in unwritable + unusable]
     texts = ["\n".join(sample.texts()) for sample in samples]
     return Scanned(
         batch.position, len(batch.records), formats, findings, unknown,
@@ -153,7 +161,24 @@ def look_at_text(sample: Sample, prompt_format: PromptFormat | None) -> list[Pro
 
 
 def scan_file(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor | None) -> Iterator[Scanned | Finding]:
-    """All batches of a file, in order; in this process when there is no pool."""
+    """All batches of a file, in order; in this process when there is no pool.
+
+    Raises:
+        InputError: tokenizer or chat template take too much time or memory on a text.
+    """
+    try:
+        yield from _scan_batches(path, settings, pool)
+    except BrokenProcessPool:
+        raise InputError(
+            t(
+                "{file}: a process that read it was ended: the tokenizer or the chat template takes too much time or memory on "
+                "a text there, or the machine has too little memory",
+                file=path,
+            )
+        ) from None
+
+
+def _scan_batches(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor | None) -> Iterator[Scanned | Finding]:
     waiting: deque[Future[Scanned] | Finding] = deque()
     for batch in read_batches(path):
         if isinstance(batch, Finding):
@@ -192,23 +217,43 @@ def _start_worker(settings: ScanSettings, parent: int) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     _worker_settings = settings
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    limit_this_process(MEMORY_OF_PROCESS)
 
 
 def _scan_in_worker(batch: RawBatch) -> Scanned:
     assert _worker_settings is not None
-    return scan_batch(batch, _worker_settings)
+    size = sum(len(record) if isinstance(record, bytes) else len(str(record)) for _, record in batch.records)
+    with cpu_limit(PROCESS_S + size / BYTES_PER_S):
+        return scan_batch(batch, _worker_settings)
 
 
 def _result(entry: Future[Scanned] | Finding) -> Scanned | Finding:
     return entry if isinstance(entry, Finding) else entry.result()
 
 
+def _writable(samples: list[Sample], prompt_format: PromptFormat) -> tuple[list[Sample], list[tuple[int, Problem]]]:
+    """The samples that the chat template itself writes as the format does, and a problem for each other one."""
+    found = list(zip(samples, prompt_format.differences(samples), strict=True))
+    problems = [(sample.line, problem) for sample, problem in found if problem is not None]
+    return [sample for sample, problem in found if problem is None], problems
+
+
 def _tokenize(
     samples: list[Sample], prompt_format: PromptFormat, settings: ScanSettings, shortened: set[int]
 ) -> tuple[list[Sample], list[tuple[np.ndarray, np.ndarray]], list[tuple[int, Problem]]]:
-    """The samples that fit with their tokens, and a problem for each that did not, or not before it was `shortened`."""
-    kept, encoded, problems = [], [], []
-    for sample, (tokens, trained) in zip(samples, prompt_format.encode_all(samples), strict=True):
+    """The samples that fit with their tokens; a problem for each that did not, or not before it was `shortened`, or that breaks
+    a promise."""
+    kept: list[Sample] = []
+    encoded: list[tuple[np.ndarray, np.ndarray]] = []
+    problems: list[tuple[int, Problem]] = []
+    for sample, found in zip(samples, prompt_format.encode_each(samples), strict=True):
+        if isinstance(found, Problem):
+            problems.append((sample.line, found))
+            continue
+        tokens, trained = found
+        if (broken := broken_promise(sample, tokens, trained, prompt_format)) is not None:
+            problems.append((sample.line, broken))
+            continue
         is_shortened = sample.line in shortened
         if len(tokens) <= settings.seq_length and not is_shortened:
             kept.append(sample)

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 from rich.text import Text
 
 from finetuning.data.prompts.length import is_far_longer
+from finetuning.data.prompts.promises import promises
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import Source, read_samples_at
@@ -43,7 +43,7 @@ def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Prev
         PreviewToken(token, text, bool(is_trained), token in special)
         for token, text, is_trained in zip(tokens.tolist(), texts, trained, strict=True)
     ]
-    return Preview(file, sample.line, shown, _promises(sample, tokens, trained, prompt_format))
+    return Preview(file, sample.line, shown, promises(sample, tokens, trained, prompt_format))
 
 
 def preview_line(
@@ -70,8 +70,11 @@ def preview_line(
     return make_preview(source.path.name, sample, prompt_format)
 
 
-def preview_text(preview: Preview) -> Text:
-    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no colour."""
+def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
+    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no colour.
+
+    `with_ids` adds a line for each token: its number, its id, whether it is trained, and its text.
+    """
     text = Text()
     text.append(t("{file}:{line} · {tokens} tokens, {trained} of them trained (in brackets)", file=preview.file,
                   line=preview.line, tokens=len(preview.tokens), trained=preview.trained) + "\n", style="bold")  # fmt: skip
@@ -84,31 +87,19 @@ def preview_text(preview: Preview) -> Text:
         text.append(token.text, style=style)
     if was_trained:
         text.append("]", style="bold green")
+    if with_ids:
+        for number, token in enumerate(preview.tokens):
+            mark = t("trained") if token.is_trained else ""
+            text.append(f"\n{number:>6}{token.id:>8}  {token.text!r}  {mark}", style="bold green" if mark else "dim")
     for promise, holds in preview.promises:
         text.append("\n" + ("✓ " if holds else "✗ "), style="green" if holds else "bold red")
         text.append(promise)
     return text
 
 
-def _promises(
-    sample: Sample, tokens: np.ndarray, trained: np.ndarray, prompt_format: PromptFormat
-) -> list[tuple[str, bool]]:  # fmt: skip
-    begin = tokens[0]
-    ends = set(prompt_format.end_token_ids)
-    prompt = prompt_format.encode_prompt(sample)
-    turn_ends = np.flatnonzero(trained & ~np.append(trained[1:], False))
-    return [
-        (t("exactly one begin-of-text token"), int((tokens == begin).sum()) == 1),
-        (t("every answer ends with a trained end token"), len(turn_ends) == len(sample.turns)
-         and all(ends & set(tokens[max(end - 1, 0) : end + 1].tolist()) for end in turn_ends)),
-        (t("the prompt is, token for token, the beginning of the sample"), tokens[: len(prompt)].tolist() == prompt
-         and bool(trained[len(prompt) :].all()) and not trained[len(prompt) - 1]),
-    ]  # fmt: skip
-
-
 def _texts(tokens: list[int], prompt_format: PromptFormat) -> list[str]:
     """The text of each token; a character made of several tokens is put into the first of them."""
-    decode = prompt_format.tokenizer.decode
+    decode = prompt_format.decode
     texts = [decode([token], skip_special_tokens=False) for token in tokens]
     index = 0
     while index < len(tokens):

@@ -18,7 +18,7 @@ from typing import TextIO
 
 import numpy as np
 
-from finetuning.data.prompts.prompt_format import CHECKED_SAMPLES, PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
 from finetuning.data.reading.findings import ERROR, ERRORS, FILE_ERRORS, Finding
 from finetuning.data.reading.records import Sample
@@ -88,7 +88,8 @@ def configure_dataset(
     except InputError as error:  # of the model; what is wrong with the data is told as well
         raise InputError(error.problems + ([] if megatron else check_files(path))) from None
     identity = fingerprint(sources)
-    facts = [LAYOUT_VERSION, identity, prompt_format.fingerprint, seq_length, truncation, skip_bad_samples]
+    template = [prompt_format.fingerprint, prompt_format.template_digest, prompt_format.table_size]
+    facts = [LAYOUT_VERSION, identity, *template, seq_length, truncation, skip_bad_samples]
     folder = tokens_dir / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def build(target: Path) -> None:
@@ -99,9 +100,6 @@ def configure_dataset(
             with reading_progress([source.path for source in sources.values()]) as progress:
                 report = scan_sources(sources, settings, target, progress)
             _refuse_bad_data(report, sources, skip_bad_samples)
-            if prompt_template is None:
-                first = _first_samples(sources["training"], open_split(target / "training"), CHECKED_SAMPLES)
-                check_against_chat_template(prompt_format, Path(model_path), system_prompt, first)
             (target / REPORT_FILE).write_text(json.dumps(report.as_json(), ensure_ascii=False), encoding="utf-8")
 
     damage = build_once(folder, build)

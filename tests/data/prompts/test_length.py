@@ -22,7 +22,7 @@ def test_only_what_is_longer_is_called_longer(prompt_format: PromptFormat, monke
 
 
 def test_white_space_that_the_template_strips_does_not_count(prompt_format: PromptFormat) -> None:
-    assert prompt_format.trims
+    assert prompt_format.parts.trims
     assert not is_far_longer(prompt_format, Sample(1, " \n" * 300_000 + "q", "b"), 100)
 
 

@@ -9,7 +9,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finetuning.data.prompts.prompt_format import PromptFormat, check_against_chat_template, load_prompt_format
+from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 
@@ -142,12 +142,15 @@ def test_a_template_with_a_second_begin_token_is_refused(model_path: Path, tmp_p
         load_prompt_format(folder, None, None)
 
 
-def test_a_chat_template_that_depends_on_the_text_is_refused_with_the_line(model_path: Path, tmp_path: Path) -> None:
+def test_a_sample_that_the_chat_template_writes_otherwise_is_found(model_path: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(model_path, tmp_path / "m", ignore=shutil.ignore_patterns("*.safetensors")))
     file = folder / "chat_template.jinja"
     file.write_text(file.read_text(encoding="utf-8").replace("~ text ~", "~ (text | replace('abc', 'x')) ~"), encoding="utf-8")
-    with pytest.raises(InputError, match=r"line 7.*--prompt_template"):
-        check_against_chat_template(load_prompt_format(folder, None, None), folder, None, [Sample(7, "abc", "d")])
+    samples = [Sample(1, "a", "b"), Sample(2, "z abc", "d"), Sample(3, "a", "abc")]
+    right, question, answer = load_prompt_format(folder, None, None).differences(samples)
+    assert right is None and question is not None and answer is not None
+    assert question.values["where"] == "prompt" and str(question.values["theirs"]).startswith("x<|eot_id|>")
+    assert dict(answer.values) == {"where": "answer", "theirs": "x<|eot_id|>", "ours": "abc<|eot_id|>"}
 
 
 @pytest.mark.parametrize("change", ["template", "system", "tokenizer"])

@@ -182,4 +182,4 @@ def test_a_preview_shows_what_is_trained_and_keeps_its_promises(
     record = json.loads((EXAMPLE / "test.jsonl").read_text(encoding="utf-8").split("\n")[2])
     assert "test.jsonl:3" in screen and "✗" not in screen
     assert f"[{record['output']}<|eot_id|>]" in screen
-    assert screen.count("✓") == 3
+    assert screen.count("✓") == 5

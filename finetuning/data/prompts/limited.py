@@ -1,0 +1,178 @@
+"""The process in which a model folder's chat template is run, and its tokenizer tried and applied.
+
+`python -m finetuning.data.prompts.limited` answers the requests of `ask`.
+"""
+
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from tokenizers import Tokenizer
+
+from finetuning.data.prompts.chat_template import ChatTemplate, TemplateFault
+from finetuning.data.prompts.template_parts import INPUT_MARK, TemplateParts, chat_parts, difference
+from finetuning.data.prompts.tokenizer import TOKENIZER_FILE, Segments, encode_each, open_tokenizer, token_starts
+from finetuning.errors import InputError
+from finetuning.i18n import t
+from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, cpu_limit, serve
+
+Conversation = tuple[str | None, list[tuple[str, str]]]  # a sample's own system message, and its turns
+OPEN_S, TRY_S = 20.0, 2.0  # CPU time for opening a tokenizer, and for a few short texts
+CHARACTERS_PER_S = 20_000  # a slow tokenizer does some 500 000
+# Where a regular expression goes wrong, it mostly does on a run of one character.
+TRIED_TEXTS = [character * 40 + "!" for character in "ax0_- .\n\t中"]
+
+_process = LimitedProcess("finetuning.data.prompts.limited")
+
+
+class FormatSource(msgspec.Struct, frozen=True):
+    """What decides how samples are written, besides the template's parts."""
+
+    model_path: str
+    tokenizer_digest: str
+    tokens: dict[str, str]  # special tokens by name
+    ends: tuple[str, ...]  # texts of the end tokens
+    chat_template: str | None  # None: the user's own is used
+    system_prompt: str | None
+    day: str
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return Path(self.model_path) / TOKENIZER_FILE
+
+    def template(self) -> ChatTemplate | None:
+        if self.chat_template is None:
+            return None
+        return ChatTemplate(self.chat_template, self.tokens, date.fromisoformat(self.day))
+
+
+class Settled(msgspec.Struct):
+    """What is found by rendering a chat template."""
+
+    parts: TemplateParts | None  # None: the answer does not follow the prompt
+    pinned: str | None  # the template with its date, where it needs one
+
+
+def check_opening(source: FormatSource) -> None:
+    """Opens the tokenizer in the other process first: files may be made to end the one that reads them.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    _ask(source, "open", 0.0)
+
+
+def settle(source: FormatSource) -> Settled:
+    """
+    Raises:
+        InputError: the chat template fails, or needs too much time or memory.
+    """
+    return msgspec.convert(_ask(source, "settle", TRY_S, is_template=True), Settled)
+
+
+def try_tokenizer(source: FormatSource, texts: list[str]) -> list[list[int]]:
+    """The tokens of control texts, after the tokenizer has been tried on some that are hard for a bad one.
+
+    Raises:
+        InputError: it fails, or needs too much time or memory.
+    """
+    found = encode_limited(source, [[(text, True)] for text in (*texts, *TRIED_TEXTS)], TRY_S)
+    for tokens in found:
+        if isinstance(tokens, str):
+            raise InputError(t("{file}: the tokenizer fails: {error}", file=source.tokenizer_file, error=tokens))
+    return [tokens for tokens in found[: len(texts)] if not isinstance(tokens, str)]
+
+
+def encode_limited(source: FormatSource, segments: list[Segments], cpu_s: float | None = None) -> list[list[int] | str]:
+    """Tokens of each entry, or the tokenizer's error."""
+    characters = sum(len(text) for entry in segments for text, _ in entry)
+    found: list[list[int] | str] = _ask(source, "encode", cpu_s or _time_for(characters), segments)
+    return found
+
+
+def token_starts_limited(source: FormatSource, text: str) -> list[int]:
+    """Where in a text its tokens begin."""
+    found: list[int] = _ask(source, "token starts", _time_for(len(text)), text)
+    return found
+
+
+def differences_limited(
+    source: FormatSource, parts: TemplateParts, conversations: list[Conversation], *, with_answer: bool
+) -> list[list[str] | None]:
+    """`difference` of each conversation."""
+    characters = sum(len(text) for _, turns in conversations for turn in turns for text in turn)
+    found: list[list[str] | None] = _ask(
+        source, "differences", _time_for(characters), parts, conversations, with_answer, is_template=True
+    )
+    return found
+
+
+def _ask(source: FormatSource, do: str, cpu_s: float, *arguments: Any, is_template: bool = False) -> Any:
+    try:
+        request = {"do": do, "source": msgspec.to_builtins(source), "arguments": arguments, "cpu_s": cpu_s}
+        return _process.call(request, OPEN_S + cpu_s)
+    except LimitExceeded:
+        if is_template:
+            raise InputError(
+                t("{path}: the chat template takes too much time or memory; give --prompt_template", path=source.model_path)
+            ) from None
+        raise InputError(t("{file}: the tokenizer takes too much time or memory", file=source.tokenizer_file)) from None
+
+
+def _time_for(characters: int) -> float:
+    return TRY_S + characters / CHARACTERS_PER_S
+
+
+def _answer(request: dict[str, Any]) -> Any:
+    source = msgspec.convert(request["source"], FormatSource)
+    tokenizer = _open(source.tokenizer_file, source.tokenizer_digest)
+    with cpu_limit(request["cpu_s"]):  # after opening, which has a limit of its own
+        return _do(request["do"], source, tokenizer, request["arguments"])
+
+
+def _do(what: str, source: FormatSource, tokenizer: Tokenizer, arguments: list[Any]) -> Any:
+    match what:
+        case "open":
+            return None
+        case "settle":
+            return msgspec.to_builtins(_settle(source))
+        case "encode":
+            return [found if isinstance(found, list) else str(found) for found in encode_each(tokenizer, arguments[0])]
+        case "token starts":
+            return token_starts(tokenizer, arguments[0])
+        case "differences":
+            template, parts = source.template(), msgspec.convert(arguments[0], TemplateParts)
+            assert template is not None
+            return [
+                difference(parts, template, source.system_prompt, system, turns, with_answer=arguments[2])
+                for system, turns in arguments[1]
+            ]
+    raise AssertionError(what)
+
+
+def _settle(source: FormatSource) -> Settled:
+    template = source.template()
+    assert template is not None
+    system = [{"role": "system", "content": source.system_prompt}] if source.system_prompt else []
+    try:
+        parts = chat_parts(template, source.system_prompt, source.ends)
+        return Settled(parts, template.pinned([*system, {"role": "user", "content": INPUT_MARK}]))
+    except TemplateFault as error:
+        raise InputError(
+            t(
+                "{path}: the chat template cannot be used ({error}); fix it, or give --prompt_template",
+                path=source.model_path,
+                error=error,
+            )
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _open(file: Path, digest: str) -> Tokenizer:
+    return open_tokenizer(file)
+
+
+if __name__ == "__main__":
+    serve(_answer)

@@ -1,0 +1,80 @@
+"""Templates and tokenizers that would never end, or take all memory, end in one sentence within seconds."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading.findings import Problem
+from finetuning.data.reading.records import Sample
+from finetuning.errors import InputError
+from tests.data.prompts.folders import WITH_HEADER_WHERE_ASKED, change, variant
+
+pytestmark = pytest.mark.unit
+
+EVIL_TEMPLATES = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "a power": "{{ 3 ** (10 ** 9) }}",
+    "a long text": "{{ 'a' * 10 ** 10 }}",
+    "center": "{{ 'a' | center(10 ** 10) }}",
+    "a format": "{{ '%10000000000d' % 1 }}",
+    "indent": "{{ ('a\n' * 10 ** 6) | indent(10 ** 5) }}",
+    "lipsum": "{{ lipsum(n=10 ** 5) }}",
+    "some megabytes": "{{ 'a' * 10 ** 7 }}",
+    "no number": "{{ 1 / 0 }}",
+    "no end": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
+    "another file": "{% include '/etc/passwd' %}",
+}
+
+
+@pytest.mark.parametrize("name", EVIL_TEMPLATES)
+def test_a_template_without_end_or_measure_is_refused(model_path: Path, tmp_path: Path, name: str) -> None:
+    folder = variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", EVIL_TEMPLATES[name]))
+    began = time.process_time()
+    with pytest.raises(
+        InputError, match=r"the chat template (cannot be used|takes too much time or memory).*--prompt_template"
+    ):
+        load_prompt_format(folder, None, None)
+    assert time.process_time() - began < 2.0, "of this process"
+
+
+def test_a_template_that_is_evil_for_one_text_only_is_ended_as_well(model_path: Path, tmp_path: Path) -> None:
+    evil = "{% if messages[0].content == 'evil' %}{{ 3 ** (10 ** 9 * (messages | length)) }}{% endif %}"
+    prompt_format = load_prompt_format(
+        variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", evil)), None, None
+    )  # fmt: skip
+    assert prompt_format.differences([Sample(1, "good", "a")]) == [None]
+    with pytest.raises(InputError, match="the chat template takes too much time or memory"):
+        prompt_format.differences([Sample(1, "evil", "a")])
+    assert prompt_format.differences([Sample(1, "good", "a")]) == [None], "the next request has a process of its own"
+
+
+def test_a_template_that_fails_for_one_text_is_a_finding(model_path: Path, tmp_path: Path) -> None:
+    evil = "{% if messages[0].content == 'evil' %}{{ 'a' * 10 ** 10 }}{% endif %}"
+    prompt_format = load_prompt_format(
+        variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", evil)), None, None
+    )  # fmt: skip
+    right, wrong = prompt_format.differences([Sample(1, "good", "a"), Sample(2, "evil", "a")])
+    assert right is None and wrong is not None and wrong.values["where"] == "error"
+
+
+@pytest.mark.parametrize("pattern", [r"(a+)+$", r"(\w+\s?)*$"])
+def test_a_tokenizer_whose_regular_expression_goes_wrong_is_refused(model_path: Path, tmp_path: Path, pattern: str) -> None:
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    folder = variant(model_path, tmp_path / "m", tokenizer=lambda value: value.update(pre_tokenizer=split))
+    with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer (fails|takes too much time or memory)"):
+        load_prompt_format(folder, None, None)
+
+
+def test_a_text_on_which_only_the_tokenizer_fails_is_named(model_path: Path, tmp_path: Path) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(Q+)+$"}, "behavior": "Isolated", "invert": False}
+    folder = variant(model_path, tmp_path / "m")
+    change(folder / "tokenizer.json", lambda value: value["pre_tokenizer"]["pretokenizers"].insert(0, split))
+    prompt_format = load_prompt_format(folder, None, None)
+    evil = Sample(2, "Q" * 40 + "!", "b")
+    right, wrong = prompt_format.encode_each([Sample(1, "a", "b"), evil])
+    assert not isinstance(right, Problem) and isinstance(wrong, Problem) and wrong.code == "tokenizer_fails"
+    for encode in (prompt_format.encode, prompt_format.encode_prompt):
+        with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer fails: .*retry-limit"):
+            encode(evil)
