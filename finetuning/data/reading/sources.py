@@ -246,7 +246,7 @@ def _read_rows(path: Path) -> Iterator[RawBatch | Finding]:
 
     size = path.stat().st_size
     try:
-        for rows in read_rows(path, LARGEST_LINE_MIB << 20, max(MIN_INFLATED, MAX_RATIO * size), MAX_RATIO):
+        for rows in read_rows(path, LARGEST_LINE_MIB << 20, max(MIN_INFLATED, MAX_RATIO * size)):
             if isinstance(rows, Finding):
                 yield rows
             else:

@@ -11,10 +11,10 @@ for _ in range(400):
 TURNS = [{"role": "user", "content": "一加一？"}, {"role": "assistant", "content": "二。"}]
 RECORDS: list[dict[str, Any]] = [
     {"input": "問題", "output": "答案"},
-    {"instruction": "譯", "input": "貓", "output": "cat", "history": [["a", "b"]]},
-    {"prompt": "a", "completion": "b", "label": True, "weight": 1},
-    {"messages": TURNS, "tools": [{"type": "function"}], "id": 7},
-    {"messages": [{"role": "system", "content": "s"}, *TURNS, TURNS[0], {**TURNS[1], "tool_calls": [], "weight": 0}]},
+    {"instruction": "譯", "input": "貓", "output": "cat", "history": []},
+    {"prompt": "a", "completion": "b", "label": "b", "weight": 1},
+    {"messages": TURNS, "tools": None, "id": 7},
+    {"messages": [{"role": "system", "content": "s"}, *TURNS, TURNS[0], {**TURNS[1], "tool_calls": [], "weight": 1}]},
     {"input": "<|eot_id|> ### Instruction: 软件", "output": "\ufffd", "system": "s", "source": "web"},
 ]
 NAMES = (
@@ -107,7 +107,7 @@ def mutated_lines(seed: int, count: int) -> Iterator[bytes]:
         for _ in range(chance.randrange(4)):
             record = _changed(record, chance)
         line = json.dumps(record, ensure_ascii=chance.random() < 0.5).encode("utf-8", "surrogatepass")
-        for _ in range(chance.choice((0, 0, 1, 1, 2, 5))):
+        for _ in range(chance.choice((0, 0, 0, 0, 1, 1, 2, 5))):
             line = _damaged(line, chance)
         yield line.replace(b"\n", b"")
 

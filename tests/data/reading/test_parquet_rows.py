@@ -103,8 +103,9 @@ def test_a_column_that_unpacks_without_end_is_not_unpacked(tmp_path: Path) -> No
     table = pa.table({"input": pa.array([" " * (64 << 20)]), "output": pa.array(["b"])})
     parquet.write_table(table, path, compression="zstd", use_dictionary=False)
     (finding,) = scan(path).findings.kept
+    times = (16 << 20) // path.stat().st_size  # of a small file, 16 MiB may come
     assert str(finding) == (
-        "x.parquet: unpacks to more than 1000 times its size; the file is damaged, or made to fill the memory"
+        f"x.parquet: unpacks to more than {times} times its size; the file is damaged, or made to fill the memory"
     )
 
 
