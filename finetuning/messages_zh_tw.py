@@ -152,6 +152,17 @@ MESSAGES: dict[str, str] = {
         "請用需要它的工具登入一次（wandb login、hf auth login、~/.netrc），或從自己的檔案讀取："
         """--setup 'export NAME="$(cat ~/.name)"'"""
     ),
+    # finetuning/launch/disk.py
+    "disk": "磁碟",
+    "up to {needed:.1f} GiB of {free:.1f} GiB free: {what}": "最多 {needed:.1f} GiB，可用 {free:.1f} GiB：{what}",
+    "{folder}: the run needs {needed:.1f} GiB and {free:.1f} GiB are free ({what}); what would work: {ways}": (
+        "{folder}：這次執行需要 {needed:.1f} GiB，可用 {free:.1f} GiB（{what}）；可行的做法：{ways}"
+    ),
+    "an --experiments_dir with more room": "空間較大的 --experiments_dir",
+    "{count} checkpoints of {size:.1f} GiB": "{count} 個 {size:.1f} GiB 的 checkpoint",
+    "the result {size:.1f} GiB": "結果 {size:.1f} GiB",
+    "tokens {size:.1f} GiB": "token {size:.1f} GiB",
+    "{size:.1f} GiB of checkpoints are there already": "已有 {size:.1f} GiB 的 checkpoint",
     # finetuning/launch/slurm/gpu_memory.py
     "memory of each GPU of the nodes; default: as finetune doctor --slurm or Slurm says": (
         "節點上每個 GPU 的記憶體（GiB）；預設依 finetune doctor --slurm 或 Slurm 所說"

@@ -18,6 +18,7 @@ from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.records import Sample
 from finetuning.data.report.terminal import finding_summary
 from finetuning.i18n import t
+from finetuning.launch.disk import describe
 from finetuning.launch.prepare import Prepared
 from finetuning.training.metrics import read_metrics
 
@@ -56,6 +57,7 @@ def show_start(console: Console, prepared: Prepared) -> None:
         needed = plan_memory(run.strategy, model).total_gib
         text = t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=needed, there=gpu.gib)
         _line(console, t("memory"), text if gpu.source is None else f"{text} ({gpu.source})")
+    _line(console, t("disk"), describe(prepared.disk))
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
         _line(console, t("start"), message)

@@ -14,10 +14,12 @@ from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
+from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import check_companions
 from finetuning.formats.huggingface.files import check_weights, fingerprint, unreadable_dtypes
 from finetuning.i18n import t
+from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
@@ -41,6 +43,7 @@ class Prepared:
     dataset: Dataset
     start: Start
     gpu_memory: GpuMemory | None  # None: processes run on CPUs
+    disk: DiskPlan
     notes: list[str]  # worth knowing, nothing to mend
 
 
@@ -122,11 +125,16 @@ def prepare(
         identity=identity,
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
     )
+    step = start.checkpoint.step if start.checkpoint is not None else 0
+    tokens_bytes = 0 if tokens_dir == experiment_dir.parent / TOKENS_FOLDER else size_of(dataset.folder)
+    if start.finished_at is None and (problem := disk_problem(run, model, step, tokens_bytes)) is not None:
+        raise InputError(problem)
+    disk = plan_disk(run, model, step, tokens_bytes)
     notes = job.notes if job is not None else _device_notes(config, visible_gpus)
     if config.least_memory and visible_gpus:
         gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
-    return Prepared(run, model, dataset, start, gpu_memory, notes + _notes(config, dataset, num_samples))
+    return Prepared(run, model, dataset, start, gpu_memory, disk, notes + _notes(config, dataset, num_samples))
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

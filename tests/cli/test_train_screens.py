@@ -68,6 +68,9 @@ def test_the_start_screen_says_what_will_happen(prepared: Prepare, tmp_path: Pat
         "5 steps = 1.00 epochs · learning rate 0.001 after 0 warm-up steps, cosine to 0 · validation every 1 · "
         "checkpoint every 1"
     )
+    assert re.fullmatch(
+        r"up to 0\.0 GiB of \d+\.\d GiB free: \d checkpoints of 0\.0 GiB, the result 0\.0 GiB.*", value_of("disk", lines)
+    )
     assert value_of("folder", lines) == str(tmp_path / "experiments" / "tiny")
     assert value_of("start", lines) == f"starts from the weights of {found.run.config.hf_model_id}"
     assert value_of("note", lines) == "no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32"
