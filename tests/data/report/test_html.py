@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -67,7 +68,10 @@ def look_at(page: str, folder: Path, *, dark: bool, width: int) -> dict:
     """What the probe found in the page, as the browser shows it."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        pytest.fail(f"this test looks at the page in a real browser: none of {BROWSERS}; apt install chromium")
+        message = f"this test looks at the page in a real browser, one of {', '.join(BROWSERS)}; apt install chromium"
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
     file = folder / "page.html"
     file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [
