@@ -3,7 +3,10 @@
 
 import sys
 
-from finetuning.cli.main import main
+from finetuning.interpreter import exit_if_unfit
 
 if __name__ == "__main__":
+    exit_if_unfit()
+    from finetuning.cli.main import main
+
     sys.exit(main(program="python finetune.py"))

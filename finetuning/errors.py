@@ -4,6 +4,8 @@
 started. `RunError` is a failure while the job runs, with what to change. Programming errors stay ordinary exceptions.
 """
 
+from __future__ import annotations  # Pythons that are too old read this file, to say so
+
 from collections.abc import Sequence
 
 EXIT_FINISHED = 0

@@ -3,7 +3,35 @@
 In the order of the source files. Terms that engineers in Taiwan say in English stay English: token, GPU, LoRA, batch.
 """
 
+from __future__ import annotations  # Pythons that are too old read this file, to say so
+
 MESSAGES: dict[str, str] = {
+    # finetuning/interpreter.py
+    (
+        "Python {oldest} or newer is needed, and {python} is {version}: run `make venv PYTHON=python3.12` and use "
+        ".venv/bin/python, or `python3.12 -m pip install .`"
+    ): (
+        "需要 Python {oldest} 以上，而 {python} 是 {version}：請執行 `make venv PYTHON=python3.12` 後使用 .venv/bin/python，"
+        "或執行 `python3.12 -m pip install .`"
+    ),
+    (
+        "{python} lacks {packages}: run `make venv` and use .venv/bin/python, or install what is needed with "
+        "`{python} -m pip install .`"
+    ): ("{python} 缺少 {packages}：請執行 `make venv` 後使用 .venv/bin/python，或用 `{python} -m pip install .` 安裝所需套件"),
+    (
+        "torch {oldest} or newer is needed, and {python} has {version}: run `make venv` and use .venv/bin/python, or "
+        "upgrade it with `{python} -m pip install .`"
+    ): (
+        "需要 torch {oldest} 以上，而 {python} 的是 {version}：請執行 `make venv` 後使用 .venv/bin/python，"
+        "或用 `{python} -m pip install .` 升級"
+    ),
+    # finetuning/on_demand.py
+    "{purpose}: the package {package} is needed, and {python} lacks it: {python} -m pip install {package}": (
+        "{purpose}：需要 {package} 套件，而 {python} 沒有：{python} -m pip install {package}"
+    ),
+    "data compressed by Zstandard": "以 Zstandard 壓縮的資料",
+    "data in Parquet files": "Parquet 檔的資料",
+    "scores of answers": "回答的評分",
     # finetuning/cli/main.py: groups and flags
     "Basic execution": "基本執行選項",
     "where it runs: torchrun on this machine, or a Slurm job": "在哪裡執行：本機的 torchrun，或 Slurm 工作",

@@ -20,7 +20,7 @@ from finetuning.inference.evaluate import SampleLoss, mean_loss, sample_losses
 from finetuning.inference.generate import Sampling, generate_answers
 from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.inference.samples import check_prompts, check_tokens, read_samples
-from finetuning.inference.scores import Scores, score_answers
+from finetuning.inference.scores import Scores, check_packages, score_answers
 from finetuning.terminal import open_console
 
 SHOWN_SAMPLES = 5
@@ -41,6 +41,8 @@ def main(argv: Sequence[str]) -> int:
     device, dtype = chosen_device(given)
     if given.limit is not None and given.limit < 1:
         raise InputError(t("--{name} {value}: {rule}", name="limit", value=given.limit, rule=t("must be 1 or more")))
+    if not given.no_answers:
+        check_packages()
     file = data_file(given.data)
     samples = read_samples(file, given.limit)
     stored = open_given_model(given.model, given.base)

@@ -7,8 +7,8 @@ word of its own, beside whole words of other scripts. torchmetrics' own tokenize
 import re
 from dataclasses import dataclass
 
-from sacrebleu.metrics import CHRF
-from torchmetrics.functional.text import rouge_score
+from finetuning.i18n import t
+from finetuning.on_demand import needed_for
 
 EAST_ASIAN = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U000323af"
 WORD = re.compile(rf"[{EAST_ASIAN}]|[^\W_{EAST_ASIAN}]+")
@@ -29,8 +29,27 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+def check_packages() -> None:
+    """Before minutes are spent on answers.
+
+    Raises:
+        InputError: torchmetrics or sacrebleu is not installed.
+    """
+    with needed_for(t("scores of answers")):
+        import sacrebleu.metrics  # noqa: F401
+        import torchmetrics.functional.text  # noqa: F401
+
+
 def score_answers(predictions: list[str], references: list[str]) -> tuple[Scores, list[Scores]]:
-    """Scores of all answers together, and of each."""
+    """Scores of all answers together, and of each.
+
+    Raises:
+        InputError: see `check_packages`.
+    """
+    check_packages()
+    from sacrebleu.metrics import CHRF
+    from torchmetrics.functional.text import rouge_score
+
     each = []
     for prediction, reference in zip(predictions, references, strict=True):
         rouge = rouge_score(

@@ -201,7 +201,7 @@ def test_apptainer_is_given_the_folders_and_the_command(place: Place, tmp_path: 
     assert given[3:6] == ["--pwd", str(folder), "/images/nemo.sif"]
     assert given[6:] == [
         "env", f"PYTHONPATH={ROOT}", "PYTHONUNBUFFERED=1", "PYTHONNOUSERSITE=1", sys.executable, "-m",
-        "finetuning.launch.slurm.node", f"{folder}/run.yaml",
+        "finetuning.launch.slurm", f"{folder}/run.yaml",
     ]  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import zstandard
 from typing_extensions import override
 
 from finetuning.data.reading.findings import Finding, Problem
@@ -24,6 +23,7 @@ from finetuning.data.reading.json_line import BYTE_ORDER_MARK
 from finetuning.data.reading.records import Sample, parse_line, parse_record
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.on_demand import needed_for
 
 SPLITS = ("training", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -161,7 +161,10 @@ class _ZstandardFile(io.RawIOBase):
     """Reads Zstandard frames one after another; unlike the library's own reader, notices when the last one is cut off."""
 
     def __init__(self, file: IO[bytes]):
+        with needed_for(t("data compressed by Zstandard")):
+            import zstandard
         self.file = file
+        self.library = zstandard
         self.frame = zstandard.ZstdDecompressor().decompressobj()
         self.is_inside = False  # of a frame
         self.ready = b""
@@ -175,7 +178,7 @@ class _ZstandardFile(io.RawIOBase):
         while not self.ready:
             compressed = self.frame.unused_data if self.frame.eof else b""
             if self.frame.eof:
-                self.frame, self.is_inside = zstandard.ZstdDecompressor().decompressobj(), False
+                self.frame, self.is_inside = self.library.ZstdDecompressor().decompressobj(), False
             compressed = compressed or self.file.read(FED_BYTES)
             if not compressed:
                 if self.is_inside:
@@ -184,7 +187,7 @@ class _ZstandardFile(io.RawIOBase):
             self.is_inside = True
             try:
                 self.ready = self.frame.decompress(compressed)
-            except zstandard.ZstdError as error:
+            except self.library.ZstdError as error:
                 raise OSError(str(error)) from None
         count = min(len(self.ready), len(buffer))
         buffer[:count], self.ready = self.ready[:count], self.ready[count:]
@@ -240,9 +243,10 @@ def _look_at_first(line: bytes) -> str | None:
 
 
 def _read_rows(path: Path) -> Iterator[RawBatch | Finding]:
-    import pyarrow  # takes a tenth of a second
+    with needed_for(t("data in Parquet files")):
+        import pyarrow  # takes a tenth of a second
 
-    from finetuning.data.reading.parquet_rows import read_rows
+        from finetuning.data.reading.parquet_rows import read_rows
 
     size = path.stat().st_size
     try:

@@ -316,7 +316,7 @@ def _step_command(run: Run, plan: JobPlan) -> list[str]:
     inside = ["env", f"PYTHONPATH={code_folder(Path(run.experiment_dir))}", "PYTHONUNBUFFERED=1"]
     if plan.container.runtime != "none":
         inside.append("PYTHONNOUSERSITE=1")  # packages of the home folder would hide the image's
-    node = [python, "-m", "finetuning.launch.slurm.node", str(Path(run.experiment_dir) / "run.yaml")]
+    node = [python, "-m", "finetuning.launch.slurm", str(Path(run.experiment_dir) / "run.yaml")]
     # srun does not take the CPUs over from sbatch since Slurm 22.05.
     srun = ["srun", "--kill-on-bad-exit=1", "--mpi=none", "--input=none", '--cpus-per-task="$SLURM_CPUS_PER_TASK"']
     pieces = [" ".join(srun), *map(shlex.quote, for_srun)]

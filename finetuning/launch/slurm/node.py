@@ -1,4 +1,4 @@
-"""The part of a Slurm job that runs on each node: `srun … python -m finetuning.launch.slurm.node experiments/NAME/run.yaml`.
+"""The part of a Slurm job that runs on each node: `srun … python -m finetuning.launch.slurm experiments/NAME/run.yaml`.
 
 Starts torchrun for the workers of this node, passes Slurm's signals on to them and, on the first node, writes how it ended:
 into `status.json`, and in one word for the job script. Works in and outside a container, where there may be no Slurm command.
@@ -150,7 +150,3 @@ class Node:
 
     def _outcome_file(self) -> Path:
         return self.logs / f"job-{self.job_id}.outcome"
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -186,7 +186,7 @@ def test_pyxis_gets_the_image_and_every_folder_of_the_run_at_its_own_path(tmp_pa
     assert mounts[1].split(",") == [*(f"{path}:{path}" for path in folders), "/scratch:/scratch", "/opt/nccl:/nccl"]
     assert f"--container-workdir={tmp_path}/experiments/a" in script
     assert f"env PYTHONPATH={ROOT} PYTHONUNBUFFERED=1 PYTHONNOUSERSITE=1" in script
-    assert f"python3 -m finetuning.launch.slurm.node {tmp_path}/experiments/a/run.yaml" in script
+    assert f"python3 -m finetuning.launch.slurm {tmp_path}/experiments/a/run.yaml" in script
 
 
 def test_apptainer_runs_the_command_inside_with_the_gpus(tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_a_folder_with_a_blank_is_quoted(tmp_path: Path) -> None:
     given = dataclasses.replace(run(tmp_path), experiment_dir=str(tmp_path / "my runs" / "a"))
     script = render_job(given, plan_job(given.config, CLUSTER))
     assert f"#SBATCH '--chdir={tmp_path}/my runs/a'" in script
-    assert f"finetuning.launch.slurm.node '{tmp_path}/my runs/a/run.yaml'" in script
+    assert f"finetuning.launch.slurm '{tmp_path}/my runs/a/run.yaml'" in script
 
 
 def test_a_template_of_one_s_own_gets_the_same_values(tmp_path: Path) -> None:

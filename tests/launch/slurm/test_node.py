@@ -37,7 +37,7 @@ def test_a_job_that_starts_again_and_again_at_the_same_step_gives_up(tmp_path: P
     (tmp_path / "logs" / "job-7.starts").write_text("0\n5\n5\n")
     checkpoint(tmp_path, step=5)
     environment = {**os.environ, "SLURM_NODEID": "0", "SLURM_JOB_ID": "7", "FINETUNE_NODES": "127.0.0.1", "LC_ALL": "C"}
-    command = [sys.executable, "-m", "finetuning.launch.slurm.node", str(run_file)]
+    command = [sys.executable, "-m", "finetuning.launch.slurm", str(run_file)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == EXIT_FAILED
     message = "the job was started 3 times at step 5 without getting to a checkpoint; it is not started again"

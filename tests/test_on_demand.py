@@ -1,0 +1,51 @@
+"""Packages that only some inputs need: without them everything else works, and what needs them says so."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from finetuning.errors import EXIT_BAD_INPUT, InputError
+from finetuning.on_demand import needed_for
+from tests.environments import run_without
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_is_missing_is_named_with_the_line_that_installs_it() -> None:
+    with (
+        pytest.raises(
+            InputError, match=r"^maps: the package no_such_package is needed, and .*: .* -m pip install no_such_pack"
+        ),
+        needed_for("maps"),
+    ):
+        import no_such_package.inner  # noqa: F401
+
+
+@pytest.mark.parametrize(("package", "suffix"), [("zstandard", "jsonl.zst"), ("pyarrow", "parquet")])
+def test_only_data_of_its_kind_need_a_package(tmp_path: Path, package: str, suffix: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    line = json.dumps({"input": "a", "output": "b"}) + "\n"
+    (data / "training.jsonl.gz").write_bytes(gzip.compress(line.encode()))
+    check = ("-m", "finetuning", "data", "check", str(data))
+    done = run_without({package}, tmp_path, *check)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (data / f"validation.{suffix}").write_bytes(b"1234")
+    done = run_without({package}, tmp_path, *check)
+    assert done.returncode == EXIT_BAD_INPUT, done.stdout + done.stderr
+    assert f"the package {package} is needed" in done.stderr and f"-m pip install {package}" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("package", ["torchmetrics", "sacrebleu"])
+def test_scores_are_missed_before_any_answer_is_computed(
+    tmp_path: Path, tiny_model: Path, tiny_dataset: Path, package: str
+) -> None:
+    evaluate = ("-m", "finetuning", "evaluate", str(tiny_model), str(tiny_dataset), "--out", str(tmp_path / "out"))
+    done = run_without({package}, tmp_path, *evaluate)
+    assert done.returncode == EXIT_BAD_INPUT, done.stdout + done.stderr
+    assert f"scores of answers: the package {package} is needed" in done.stderr
+    done = run_without({package}, tmp_path, *evaluate, "--no_answers", "--limit", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
