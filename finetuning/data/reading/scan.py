@@ -41,7 +41,7 @@ LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less t
 MOST_PROCESSES = 16
 MOST_UNKNOWN = 50  # names of fields that nobody knows, of a file
 MEMORY_OF_PROCESS = 4 << 30
-PROCESS_S, BYTES_PER_S = 20.0, 20_000  # CPU time for a batch: what the slowest machine needs, many times over
+BATCH_S, BYTES_PER_S = 20.0, 20_000  # what the slowest machine needs, many times over
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class ScanSettings:
     prompt_format: PromptFormat | None
     seq_length: int
     truncation: str = REFUSE
+    batch_s: float = BATCH_S  # CPU time that a process may take for a batch, besides that for its size
 
 
 class Scanned(NamedTuple):
@@ -223,7 +224,7 @@ def _start_worker(settings: ScanSettings, parent: int) -> None:
 def _scan_in_worker(batch: RawBatch) -> Scanned:
     assert _worker_settings is not None
     size = sum(len(record) if isinstance(record, bytes) else len(str(record)) for _, record in batch.records)
-    with cpu_limit(PROCESS_S + size / BYTES_PER_S):
+    with cpu_limit(_worker_settings.batch_s + size / BYTES_PER_S):
         return scan_batch(batch, _worker_settings)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading import scan
 from finetuning.data.reading.findings import Problem
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
@@ -78,3 +79,26 @@ def test_a_text_on_which_only_the_tokenizer_fails_is_named(model_path: Path, tmp
     for encode in (prompt_format.encode, prompt_format.encode_prompt):
         with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer fails: .*retry-limit"):
             encode(evil)
+
+
+@pytest.mark.parametrize("evil", ["3 ** (10 ** 9 * (messages | length))", "'a' * 10 ** 10"])
+def test_the_processes_that_read_large_data_have_limits_too(
+    model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: str
+) -> None:  # fmt: skip
+    monkeypatch.setattr(scan, "LEAST_BYTES_FOR_PROCESSES", 0)
+    template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{% if messages[0].content == 'evil' %}{{ " + evil + " }}{% endif %}")
+    prompt_format = load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
+    file = tmp_path / "training.jsonl"
+    file.write_text('{"input": "good", "output": "a"}\n{"input": "evil", "output": "a"}\n', encoding="utf-8")
+    settings = scan.ScanSettings(prompt_format, 512, batch_s=2.0)
+    pool = scan.make_pool([file], settings)
+    if pool is None:
+        pytest.skip("one core: no other process reads")
+    with pool:
+        if "**" in evil[:4]:
+            with pytest.raises(InputError, match=r"training\.jsonl: a process that read it was ended: the tokenizer"):
+                list(scan.scan_file(file, settings, pool))
+        else:
+            (batch,) = scan.scan_file(file, settings, pool)
+            assert isinstance(batch, scan.Scanned) and [finding.code for finding in batch.findings] == ["template_differs"]
+            assert batch.lines.tolist() == [1]
