@@ -26,7 +26,7 @@ SEND_INTERVAL_S = 1.0  # steps of a second travel together
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 60.0  # between two tries
 END_WAIT_S = 30.0  # for what is still on its way when the run has finished
 ARTIFACTS_WAIT_S = 600.0  # instead, while files are uploaded
-STOP_WAIT_S = 5.0  # when it was stopped or has failed
+STOP_WAIT_S = 5.0  # when it was stopped or has failed, and for a tracker that takes no records
 SILENT_WAIT_S = 2.0  # before a person is told about the waiting
 
 Say = Callable[[str], None]
@@ -230,11 +230,11 @@ class Trackers:
         if self._wait_until(started + SILENT_WAIT_S):
             return
         waiting = ", ".join(delivery.tracker.name for delivery in self.deliveries if not delivery.done.is_set())
-        seconds = limit if any(delivery.is_at_work() for delivery in self.deliveries) else min(limit, END_WAIT_S)
+        seconds = limit if any(delivery.is_at_work() for delivery in self.deliveries) else min(limit, STOP_WAIT_S)
         self.say(t("waiting up to {seconds:.0f} s for {trackers}", seconds=seconds, trackers=waiting))
-        self._wait_until(started + min(limit, END_WAIT_S))
+        self._wait_until(started + min(limit, STOP_WAIT_S))
         while any(delivery.is_at_work() for delivery in self.deliveries) and time.monotonic() < started + limit:
-            self._wait_until(time.monotonic() + SILENT_WAIT_S)
+            self._wait_until(min(time.monotonic() + SILENT_WAIT_S, started + limit))
 
     def _say_missing(self, delivery: Delivery) -> None:
         self.say(

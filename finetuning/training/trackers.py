@@ -63,7 +63,8 @@ class TensorBoardTracker:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(2)}"
+        now = time.time_ns()  # files are read in the order of their names
+        name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{now % 10**9:09d}"
         self.file = (self.folder / name).open("xb", buffering=0)
         start = SessionLog(status=SessionLog.START)  # TensorBoard forgets this step and later ones of other files
         self._write([
