@@ -10,7 +10,7 @@ TINY_MODEL := examples/models/tiny-llama-3.1
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv megatron llamacpp demo demo-introduction test unit check fix resolve clean
+.PHONY: help venv megatron trackers llamacpp demo demo-introduction test unit check fix resolve clean
 
 help:
 	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
@@ -21,6 +21,7 @@ help:
 	@echo "make resolve  whether all extras install together with constraints.txt; installs nothing"
 	@echo "make venv    only the environment the others use, in $(VENV)"
 	@echo "make megatron  megatron-core for the tests that compare with it; without it they are skipped"
+	@echo "make trackers  MLflow and W&B for the tests of trackers; without them they are skipped"
 	@echo "make llamacpp  llama.cpp for a slow test that compares with it (needs npm and git)"
 	@echo "make clean   remove what these targets made"
 
@@ -85,6 +86,13 @@ megatron: $(VENV)/megatron/.$(MEGATRON)
 $(VENV)/megatron/.$(MEGATRON): $(STAMP)
 	rm -rf $(VENV)/megatron
 	@$(BIN)/python -m pip install -qq --no-deps --target $(VENV)/megatron $(MEGATRON)
+	@touch $@
+
+# MLflow and W&B for the tests of trackers; without them these are skipped.
+trackers: $(VENV)/.trackers
+
+$(VENV)/.trackers: $(STAMP)
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[mlflow,wandb]'
 	@touch $@
 
 # llama.cpp itself, built for x86-64 CPUs and with its converter, from the packages of node-llama-cpp.

@@ -118,7 +118,6 @@ MESSAGES: dict[str, str] = {
     "{server} does not let you in ({reason}); log in with `wandb login`, or set WANDB_MODE=offline": (
         "{server} 不讓你登入（{reason}）；請執行 `wandb login`，或設定 WANDB_MODE=offline"
     ),
-    "{server} does not know you": "{server} 不認得你的帳號",
     "{tracker} takes no records ({reason}); the training goes on, and they are sent from metrics.csv later": (
         "{tracker} 不接受紀錄（{reason}）；訓練繼續進行，紀錄之後會從 metrics.csv 補送"
     ),

@@ -60,6 +60,7 @@ def test_the_defaults_keep_every_rule() -> None:
          "--lora_targets q_proj,qq: unknown 'qq'; choose from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
         ({"peft": "lora", "lora_targets": ("q_proj", "q_proj")}, "--lora_targets q_proj,q_proj: a name is given twice"),
         ({"lora_rank": 8}, "--lora_rank has no effect without --peft lora"),
+        ({"log_artifacts": True}, "--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project"),
         ({"wandb_project": "x"}, "--wandb_project needs a package that is not installed: pip install wandb"),
         ({"mlflow_tracking_uri": "x"}, "--mlflow_tracking_uri needs a package that is not installed: pip install mlflow"),
         ({"pipeline_schedule": "interleaved"},

@@ -1,14 +1,19 @@
 """Addresses by which machines reach each other: never a loopback that /etc/hosts gives a machine's own name."""
 
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from finetuning.errors import RunError
+from finetuning.runtime import network
 from finetuning.runtime.network import (
     choose_interface,
     interface_of,
     local_address,
+    no_answer,
     own_address,
     port_of_job,
     rendezvous_address,
@@ -78,3 +83,38 @@ def hosts(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> None:
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in names[host]]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(int(self.path.removeprefix("/")))
+
+    def log_message(self, format: str, *values: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Handler) as found:
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{found.server_port}"
+        found.shutdown()
+        thread.join()
+
+
+def test_a_refusal_is_an_answer_and_a_gateway_s_is_none(server: str) -> None:
+    assert no_answer(f"{server}/404") is None
+    assert no_answer(f"{server}/401") is None
+    assert no_answer(f"{server}/503") == "HTTP 503"
+
+
+def test_silence_is_named_within_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "ANSWER_TIMEOUT_S", 0.1)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        assert no_answer(url) == "timed out"
+    assert no_answer(url) == "Connection refused"
+    assert "port" in (no_answer("http://127.0.0.1:x") or "")

@@ -19,13 +19,16 @@ from typing import Any
 import pytest
 
 from finetuning.config.run import Run, read_run
+from finetuning.errors import InputError, RunError
+from finetuning.launch import tracker_check
+from finetuning.launch.prepare import prepare
 from finetuning.launch.tracker_check import check_trackers
 from finetuning.runtime.status import read_status
 from finetuning.training import delivery
 from finetuning.training.delivery import Trackers
 from finetuning.training.metrics import read_metrics
 from finetuning.training.parameters import git_revision, parameters_of
-from finetuning.training.trackers import FINISHED, REQUEST_TIMEOUT_S
+from finetuning.training.trackers import FINISHED, REQUEST_TIMEOUT_S, WandbTracker
 from tests.commands import ROOT, Command, finetune, is_training, steps_done
 
 pytestmark = pytest.mark.dist
@@ -143,9 +146,6 @@ def test_a_server_that_dies_changes_nothing_and_gets_everything_when_it_is_back(
     run_id = json.loads(progress_file.read_text())["run_id"]
 
     # 2. The same command sends the rest, when there is somebody to send it to.
-    code, output = start(folder, tiny_model, tiny_dataset, server, MAX_STEPS).finish()
-    assert code == 2
-    assert f"{server.address}: nothing answers there (Connection refused)" in output
     server.start()
     code, output = start(folder, tiny_model, tiny_dataset, server, MAX_STEPS).finish()
     assert code == 0
@@ -319,3 +319,42 @@ def test_the_revision_is_that_of_the_working_folder(tmp_path: Path, monkeypatch:
     assert git_revision() == f"{commit}-dirty"
     monkeypatch.chdir("/")
     assert (git_revision() is None) == (not (ROOT / ".git").exists())
+
+
+def test_an_address_that_does_not_answer_is_a_problem_beside_others(
+    server: Server, other_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(other_run.config, mlflow_tracking_uri="http://127.0.0.1:9", dataset_path="nowhere")
+    with pytest.raises(InputError) as caught:
+        prepare(config, None, tmp_path / "experiment", tmp_path / "tokens", with_weights=False)
+    silent, data = caught.value.problems
+    assert silent == (
+        "--mlflow_tracking_uri http://127.0.0.1:9: nothing answers there (Connection refused); start the server, correct the "
+        "address, or leave the flag out"
+    )
+    assert "nowhere" in data
+    monkeypatch.setattr(tracker_check, "CHECK_TIMEOUT_S", 0.01)
+    assert check_trackers(other_run.config) == [f"--mlflow_tracking_uri {server.address}: no answer in 0 s"]
+
+
+def test_a_database_file_needs_a_folder_and_is_not_made_by_the_check(server: Server, other_run: Run, tmp_path: Path) -> None:
+    for folder, problems in ((tmp_path, 0), (tmp_path / "nowhere", 1)):
+        address = f"sqlite:///{folder}/runs.db"
+        found = check_trackers(replace(other_run.config, mlflow_tracking_uri=address))
+        assert found == [f"--mlflow_tracking_uri {address}: cannot write to {folder}"] * problems
+    assert not (tmp_path / "runs.db").exists()
+
+
+def test_what_wandb_has_not_uploaded_is_named(server: Server, other_run: Run, tmp_path: Path) -> None:
+    tracker = WandbTracker(other_run, "tests")
+    tracker.open(None, 0)
+
+    def too_slow(exit_code: int) -> None:
+        raise TimeoutError
+
+    finish, tracker.run.finish = tracker.run.finish, too_slow
+    folder = Path(tracker.run.dir).parent
+    for _ in range(2):  # trying again does not make it better
+        with pytest.raises(RunError, match=f"its client has not uploaded everything; `wandb sync {folder}` does"):
+            tracker.finish(FINISHED, [])
+    finish()
