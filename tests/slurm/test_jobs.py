@@ -219,7 +219,8 @@ def test_what_the_cluster_would_refuse_is_found_before_anything_is_submitted(pla
 
 
 def test_a_dry_run_for_gpu_nodes_prints_a_script_that_slurm_accepts(place: Place, tmp_path: Path) -> None:
-    launcher = place.train("planned", *["-p", "gpu", "-G", "8", "--time", "8:00:00", "--dryrun"])
+    given = "--comment='a b; \"c\" #d' --mail-type END"
+    launcher = place.train("planned", *["-p", "gpu", "-G", "8", "--time", "8:00:00", f"--sbatch_options={given}", "--dryrun"])
     output = launcher.communicate()[0]
     assert launcher.returncode == EXIT_FINISHED, output
     assert "device: cuda" in output
@@ -228,6 +229,7 @@ def test_a_dry_run_for_gpu_nodes_prints_a_script_that_slurm_accepts(place: Place
     script.write_text("#!/bin/bash" + output.partition("#!/bin/bash")[2])
     options = re.findall(r"^#SBATCH (.*)$", script.read_text(), re.MULTILINE)
     assert {"--partition=gpu", "--gpus-per-node=8", "--cpus-per-task=32", "--mem=0", "--time=8:00:00"} <= set(options)
+    assert {"'--comment=a b; \"c\" #d'", "--mail-type=END"} <= set(options)
     assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
     test = subprocess.run(["sbatch", "--test-only", script], capture_output=True, text=True, check=False)
     assert test.returncode == 0, test.stderr
