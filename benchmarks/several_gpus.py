@@ -67,7 +67,6 @@ PARITY: dict[str, tuple[int, tuple[str, ...]]] = {
     "cp2": (2, ("-C", "2", "--blocks", "plain")),
     "pp2": (2, ("-P", "2", "--blocks", "plain")),
     "dp2": (2, ("--blocks", "plain")),
-    "tp2-overlap": (2, ("-T", "2", "--tensor_overlap")),
     "dp2-fused": (2, ("--blocks", "fused")),
     "tp2-fused": (2, ("-T", "2", "--blocks", "fused")),
     "pp2-fused": (2, ("-P", "2", "--blocks", "fused")),
@@ -100,9 +99,7 @@ CASES = {
     "full": Case(()),
     "full-rows-8192": Case(("--row_length", "8192")),
     "full-gathered-for-each-use": Case(("--sharding", "full"), degree=2),
-    "full-prefetch": Case(("--sharding", "full", "--prefetch_blocks", "2"), degree=2),
     "full-tp2": Case(("-T", "2"), degree=2),
-    "full-tp2-overlap": Case(("-T", "2", "--tensor_overlap"), degree=2),
     "full-cp2-32k": Case(("-C", "2"), degree=2, lengths="32768", batch_per_gpu=1),
 }
 # GPUs -> flags before and after the rank was killed.

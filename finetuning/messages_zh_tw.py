@@ -699,6 +699,9 @@ MESSAGES: dict[str, str] = {
     # finetuning/cli/train_screens.py
     "all weights": "全部權重",
     "strategy": "策略",
+    "--blocks fused: those with LoRA go without -T and with --sharding auto or replicated": (
+        "--blocks fused：LoRA 的融合區塊不能與 -T 並用，且 --sharding 須為 auto 或 replicated"
+    ),
     "{blocks} blocks": "{blocks} 區塊",
     ", products in fp8": "，乘積用 fp8",
     "sharding {sharding}": "分片 {sharding}",
@@ -1121,21 +1124,6 @@ MESSAGES: dict[str, str] = {
         "full：每次使用時收集權重；step：每步一次；replicated：凍結的權重完整保存"
     ),
     "order of forward and backward passes in a pipeline": "管線中前向與反向的順序",
-    "blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order": (
-        "分片的權重提前收集幾個區塊；0：PyTorch 自己的順序"
-    ),
-    "send tokens while others are multiplied, in tensor parallel; other rounding": (
-        "張量平行時一邊傳送 token，一邊計算其他 token；捨入不同"
-    ),
-    "--prefetch_blocks {count} has no effect: data parallel / copies x context parallel is 1, so no weights are sharded": (
-        "--prefetch_blocks {count} 沒有作用：資料平行 / 份數 x 上下文平行是 1，權重沒有分片"
-    ),
-    "--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more": (
-        "--tensor_model_parallel_size 沒有 2 以上時，--tensor_overlap 沒有作用"
-    ),
-    "--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding full or step": (
-        "--sharding replicated 保留完整的權重，--prefetch_blocks {count} 沒有作用；請用 --sharding full 或 step"
-    ),
     "steps that are profiled, from the fourth one on; in profile/ of the experiment": (
         "要剖析的步數，從第四步開始；結果在實驗的 profile/"
     ),
@@ -1147,27 +1135,9 @@ MESSAGES: dict[str, str] = {
         "plain，或與 GPU 上訓練相同的 fused（float32 與 bfloat16）；auto：只在有 CUDA 時用 fused"
     ),
     "fused": "融合區塊",
-    (
-        "--blocks fused: nothing is fused in this layout. Fused blocks go without --tensor_overlap and zero_bubble, and "
-        "those with LoRA also without -T and with --sharding auto or replicated"
-    ): (
-        "--blocks fused：這個配置沒有融合區塊。融合區塊不能與 --tensor_overlap、zero_bubble 並用；"
-        "有 LoRA 的還不能與 -T 並用，且 --sharding 須為 auto 或 replicated"
-    ),
     "also write the table as JSON": "另外把表格寫成 JSON",
     "--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more": (
         "--pipeline_schedule {schedule}：沒有 --pipeline_model_parallel_size 2 以上時沒有作用"
-    ),
-    (
-        "--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not "
-        "allow; give --compile off"
-    ): ("--pipeline_schedule zero_bubble 會拆開區塊的反向傳播，--compile on 不允許這麼做；請給 --compile off"),
-    (
-        "--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and "
-        "--activation_checkpointing selective keeps its results for one; give full or none"
-    ): (
-        "--pipeline_schedule zero_bubble 的反向傳播會經過區塊兩次，而 --activation_checkpointing selective "
-        "的結果只保留一次；請給 full 或 none"
     ),
     (
         "--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole "
@@ -1692,11 +1662,6 @@ MESSAGES: dict[str, str] = {
     "products of linear layers in fp8: faster, a little less exact": "線性層的矩陣乘法用 fp8：較快，精確度略降",
     "recompute in backward; selective: cheap or wide; full: all; auto: the least": (
         "反向傳播時重新計算；selective：便宜或寬的部分；full：全部；auto：不得不算的"
-    ),
-    "--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass fails on "
-    "custom functions before; give 1f1b or interleaved": (
-        "--pipeline_schedule zero_bubble 需要 torch {needed} 以上，目前安裝的是 {found}：舊版的反向傳播無法處理自訂函式；"
-        "請改用 1f1b 或 interleaved"
     ),
     "A conversation with a model.": "與模型對話。",
     "All experiments of a folder, the latest first.": "資料夾裡的所有實驗，最新的在前。",

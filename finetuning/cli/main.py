@@ -72,8 +72,6 @@ FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
         ("data_parallel_replicate_size", None, "whole copies of the sharded weights; a divisor of data parallel"),
         ("sharding", None, "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
         ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
-        ("prefetch_blocks", None, "blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order"),
-        ("tensor_overlap", None, "send tokens while others are multiplied, in tensor parallel; other rounding"),
     ],
     "Samples": [
         ("seq_length", None, "longest sample in tokens"),

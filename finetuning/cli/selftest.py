@@ -19,7 +19,6 @@ DEGREES = (
     ("data_parallel_replicate_size", None),
 )  # fmt: skip
 CHOSEN = ("pipeline_schedule", "sharding", "activation_checkpointing")
-OVERLAP = ("tensor_overlap", "prefetch_blocks")
 DTYPES = ("float64", "float32", "bfloat16")
 BLOCKS = ("auto", "plain", "fused")
 
@@ -37,12 +36,11 @@ def main(arguments: list[str]) -> int:
     fused = _fused_ways(config, compared["peft"]) if blocks == "fused" or (blocks == "auto" and visible_gpus) else []
     if blocks == "fused" and not fused:
         problems.append(
-            t("--blocks fused: nothing is fused in this layout. Fused blocks go without --tensor_overlap and zero_bubble, "
-              "and those with LoRA also without -T and with --sharding auto or replicated")
+            t("--blocks fused: those with LoRA go without -T and with --sharding auto or replicated")
         )  # fmt: skip
     if problems:
         raise InputError(problems)
-    spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN, *OVERLAP)}
+    spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN)}
     spec |= {"data_parallel_size": config.data_parallel_size, "fused": fused, **compared}
     command = [*torchrun_options(config.num_gpus), "-m", "finetuning.parallel.selftest", json.dumps(spec)]
     return run_to_the_end(command, worker_environment(config.num_gpus))
@@ -72,15 +70,6 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
         parser.add_argument(*([short] if short else []), f"--{name}", type=int, default=1, metavar="N", help=texts[name])
     for name in CHOSEN:
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name), help=texts[name])
-    parser.add_argument(
-        "--tensor_overlap",
-        action="store_true",
-        help=t("send tokens while others are multiplied, in tensor parallel; other rounding"),
-    )
-    parser.add_argument(
-        "--prefetch_blocks", type=int, default=0, metavar="N",
-        help=t("blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order"),
-    )  # fmt: skip
     parser.add_argument(
         "--blocks", choices=BLOCKS, default="auto",
         help=t("plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only"),

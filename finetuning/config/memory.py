@@ -144,9 +144,7 @@ def _in_flight(strategy: Strategy, rank: int) -> int:
     pipeline = strategy.degrees.pp
     if strategy.pipeline_schedule == "1f1b":
         return pipeline - rank
-    if strategy.pipeline_schedule == "interleaved":
-        return 2 * (pipeline - rank - 1) + pipeline + 1
-    return 2 * pipeline
+    return 2 * (pipeline - rank - 1) + pipeline + 1
 
 
 def _adapter_parameters(strategy: Strategy, model: LlamaConfig) -> int:

@@ -93,8 +93,6 @@ def make_strategy(
         sharding=sharding,
         activation_checkpointing=activation_checkpointing,
         pipeline_schedule=config.pipeline_schedule,
-        tensor_overlap=config.tensor_overlap,
-        prefetch_blocks=config.prefetch_blocks,
         packs=PackPlan(pack_tokens, granularity, model.attention_cost),
     )
     return spread(strategy, model, degrees_of(config))
@@ -118,7 +116,7 @@ def _candidates(config: RunConfig, *, on_gpu: bool) -> list[tuple[str, str, str]
         shards = degrees.dp_shard * degrees.cp
         shardings = ("step", last) if on_gpu and shards > 1 and not obstacles_to_fused(config, "step") else (last,)
     states: tuple[str, ...] = ("bf16", "8bit") if not lora and on_gpu else ("fp32",)
-    modes: tuple[str, ...] = ("none", "full") if config.pipeline_schedule == "zero_bubble" else ("none", "selective", "full")
+    modes: tuple[str, ...] = ("none", "selective", "full")
     shardings = shardings if config.sharding == "auto" else (config.sharding,)
     states = states if config.optimizer_states == "auto" else (config.optimizer_states,)
     modes = modes if config.activation_checkpointing == "auto" else (config.activation_checkpointing,)

@@ -36,7 +36,7 @@ AT_LEAST_ONE = (
 )
 AT_LEAST_ZERO = (
     "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers",
-    "prefetch_blocks", "profile_steps",
+    "profile_steps",
 )  # fmt: skip
 ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps", "gpu_memory_gib")
 # Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
@@ -45,7 +45,6 @@ AT_MOST = {
     "row_length": 2**26, "gpu_memory_gib": 1024, "max_steps": 10**9, "seed": 2**63 - 1,
 }  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
-ZERO_BUBBLE_TORCH = (2, 13)  # what is tested; 2.11 fails, 2.12 was not tried
 # Those of the specification may stay when its command is run on one machine.
 SLURM_ONLY = (
     "time",
@@ -203,30 +202,6 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
             t("--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more",
               schedule=config.pipeline_schedule)
         )  # fmt: skip
-    installed = installed_torch()
-    if config.pipeline_schedule == "zero_bubble" and tuple(map(int, installed.split(".")[:2])) < ZERO_BUBBLE_TORCH:
-        problems.append(
-            t("--pipeline_schedule zero_bubble needs torch {needed} or newer, and {found} is installed: its backward pass "
-              "fails on custom functions before; give 1f1b or interleaved", needed="2.13", found=installed)
-        )  # fmt: skip
-    if config.pipeline_schedule == "zero_bubble" and config.compile == "on":
-        problems.append(
-            t("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; "
-              "give --compile off")
-        )  # fmt: skip
-    if config.pipeline_schedule == "zero_bubble" and config.activation_checkpointing == "selective":
-        problems.append(
-            t("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
-              "selective keeps its results for one; give full or none")
-        )  # fmt: skip
-    shards = config.data_parallel_size // max(1, config.data_parallel_replicate_size) * config.context_parallel_size
-    if config.prefetch_blocks > 0 and shards == 1:
-        problems.append(
-            t("--prefetch_blocks {count} has no effect: data parallel / copies x context parallel is 1, so no weights are "
-              "sharded", count=config.prefetch_blocks)
-        )  # fmt: skip
-    if config.tensor_overlap and config.tensor_model_parallel_size == 1:
-        problems.append(t("--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more"))
     if config.sharding == "replicated" and config.peft != "lora":
         problems.append(
             t("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "

@@ -20,6 +20,10 @@ from finetuning.files.atomic import PRIVATE, write_text
 from finetuning.files.documents import as_schema, read_yaml
 from finetuning.i18n import t
 
+# Of earlier versions: they changed no result but its rounding (docs/log.md, 2026-11-28).
+RETIRED_SETTINGS = {"tensor_overlap", "prefetch_blocks"}
+RETIRED_SCHEDULE = "zero_bubble"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -57,6 +61,10 @@ def read_run(path: Path) -> Run:
     values = read_yaml(path, dict[str, Any])
     if not isinstance(values.get("config"), dict):
         raise InputError(t("{file}: not the settings of a run: {error}", file=path, error=t("no {name}", name="config")))
+    for name in RETIRED_SETTINGS & values["config"].keys():
+        del values["config"][name]
+    if values["config"].get("pipeline_schedule") == RETIRED_SCHEDULE:
+        values["config"]["pipeline_schedule"] = "1f1b"
     config = config_from_dict(values["config"], str(path))
     try:
         if "strategy" not in values:  # of before there were strategies

@@ -25,7 +25,7 @@ CHOICES = {
     "peft": ("none", "lora"),
     "sharding": ("auto", "full", "step", "replicated"),
     "optimizer_states": ("auto", "fp32", "bf16", "8bit"),
-    "pipeline_schedule": ("1f1b", "interleaved", "zero_bubble"),
+    "pipeline_schedule": ("1f1b", "interleaved"),
     "activation_checkpointing": ("auto", "none", "selective", "full"),
     "compile": ("auto", "on", "off"),
     "container_runtime": ("auto", "pyxis", "apptainer"),
@@ -92,8 +92,6 @@ class RunConfig:
         "auto"  # how data parallel holds weights: gathered per use (full) or per step; frozen ones whole (replicated)
     )
     pipeline_schedule: str = "1f1b"
-    prefetch_blocks: int = 0  # blocks whose sharded weights are gathered ahead of their use; 0: PyTorch's own order
-    tensor_overlap: bool = False  # tensor parallel sends tokens while it multiplies others
 
     # What is trained.
     peft: str = "none"

@@ -2,17 +2,17 @@
 
 from finetuning.config.llama import LlamaConfig
 
-SCHEDULES = ("1f1b", "interleaved", "zero_bubble")
+SCHEDULES = ("1f1b", "interleaved")
 
 
 def stage_indices(schedule: str, pp: int, pp_rank: int) -> list[int]:
     """The stages of a process, in the order they run.
 
-    Example with pp 2: 1f1b -> [0] and [1]; interleaved, a loop -> [0, 2] and [1, 3]; zero_bubble, a V -> [0, 3] and [1, 2].
+    Example with pp 2: 1f1b -> [0] and [1]; interleaved, a loop -> [0, 2] and [1, 3].
     """
     if schedule == "1f1b":
         return [pp_rank]
-    return [pp_rank, pp + pp_rank if schedule == "interleaved" else 2 * pp - 1 - pp_rank]
+    return [pp_rank, pp + pp_rank]
 
 
 def assign_layers(config: LlamaConfig, num_stages: int) -> list[range]:
@@ -38,8 +38,3 @@ def assign_layers(config: LlamaConfig, num_stages: int) -> list[range]:
     result = best[config.num_hidden_layers]
     assert result is not None, f"{config.num_hidden_layers} layers are too few for {num_stages} stages"
     return result[2]
-
-
-def num_packs_rule(schedule: str, pp: int) -> int:
-    """The number of packs of a step on each process must be a multiple of this, so that no stage runs dry early."""
-    return pp if schedule != "zero_bubble" else 2 * pp

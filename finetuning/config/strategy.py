@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import FP8_MULTIPLE, LORA_TARGETS, MAX_FUSED_RANK, RunConfig
-from finetuning.config.stages import num_packs_rule
 
 PLAIN, COMPILED, FUSED, LOW_MEMORY = "plain", "compiled", "fused", "low_memory"
 LINEAR, HEAD_GRADIENT = "linear", "head_gradient"  # products that may be in fp8
@@ -97,8 +96,6 @@ class Strategy:
     degrees: Degrees = ONE_PROCESS
     context: ContextPlan = WHOLE
     pipeline_schedule: str = "1f1b"  # see finetuning.parallel.pipeline
-    tensor_overlap: bool = False  # see finetuning.parallel.ring
-    prefetch_blocks: int = 0  # see finetuning.parallel.fsdp
     packs: PackPlan = ANY_PACKS
 
     @property
@@ -141,15 +138,15 @@ def spread(strategy: Strategy, model: LlamaConfig, degrees: Degrees) -> Strategy
         packs=dataclasses.replace(
             strategy.packs,
             multiple=multiple,
-            packs_multiple=num_packs_rule(strategy.pipeline_schedule, degrees.pp),
+            packs_multiple=degrees.pp,  # so that no stage runs dry early
             same_length=in_pipeline,
         ),
     )
 
 
 def compiles(config: RunConfig, *, on_gpu: bool) -> bool:
-    """Whether blocks are compiled or fused; a zero-bubble schedule takes their backward pass apart and can have neither."""
-    return config.compile == "on" or (config.compile == "auto" and on_gpu and config.pipeline_schedule != "zero_bubble")
+    """Whether blocks are compiled or fused."""
+    return config.compile == "on" or (config.compile == "auto" and on_gpu)
 
 
 def obstacles_to_fused(config: RunConfig, sharding: str) -> list[tuple[str, str]]:
@@ -157,13 +154,8 @@ def obstacles_to_fused(config: RunConfig, sharding: str) -> list[tuple[str, str]
 
     Adapters need frozen weights that every process holds whole; trainable weights may be spread by tensor parallel, too.
     """
-    rules: tuple[tuple[bool, str, str], ...] = (
-        (config.compile == "off", "--compile", "auto"),
-        (config.pipeline_schedule == "zero_bubble", "--pipeline_schedule", "1f1b"),
-    )
-    if config.peft == "none":
-        rules += ((config.tensor_overlap, "--tensor_overlap", "off"),)
-    else:
+    rules: tuple[tuple[bool, str, str], ...] = ((config.compile == "off", "--compile", "auto"),)
+    if config.peft == "lora":
         rules = (
             (sorted(config.lora_targets) != sorted(LORA_TARGETS), "--lora_targets", ",".join(LORA_TARGETS)),
             (config.lora_rank > MAX_FUSED_RANK, "--lora_rank", f"≤ {MAX_FUSED_RANK}"),

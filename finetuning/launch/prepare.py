@@ -94,11 +94,6 @@ def prepare(
             t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
               "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
         )  # fmt: skip
-    if config.prefetch_blocks > 0 and strategy.sharding == "replicated":
-        raise InputError(
-            t("--prefetch_blocks {count} has no effect with --sharding replicated, as weights are whole; give --sharding "
-              "full or step", count=config.prefetch_blocks)
-        )  # fmt: skip
     if with_weights and nemo is None:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)

@@ -125,14 +125,10 @@ class Attention(nn.Module):
         self.attend: nn.Module = DocumentAttention()  # context parallel and the cache put others in its place
 
     def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
-        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in self.project(x_BTD))
+        q, k, v = (linear(x_BTD).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate(q, cos_BTH, sin_BTH), rotate(k, cos_BTH, sin_BTH)
         out_TNH = self.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
         return self.o_proj(out_TNH.reshape(*q.shape[:2], -1))
-
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values; apart, so that they can be computed as their input arrives."""
-        return self.q_proj(x_BTD), self.k_proj(x_BTD), self.v_proj(x_BTD)
 
 
 class DocumentAttention(nn.Module):
@@ -149,11 +145,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate, up = self.project(x_BTD)
-        return self.down_proj(F.silu(gate) * up)
-
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
-        return self.gate_proj(x_BTD), self.up_proj(x_BTD)
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
 
 
 class Head(nn.Module):

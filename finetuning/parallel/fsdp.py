@@ -19,7 +19,7 @@ from finetuning.model.llama import Llama
 SHARDINGS = ("full", "step", "replicated")
 
 
-def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype, sharding: str, *, prefetch: int) -> None:
+def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype, sharding: str) -> None:
     """Shards blocks, embedding and head as units of their own, and what is left as the root unit.
 
     Parameters are gathered in `compute_dtype`; gradients are reduced in float32 or wider and summed, not averaged: the loss is
@@ -42,17 +42,6 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
     uncover_documents(model)  # after FSDP's own hooks
-    if prefetch > 0:
-        _prefetch(model, prefetch)
-
-
-def _prefetch(model: Llama, count: int) -> None:
-    """Each unit asks for the next ones of its pass. Example with 1: block 3 for block 4, in the backward pass for block 2."""
-    in_order = [model.model.embed_tokens, *model.model.layers.values(), model.lm_head]
-    units: list[FSDPModule] = [unit for unit in in_order if isinstance(unit, FSDPModule)]
-    for index, unit in enumerate(units):
-        unit.set_modules_to_forward_prefetch(units[index + 1 : index + 1 + count])
-        unit.set_modules_to_backward_prefetch(units[max(0, index - count) : index][::-1])
 
 
 @dataclass(frozen=True)

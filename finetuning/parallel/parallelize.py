@@ -72,7 +72,7 @@ def build_part(
         if strategy.lora_rank is not None:
             add_lora(model, strategy.lora_rank, strategy.lora_alpha, strategy.lora_targets)
     if layout.degrees.tp > 1:
-        apply_tensor_parallel(model, layout, overlap=strategy.tensor_overlap)
+        apply_tensor_parallel(model, layout)
     if strategy.lora_rank is not None:
         freeze_all_but_lora(model)  # whatever was replaced since: only adapters are trainable
     if layout.degrees.cp > 1:
@@ -91,7 +91,7 @@ def build_part(
         assert isinstance(block, Block)
         layers[name] = _choose_block(config, block, layout, strategy, accumulation)
     if strategy.shards_weights:  # the last, so that its hooks are around everything
-        shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding, prefetch=strategy.prefetch_blocks)
+        shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding)
         model.to_empty(device=device)
     else:
         uncover_documents(model)

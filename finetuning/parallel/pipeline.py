@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B, ScheduleZBVZeroBubble
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleInterleaved1F1B
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
@@ -124,14 +124,12 @@ class Pipeline:
             assert copy.grad is not None
             received = local_part(copy.grad)
             copy.grad = None
-            if first != last:
-                dist.send(received.contiguous(), group=self.group, group_dst=first)
+            dist.send(received.contiguous(), group=self.group, group_dst=first)
         if self.has_first:
             table = self.parts[0].model.embed_tokens.weight
             assert table.grad is not None
-            if first != last:
-                received = torch.empty_like(local_part(table.grad))
-                dist.recv(received, group=self.group, group_src=last)
+            received = torch.empty_like(local_part(table.grad))
+            dist.recv(received, group=self.group, group_src=last)
             local_part(table.grad).add_(received)
 
     @torch.no_grad()
@@ -140,14 +138,10 @@ class Pipeline:
         first, last = self.holder[0], self.holder[self.num_stages - 1]
         if self.has_first:
             value = local_part(self.parts[0].model.embed_tokens.weight.data)
-            if first != last:
-                dist.send(value.contiguous(), group=self.group, group_dst=last)
+            dist.send(value.contiguous(), group=self.group, group_dst=last)
         if self.has_last:
             copy = local_part(self.parts[-1].lm_head.weight.data)
-            if first != last:
-                dist.recv(copy, group=self.group, group_src=first)
-            else:
-                copy.copy_(value)
+            dist.recv(copy, group=self.group, group_src=first)
 
     def _schedule(self, num_rows: int, length: int) -> Any:
         """The schedule for so many rows of this length; the last one is kept, with its receive buffers."""
@@ -156,10 +150,8 @@ class Pipeline:
             options: dict[str, Any] = {"n_microbatches": num_rows, "loss_fn": self._loss, "scale_grads": False}
             if self.schedule == "1f1b":
                 schedule: Any = Schedule1F1B(stages[0], **options)
-            elif self.schedule == "interleaved":
-                schedule = ScheduleInterleaved1F1B(stages, **options)  # type: ignore[arg-type]
             else:
-                schedule = ScheduleZBVZeroBubble(stages, **options)  # type: ignore[arg-type]
+                schedule = ScheduleInterleaved1F1B(stages, **options)  # type: ignore[arg-type]
             self.prepared = ((num_rows, length), schedule)
         return self.prepared[1]
 

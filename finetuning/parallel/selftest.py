@@ -33,7 +33,7 @@ from finetuning.config.degrees import Degrees
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.rope import RopeScaling
 from finetuning.config.settings import LORA_TARGETS
-from finetuning.config.stages import num_packs_rule, stage_indices
+from finetuning.config.stages import stage_indices
 from finetuning.config.strategy import FUSED, PLAIN, Strategy, spread
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch
 from finetuning.i18n import language_of_environment, set_language, t
@@ -76,7 +76,7 @@ def main(spec: dict[str, Any]) -> int:
     schedule = spec["pipeline_schedule"]
     stages_per_rank = len(stage_indices(schedule, degrees.pp, 0))
     config = tiny_config(degrees, stages_per_rank=stages_per_rank)
-    rows = random_rows(config, 2 * degrees.data_parallel * num_packs_rule(schedule, degrees.pp), 16 * degrees.cp * degrees.tp)
+    rows = random_rows(config, 2 * degrees.data_parallel * degrees.pp, 16 * degrees.cp * degrees.tp)
     found: list[tuple[str, Comparison, float]] = []
     for peft in spec["peft"]:
         for dtype_name in spec["dtypes"]:
@@ -117,8 +117,6 @@ def _strategy(spec: dict[str, Any], peft: str, schedule: str, dtype_name: str, d
         sharding=by_default if spec["sharding"] == "auto" else spec["sharding"],
         activation_checkpointing=spec["activation_checkpointing"].replace("auto", "none"),
         pipeline_schedule=schedule,
-        tensor_overlap=spec["tensor_overlap"],
-        prefetch_blocks=spec["prefetch_blocks"],
     )
 
 

@@ -4,8 +4,7 @@ Column-parallel linears (q, k, v, gate, up) hold some of the outputs, row-parall
 a block needs two exchanges forward and two backward (Megatron-LM, Shoeybi et al. 2019). Between the linears — residuals
 and norms — each process holds a part of the tokens instead (sequence parallel, Korthikanti et al. 2022): tokens are
 gathered before attention and MLP, and their partial outputs are summed and scattered after. Embedding and head hold a
-part of the vocabulary. With `overlap`, the linears do both themselves, one part of the tokens after the other
-(`finetuning.parallel.ring`).
+part of the vocabulary.
 
 Weights are ordinary tensors of the local size and the modules compute on them as they always do. Weights that every
 process holds whole (norms; A of column-parallel adapters, B of row-parallel ones) get partial gradients, which
@@ -14,8 +13,6 @@ process holds whole (norms; A of column-parallel adapters, B of row-parallel one
 Shape letters: B rows (1), T tokens, D hidden size, V vocabulary.
 """
 
-from functools import partial
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,11 +20,9 @@ from torch import Tensor, nn
 
 from finetuning.model.cross_entropy import CHUNK_TOKENS, trained_places
 from finetuning.model.kernels.ops import at_least_float32, softmax_minus_one_hot
-from finetuning.model.llama import MLP, Attention, Block, Llama
-from finetuning.model.lora import LoraLinear
+from finetuning.model.llama import Block, Llama
 from finetuning.parallel.collectives import gather, name_group, reduce_scatter
 from finetuning.parallel.mesh import Layout
-from finetuning.parallel.ring import gather_matmul, matmul_scatter
 
 COLUMN = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 ROW = ("o_proj", "down_proj")
@@ -48,7 +43,7 @@ def tensor_dim(name: str) -> int | None:
     return None
 
 
-def apply_tensor_parallel(model: Llama, layout: Layout, *, overlap: bool) -> None:
+def apply_tensor_parallel(model: Llama, layout: Layout) -> None:
     """Cuts the weights (on the meta device) and puts the exchanges around the modules, in place."""
     degree, group = layout.degrees.tp, layout.group("tp")
     for name, parameter in list(model.named_parameters()):
@@ -65,11 +60,8 @@ def apply_tensor_parallel(model: Llama, layout: Layout, *, overlap: bool) -> Non
     for layer in model.model.layers.values():
         assert isinstance(layer, Block)
         for module in (layer.self_attn, layer.mlp):
-            if overlap:
-                _overlap(module, exchange.group)
-            else:
-                module.register_forward_pre_hook(exchange.gather_first)
-                module.register_forward_hook(exchange.scatter_output)
+            module.register_forward_pre_hook(exchange.gather_first)
+            module.register_forward_hook(exchange.scatter_output)
     if not isinstance(model.model.norm, nn.Identity):
         model.model.norm.register_forward_hook(exchange.gather_output)
         model.lm_head = HeadPart(model.lm_head, group)  # type: ignore[assignment]
@@ -89,38 +81,6 @@ class _SequenceExchange:
 
     def gather_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return gather(output, self.group, 1)
-
-
-def _overlap(module: Attention | MLP, group: str) -> None:
-    """Lets the linears exchange tokens, in place: `module` then takes and gives this process's part of them."""
-    columns, row = (
-        ((module.q_proj, module.k_proj, module.v_proj), module.o_proj) if isinstance(module, Attention)
-        else ((module.gate_proj, module.up_proj), module.down_proj)
-    )  # fmt: skip
-    module.project = partial(_columns_of_arriving_tokens, columns, group)  # type: ignore[method-assign]
-    row.forward = partial(_row_of_leaving_tokens, row, group)  # type: ignore[method-assign]
-
-
-def _columns_of_arriving_tokens(linears: tuple[nn.Linear, ...], group: str, x_BtD: Tensor) -> tuple[Tensor, ...]:
-    matrices = []
-    for linear in linears:
-        matrices += [linear.weight.t()] + ([linear.lora_A.weight.t()] if isinstance(linear, LoraLinear) else [])
-    products = iter(gather_matmul(x_BtD[0], matrices, group)[1:])
-    outputs = []
-    for linear in linears:
-        output = next(products)
-        if isinstance(linear, LoraLinear):
-            output = output + linear.scale * linear.lora_B(next(products))
-        outputs.append(output[None])
-    return tuple(outputs)
-
-
-def _row_of_leaving_tokens(linear: nn.Linear, group: str, x_BTI: Tensor) -> Tensor:
-    inputs, matrices = [x_BTI[0]], [linear.weight.t()]
-    if isinstance(linear, LoraLinear):
-        inputs.append(linear.scale * linear.lora_A(x_BTI[0]))
-        matrices.append(linear.lora_B.weight.t())
-    return matmul_scatter(inputs, matrices, group)[None]
 
 
 class VocabularyPart(nn.Module):

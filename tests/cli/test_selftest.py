@@ -69,9 +69,9 @@ def test_the_weight_with_the_largest_difference_is_named() -> None:
 @pytest.mark.unit
 def test_fused_blocks_are_refused_where_there_are_none() -> None:
     with pytest.raises(InputError) as refused:
-        main(["--num_gpus", "2", "-T", "2", "--tensor_overlap", "--blocks", "fused"])
+        main(["--num_gpus", "2", "-T", "2", "--peft", "lora", "--blocks", "fused"])
     (problem,) = refused.value.problems
-    assert problem.startswith("--blocks fused: nothing is fused in this layout.")
+    assert problem == "--blocks fused: those with LoRA go without -T and with --sharding auto or replicated"
 
 
 @pytest.mark.unit

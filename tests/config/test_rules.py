@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from finetuning.config import rules as check
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.rules import check_devices, check_layout, check_settings
 from finetuning.config.settings import RunConfig
@@ -65,12 +64,6 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"mlflow_tracking_uri": "x"}, "--mlflow_tracking_uri needs a package that is not installed: pip install mlflow"),
         ({"pipeline_schedule": "interleaved"},
          "--pipeline_schedule interleaved has no effect without --pipeline_model_parallel_size 2 or more"),
-        ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "compile": "on"},
-         ("--pipeline_schedule zero_bubble takes the backward pass of a block apart, which --compile on does not allow; give "
-          "--compile off")),
-        ({"pipeline_schedule": "zero_bubble", "pipeline_model_parallel_size": 2, "activation_checkpointing": "selective"},
-         ("--pipeline_schedule zero_bubble goes through a block twice in its backward pass, and --activation_checkpointing "
-          "selective keeps its results for one; give full or none")),
         ({"sharding": "replicated"},
          ("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
           "trained weights give --data_parallel_replicate_size")),
@@ -78,10 +71,6 @@ def test_the_defaults_keep_every_rule() -> None:
          ("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
           "--sharding step, or replicated with --peft lora")),
         ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
-        ({"prefetch_blocks": 2, "num_gpus": 1},
-         ("--prefetch_blocks 2 has no effect: data parallel / copies x context parallel is 1, so no weights are sharded")),
-        ({"prefetch_blocks": -1}, "--prefetch_blocks -1: must be 0 or more"),
-        ({"tensor_overlap": True}, "--tensor_overlap has no effect without --tensor_model_parallel_size 2 or more"),
         ({"profile_steps": 2, "max_steps": 3},
          "--profile_steps 2 looks at steps after the first 3; give a --max_steps above 3"),
         ({"least_memory": True}, "--least_memory needs --peft lora"),
@@ -207,13 +196,3 @@ def test_without_gpus_the_default_of_eight_processes_is_accepted_and_a_slip_of_t
 
 def test_a_job_elsewhere_is_not_measured_against_this_machine() -> None:
     assert check_devices(given(executor="slurm", num_gpus=8), visible_gpus=1) == []
-
-
-@pytest.mark.parametrize(("installed", "refused"), [("2.11.0+cu130", True), ("2.13.0+cpu", False), ("3.0.0", False)])
-def test_zero_bubble_is_refused_where_torch_cannot_do_it(
-    installed: str, refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(check, "installed_torch", lambda: installed)
-    found = check_settings(given(pipeline_schedule="zero_bubble", pipeline_model_parallel_size=2))
-    assert [problem for problem in found if "needs torch 2.13 or newer" in problem] == (found if refused else [])
-    assert bool(found) == refused

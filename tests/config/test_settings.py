@@ -290,6 +290,7 @@ def test_a_run_of_before_there_were_strategies_is_resolved_when_it_is_read(tmp_p
     write_run(dataclasses.replace(make_run(config), model_path=str(tiny_model)), tmp_path / "run.yaml")
     values = yaml.safe_load((tmp_path / "run.yaml").read_text(encoding="utf-8"))
     del values["strategy"]
+    values["config"] |= {"tensor_overlap": True, "prefetch_blocks": 2, "pipeline_schedule": "zero_bubble"}
     values |= {"device": "cuda", "sharding": "full", "optimizer_states": "bf16", "activation_checkpointing": "selective"}
     for rows, expected in (({}, 2048), ({"row_length": 16384}, 16384)):  # of before rows could be longer, and after
         (tmp_path / "run.yaml").write_text(yaml.safe_dump(values | rows), encoding="utf-8")

@@ -65,8 +65,6 @@ def test_the_gradient_through_the_head_is_in_fp8_where_it_is_frozen_and_its_voca
         ({"peft": "lora", "lora_rank": 512}, True, "compiled"),
         ({"peft": "lora", "num_gpus": 2, "tensor_model_parallel_size": 2}, True, "compiled"),
         ({"num_gpus": 2, "tensor_model_parallel_size": 2}, True, "fused"),
-        ({"num_gpus": 2, "tensor_model_parallel_size": 2, "tensor_overlap": True}, True, "compiled"),
-        ({"num_gpus": 2, "pipeline_model_parallel_size": 2, "pipeline_schedule": "zero_bubble"}, True, "plain"),
         ({"peft": "lora", "least_memory": True}, False, "low_memory"),
     ],
     ids=str,

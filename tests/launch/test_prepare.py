@@ -72,14 +72,6 @@ def test_a_fresh_run_starts_from_the_weights_of_the_model(settings: Settings, tm
     assert start.messages == [f"starts from the weights of {config.hf_model_id}"]
 
 
-def test_gathering_ahead_is_refused_where_weights_are_whole(settings: Settings, tmp_path: Path) -> None:
-    config = settings(num_gpus=2, peft="lora", prefetch_blocks=2)
-    assert problems_of(config, tmp_path) == [
-        "--prefetch_blocks 2 has no effect with --sharding replicated, as weights are whole; give --sharding full or step"
-    ]
-    assert prepared(dataclasses.replace(config, sharding="full"), tmp_path).run.strategy.sharding == "full"
-
-
 def test_warm_up_as_long_as_the_run_is_refused(settings: Settings, tmp_path: Path) -> None:
     assert problems_of(settings(warmup_steps=5), tmp_path) == [
         "--warmup_steps 5: must be less than the 5 steps of the run, or the learning rate never reaches its peak"

@@ -37,8 +37,6 @@ def named(case: Case) -> str:
         *([strategy.pipeline_schedule] if strategy.pipeline_schedule != "1f1b" else []),
         *([f"recompute-{strategy.activation_checkpointing}"] if strategy.activation_checkpointing != "none" else []),
         *([strategy.compute_dtype] if strategy.compute_dtype != "float32" else []),
-        *(["overlap"] if strategy.tensor_overlap else []),
-        *([f"prefetch-{strategy.prefetch_blocks}"] if strategy.prefetch_blocks else []),
         *([strategy.blocks] if strategy.blocks != PLAIN else []),
         *(["split-master"] if strategy.split_master else []),
         *(["tied"] if case.tied else []),
@@ -52,7 +50,7 @@ def both(layouts: list[Degrees], **changed: Any) -> list[Case]:
 
 
 EXACT: dict[str, Any] = {"compute_dtype": "float64"}
-INTERLEAVED, ZERO_BUBBLE = (replace(FULL, pipeline_schedule=name) for name in ("interleaved", "zero_bubble"))
+INTERLEAVED = replace(FULL, pipeline_schedule="interleaved")
 GROUPS: dict[str, list[Case]] = {
     "one axis": both(AXES),
     "ways of data parallel": [
@@ -61,11 +59,10 @@ GROUPS: dict[str, list[Case]] = {
         Case(TP, replace(LORA, sharding="full")),
     ],
     "pipeline schedules": [
-        Case(PP, INTERLEAVED), Case(PP, ZERO_BUBBLE), Case(PP, replace(LORA, pipeline_schedule="interleaved")),
-        Case(PP, replace(LORA, pipeline_schedule="zero_bubble")),
+        Case(PP, INTERLEAVED), Case(PP, replace(LORA, pipeline_schedule="interleaved")),
     ],
     "tied tables": [Case(TP, tied=True), Case(PP, tied=True), Case(PP, LORA, tied=True), Case(PP, INTERLEAVED, tied=True),
-                    Case(PP, ZERO_BUBBLE, tied=True), Case(SHARDED, tied=True)],
+                    Case(SHARDED, tied=True)],
     "heads that run out": [
         Case(CP, heads=(8, 1)), Case(CP, heads=(6, 3)), Case(CP, heads=(1, 1)), Case(CP, LORA, heads=(3, 3)),
         Case(CP, heads=(9, 3)),
@@ -82,7 +79,6 @@ GROUPS: dict[str, list[Case]] = {
     ],
     "compiled blocks, more": [
         Case(CP, replace(FULL, blocks=COMPILED, activation_checkpointing="full")),
-        Case(TP, replace(LORA, tensor_overlap=True, blocks=COMPILED)),
     ],
     "fused blocks": [
         Case(degrees, replace(LORA, blocks=FUSED, activation_checkpointing=mode))
@@ -103,7 +99,7 @@ GROUPS: dict[str, list[Case]] = {
         *(Case(degrees, replace(FULL, blocks=FUSED, optimizer_states="bf16")) for degrees in (TP, PP)),  # whole weights
         *(Case(SHARDED, replace(FULL, blocks=FUSED, sharding="step", optimizer_states=states)) for states in ("fp32", "bf16")),
         Case(TP, replace(FULL, blocks=FUSED, activation_checkpointing="selective")),
-        Case(SHARDED, replace(FULL, blocks=FUSED, prefetch_blocks=1, activation_checkpointing="selective"), tied=True),
+        Case(SHARDED, replace(FULL, blocks=FUSED, activation_checkpointing="selective"), tied=True),
         Case(PP, replace(INTERLEAVED, blocks=FUSED, optimizer_states="bf16"), tied=True),
     ],
     "bfloat16": [
@@ -115,18 +111,6 @@ GROUPS: dict[str, list[Case]] = {
         for degrees in (TP, SHARDED)
     ],
     "one axis, exact": both(AXES, **EXACT),
-    "tensor parallel, overlapped": [
-        *both([TP], tensor_overlap=True), *both([TP], tensor_overlap=True, activation_checkpointing="selective"),
-        Case(TP, replace(FULL, tensor_overlap=True, activation_checkpointing="full")),
-        Case(TP, replace(LORA, tensor_overlap=True, lora_targets=("q_proj", "down_proj"))),
-        Case(TP, replace(FULL, tensor_overlap=True, compute_dtype="bfloat16")),
-        *both([TP], tensor_overlap=True, **EXACT),
-    ],
-    "weights gathered ahead": [
-        Case(SHARDED, replace(FULL, prefetch_blocks=1)), Case(SHARDED, replace(LORA, prefetch_blocks=2)),
-        Case(SHARDED, replace(FULL, prefetch_blocks=3, sharding="step", activation_checkpointing="full")),
-        Case(CP, replace(FULL, prefetch_blocks=2), tied=True),
-    ],
     "pairs of axes": both(PAIRS),
     "wide axes": [
         *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
@@ -135,12 +119,8 @@ GROUPS: dict[str, list[Case]] = {
         Case(Degrees(pp=2, dp_shard=2), replace(LORA, blocks=FUSED)),
         Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, blocks=FUSED)),
         Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
-        Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, activation_checkpointing="full")),
         Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
-        Case(Degrees(tp=4), replace(FULL, tensor_overlap=True)), Case(Degrees(cp=2, tp=2), replace(LORA, tensor_overlap=True)),
-        Case(Degrees(pp=2, tp=2), replace(FULL, tensor_overlap=True)),
-        Case(Degrees(pp=2, tp=2), replace(ZERO_BUBBLE, tensor_overlap=True)),
-        Case(Degrees(dp_shard=2, tp=2), replace(FULL, tensor_overlap=True, prefetch_blocks=1)),
+        Case(Degrees(tp=4), FULL),
     ],
     "fused blocks, all weights, pairs": [
         *(Case(degrees, replace(FULL, blocks=FUSED)) for degrees in

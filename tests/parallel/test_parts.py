@@ -38,7 +38,6 @@ def test_stages_hold_every_layer_once_and_none_is_empty(num_stages: int) -> None
 def test_stages_run_in_a_row_in_a_loop_or_in_a_v() -> None:
     assert [stage_indices("1f1b", 2, rank) for rank in (0, 1)] == [[0], [1]]
     assert [stage_indices("interleaved", 2, rank) for rank in (0, 1)] == [[0, 2], [1, 3]]
-    assert [stage_indices("zero_bubble", 2, rank) for rank in (0, 1)] == [[0, 3], [1, 2]]
 
 
 @pytest.mark.parametrize(
