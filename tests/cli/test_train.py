@@ -49,7 +49,7 @@ def test_a_missing_and_an_empty_data_folder_are_refused_and_nothing_is_left(
         f"--dataset_path {tmp_path}/empty: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other "
         ".jsonl file to be split 98/1/1; found nothing"
     )
-    assert list((tmp_path / "experiments").iterdir()) == []
+    assert not (tmp_path / "experiments").exists()
 
 
 def test_bad_lines_are_listed_with_file_and_line_number(
@@ -200,12 +200,14 @@ def test_a_home_folder_is_found_where_the_shell_has_left_it_to_us(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert main([*arguments, "--hf_model_id", "~/model", "--dataset_path=~/data", "--experiments_dir", "~/x"]) == EXIT_BAD_INPUT
+    (tmp_path / "x").touch()
+    assert main([*arguments, "--experiments_dir", "~/x"]) == EXIT_BAD_INPUT
+    assert problems(capsys) == [f"cannot write to {tmp_path}/x/tiny: Not a directory"]
+    assert main([*arguments, "--hf_model_id", "~/model", "--dataset_path=~/data"]) == EXIT_BAD_INPUT
     assert problems(capsys) == [
         f"--hf_model_id {tmp_path}/model: there is no such folder",
         f"--dataset_path {tmp_path}/data: there is no such folder",
     ]
-    assert (tmp_path / "x").is_dir()
 
 
 def test_a_settings_file_that_cannot_be_read_is_said(

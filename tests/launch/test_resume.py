@@ -323,9 +323,9 @@ def test_what_cannot_be_taken_over_is_refused_even_with_accept_changes(settings:
 @pytest.mark.parametrize("text", ["{", "[1]"])
 def test_a_damaged_status_is_named(text: str, settings: Settings, experiment: Path) -> None:
     (experiment / STATUS_FILE).write_text(text, encoding="utf-8")
-    assert problem_of(settings(max_steps=10), experiment) == (
-        f"{experiment}/status.json: not a status; remove the file, it is written anew"
-    )
+    problem = problem_of(settings(max_steps=10), experiment)
+    assert problem.startswith(f"{experiment}/status.json: ")
+    assert problem.endswith("; remove the file, it is written anew")
 
 
 @pytest.mark.parametrize("stored", ["lora"], indirect=True)
