@@ -428,8 +428,20 @@ MESSAGES: dict[str, str] = {
     "a list": "清單",
     "a mapping": "物件",
     "{folder}: no room left ({reason}; {free:.1f} GiB are free). "
-    "Make room there, then run the same command again: it goes on from the last complete checkpoint": (
-        "{folder}：空間不足（{reason}；剩餘 {free:.1f} GiB）。請騰出空間後再執行同一個指令，會從最後一個完整的檢查點繼續"
+    "Make room there, then run the same command again; nothing that was complete is lost": (
+        "{folder}：空間不足（{reason}；剩餘 {free:.1f} GiB）。請騰出空間後再執行同一個指令；已完成的都不會遺失"
+    ),
+    "{folder}: {needed:.2f} GiB are needed, and {free:.2f} GiB are free. Make room there, then run the same command again; "
+    "nothing that was complete is lost": (
+        "{folder}：需要 {needed:.2f} GiB，剩餘 {free:.2f} GiB。請騰出空間後再執行同一個指令；已完成的都不會遺失"
+    ),
+    "{folder}: the experiment's folder was removed, or cannot be reached any more, while it ran": (
+        "{folder}：實驗的資料夾在執行中被移除，或已無法存取"
+    ),
+    "a file that it had mapped into memory became shorter while it was read (tokens, Megatron data or weights), or its disk "
+    "failed (SIGBUS). Run the same command again: the tokens are checked, and built anew": (
+        "它映射到記憶體的檔案在讀取時變短了（token、Megatron 資料或權重），或磁碟故障（SIGBUS）。"
+        "請再執行同一個指令：token 會檢查並重新建立"
     ),
     # finetuning/config/rules.py
     "must be 1 or more": "必須大於等於 1",

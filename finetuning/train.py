@@ -34,10 +34,10 @@ from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.prompts.prompt_format import load_prompt_format
-from finetuning.data.reading.records import Sample
-from finetuning.data.reading.sources import read_samples_at
-from finetuning.data.tokens.tokenized import Split, open_split
+from finetuning.data.sample_texts import answered_split, first_samples, read_samples
+from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import EXIT_FINISHED, RunError, StopRequested
+from finetuning.files.atomic import write_text
 from finetuning.formats.huggingface.sharded import export_model, load_base_weights
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
@@ -90,8 +90,9 @@ def main(run_file: Path) -> int:
         if worker:
             worker.end_trackers(trackers.STOPPED)
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # of a log on a full disk, which has been told
+            sys.stdout.flush()
+            sys.stderr.flush()
     return EXIT_FINISHED
 
 
@@ -129,6 +130,8 @@ class Worker:
         self.model_path = Path(run.model_path)
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
+        kept = read_samples(self.folder / "data")
+        self.answered = first_samples(self.splits, run.sources, run.config.num_sample_answers) if kept is None else kept
         self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
             self.model_path, self.config.prompt_template, self.config.system_prompt,
@@ -248,10 +251,9 @@ class Worker:
 
     def _answer(self, file_name: str) -> None:
         """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""
-        split = next((name for name in ("test", "validation") if name in self.splits), None)
-        if split is None or self.config.num_sample_answers == 0:
+        samples = self.answered
+        if answered_split(self.splits) is None or self.config.num_sample_answers == 0:
             return
-        samples = first_samples(self.splits[split], Path(self.run.sources[split]), self.config.num_sample_answers)
         assert self.module.net is not None
         answers = generate(
             self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
@@ -264,7 +266,7 @@ class Worker:
         if self.rank == 0:
             self.results.mkdir(exist_ok=True)
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            (self.results / file_name).write_text(text, encoding="utf-8")
+            write_text(self.results / file_name, text)
 
     def _say(self, text: str) -> None:
         if self.display:
@@ -277,7 +279,7 @@ class Worker:
     def _write_result(self, name: str, values: dict[str, Any]) -> None:
         if self.rank == 0:
             self.results.mkdir(exist_ok=True)
-            (self.results / name).write_text(json.dumps(values, indent=1), encoding="utf-8")
+            write_text(self.results / name, json.dumps(values, indent=1))
 
 
 def start_process_group(device: str) -> None:
@@ -294,13 +296,6 @@ def start_process_group(device: str) -> None:
     if int(os.environ["WORLD_SIZE"]) > num_processes:
         choose_interface(os.environ, os.environ["MASTER_ADDR"])
     dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-
-
-def first_samples(split: Split, source: Path, count: int) -> list[Sample]:
-    """The texts of the first samples of a split; none of Megatron data, which has no text."""
-    if source.suffix == ".bin":
-        return []
-    return list(read_samples_at(source, set(split.lines[:count].tolist())).values())
 
 
 def redirect_output(log_file: Path) -> Console:

@@ -10,6 +10,7 @@ import pytest
 from examples.make_tiny_model import TRAINING_FILE, make_tiny_model
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
+from tests.disks import mount, unmount
 
 TINY_SHAPE = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
@@ -43,6 +44,15 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shortest = sorted(lines, key=lambda line: len("".join(json.loads(line).values())))[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(shortest) + "\n", encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 700 KiB: one checkpoint of the tiny model fits, or the room that a run keeps aside."""
+    folder = tmp_path / "disk"
+    mount(folder, "700k")
+    yield folder
+    unmount(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from finetuning.files.atomic import begin_folder, delete, finish_folder, point_t
 from finetuning.files.documents import read_json
 from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.runtime.agreement import on_first_rank
-from finetuning.storage.dcp_load import load_sharded_files, raises_the_cause
+from finetuning.storage.dcp_load import SafeWriter, load_sharded_files, raises_the_cause
 from finetuning.storage.dcp_reader import ShardedFiles
 
 
@@ -37,7 +37,7 @@ def save_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Te
     temporary = on_first_rank(lambda: begin_folder(path))
     try:
         with raises_the_cause(temporary):
-            dcp.save(_training_state(model, states), checkpoint_id=temporary)
+            dcp.save(_training_state(model, states), storage_writer=SafeWriter(temporary))
         on_first_rank(lambda: _complete(temporary, path, info))
     except (OSError, RunError):
         if dist.get_rank() == 0:

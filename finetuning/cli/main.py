@@ -16,7 +16,8 @@ from typing import Any, TextIO
 from finetuning import __version__
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
-from finetuning.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RunError
+from finetuning.files.atomic import NO_ROOM, no_room
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
 from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
 from finetuning.runtime.output import open_output
@@ -177,6 +178,8 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
+    except (RunError, OSError) as error:
+        return _say_why_it_ended(error)
     except (KeyboardInterrupt, Terminated):  # once the workers run, signals are theirs
         print(t("Stopped. Nothing was started."), file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -221,6 +224,8 @@ def console() -> None:
     except InputError as error:
         _print_problems(error.problems)
         sys.exit(EXIT_BAD_INPUT)
+    except (RunError, OSError) as error:
+        sys.exit(_say_why_it_ended(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 
@@ -296,6 +301,16 @@ def _hide_token(arguments: list[str]) -> None:
         os.environ["HF_TOKEN"] = token
         own_arguments = sys.orig_argv[: len(sys.orig_argv) - len(arguments)]
         os.execv(sys.executable, [sys.executable, *own_arguments[1:], *kept])
+
+
+def _say_why_it_ended(error: RunError | OSError) -> int:
+    """Of a full disk the system does not say in the middle of a file which one it is; any other OSError is a fault of ours."""
+    if isinstance(error, OSError):
+        if error.errno not in NO_ROOM:
+            raise error
+        error = no_room(Path(error.filename).absolute().parent if isinstance(error.filename, str) else Path.cwd(), error)
+    print(error, file=sys.stderr)
+    return EXIT_FAILED
 
 
 def _print_problems(problems: list[str]) -> None:

@@ -14,9 +14,11 @@ from finetuning.config.rules import check_settings
 from finetuning.config.run import Run, write_run
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import RunConfig
+from finetuning.data.sample_texts import first_samples, write_samples
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
 from finetuning.files.atomic import remove_incomplete
+from finetuning.files.reserve import reserve_room
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
@@ -79,6 +81,7 @@ def _run(
     config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, job: JobPlan | None,
     detach: bool,
 ) -> int:  # fmt: skip
+    _clear_leftovers(experiment_dir)  # first: what a full disk has left half-written may be all that fills it
     prepared = prepare(config, token, experiment_dir, experiment_dir.parent / TOKENS_FOLDER, with_weights=True, job=job)
     run = prepared.run
     if prepared.start.finished_at is not None:
@@ -90,9 +93,11 @@ def _run(
     logs.mkdir(exist_ok=True)
     checkpoints = experiment_dir / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    remove_incomplete(checkpoints)
+    reserve_room(experiment_dir)
     clear_failures(logs)
     write_data_report(prepared, experiment_dir / "data")
+    samples = first_samples(prepared.dataset.splits, run.sources, config.num_sample_answers)
+    write_samples(experiment_dir / "data", samples)
     show_start(console, prepared)
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)
@@ -190,6 +195,15 @@ def _with_home_folder(config: RunConfig) -> RunConfig:
     named = ("hf_model_id", "nemo_model", "dataset_path", "experiments_dir", "restore_config")
     given = {name: getattr(config, name) for name in named}
     return dataclasses.replace(config, **{name: os.path.expanduser(path) for name, path in given.items() if path})  # noqa: PTH111
+
+
+def _clear_leftovers(experiment_dir: Path) -> None:
+    """Of processes that were killed, of this version and of those before 0.2."""
+    remove_incomplete(experiment_dir, ".status.json-*", "metrics.tmp")
+    remove_incomplete(experiment_dir / "checkpoints", ".latest-*", ".best-*")
+    remove_incomplete(experiment_dir / "logs", ".rank_*.error-*")
+    for folder in (experiment_dir / "results", experiment_dir / "data"):
+        remove_incomplete(folder)
 
 
 def _remove_empty(folders: list[Path]) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from finetuning.errors import NoRoom
+from finetuning.errors import InputError, NoRoom
 from finetuning.i18n import t
 
 INCOMPLETE, DELETED = ".incomplete-", ".deleted-"  # how names begin
@@ -19,8 +19,10 @@ PRIVATE = 0o600  # mode of files that hold settings, which name folders and acco
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_text(file: Path, text: str, *, mode: int = 0o666) -> None:
+def write_text(file: Path, text: str, *, mode: int = 0o666, durable: bool = True) -> None:
     """Replaces a file; who reads it sees the old text or the new one. `mode` is narrowed by the umask.
+
+    Without `durable` nobody waits for the disk, and after a power failure the file may be damaged.
 
     Raises:
         NoRoom: the disk is full; the old file is untouched.
@@ -32,7 +34,8 @@ def write_text(file: Path, text: str, *, mode: int = 0o666) -> None:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             temporary.replace(file)
         except OSError:
             with suppress(OSError):
@@ -62,9 +65,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
 def begin_folder(target: Path) -> Path:
     """An empty folder beside `target`."""
     temporary = target.with_name(INCOMPLETE + target.name)
-    with tells_no_room(target.parent):
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+    try:
+        with tells_no_room(target.parent):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(t("{path}: cannot be made: {reason}", path=target, reason=error.strerror or error)) from None
     return temporary
 
 
@@ -140,13 +146,31 @@ def tells_no_room(folder: Path) -> Iterator[None]:
         raise no_room(folder, error) from None
 
 
+def require_room(folder: Path, needed: int) -> None:
+    """
+    Raises:
+        NoRoom: fewer than `needed` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise NoRoom(
+            t(
+                "{folder}: {needed:.2f} GiB are needed, and {free:.2f} GiB are free. Make room there, then run the same "
+                "command again; nothing that was complete is lost",
+                folder=folder,
+                needed=needed / 2**30,
+                free=free / 2**30,
+            )
+        )
+
+
 def no_room(folder: Path, error: OSError) -> NoRoom:
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free / 2**30
     return NoRoom(
         t(
             "{folder}: no room left ({reason}; {free:.1f} GiB are free). "
-            "Make room there, then run the same command again: it goes on from the last complete checkpoint",
+            "Make room there, then run the same command again; nothing that was complete is lost",
             folder=folder,
             reason=error.strerror,
             free=free,

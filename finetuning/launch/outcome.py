@@ -1,12 +1,13 @@
 """How a run ended, from what its workers left behind: the failure files of the ranks and `status.json`."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, NoRoom
 from finetuning.i18n import t
-from finetuning.runtime.failures import first_failure
+from finetuning.runtime.failures import first_failure, removed
 from finetuning.runtime.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
 from finetuning.terminal import open_console
 
@@ -35,6 +36,8 @@ def decide_outcome(
         killed: somebody did not wait for it to save.
         unexplained: what to say when nothing explains the end.
     """
+    if not experiment_dir.is_dir():
+        return Outcome(FAILED, EXIT_FAILED, removed(experiment_dir))
     logs = experiment_dir / "logs"
     failure, status = first_failure(logs), read_status(experiment_dir)
     state = status.get("state")
@@ -61,8 +64,12 @@ def decide_outcome(
 
 
 def record_outcome(experiment_dir: Path, outcome: Outcome) -> None:
+    """Writes it down, where there still is a folder; what cannot be written is only said."""
+    if not experiment_dir.is_dir():
+        return
     facts = {"reason": outcome.reason} if outcome.reason is not None else {}
-    write_status(experiment_dir, outcome.state, exit_code=outcome.exit_code, ended_at=time.time(), **facts)
+    with suppress(NoRoom):  # the outcome says what happened, to the screen as well
+        write_status(experiment_dir, outcome.state, exit_code=outcome.exit_code, ended_at=time.time(), **facts)
 
 
 def show_failure(outcome: Outcome) -> None:
@@ -75,7 +82,8 @@ def show_failure(outcome: Outcome) -> None:
     if outcome.rank is None and outcome.log is not None and outcome.log.is_file():
         lines = outcome.log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES_SHOWN:]
         errors.print("\n".join(lines))
-    errors.print(t("log: {log}", log=outcome.log))
+    if outcome.log is not None:
+        errors.print(t("log: {log}", log=outcome.log))
 
 
 def saved_step(experiment_dir: Path) -> int:

@@ -97,7 +97,7 @@ def supervise(
             time.sleep(POLL_INTERVAL_S)
             if signals.received and read_status(logs.parent).get("state") == STARTING:
                 signals.pass_on()  # again: a process that is just becoming a worker loses it
-            if failed_at is None and first_failure(logs) is not None:
+            if failed_at is None and (first_failure(logs) is not None or not logs.parent.is_dir()):
                 failed_at = time.monotonic()
             if failed_at is not None and (signals.received or time.monotonic() - failed_at > GRACE_AFTER_FAILURE_S):
                 given_up = True
@@ -186,6 +186,8 @@ class _Signals:
 
 def _record_killed(logs: Path, log_name: str, start: int) -> None:
     """Leaves a failure for each worker that a signal ended from outside, which could not write its own."""
+    if not (logs / log_name).is_file():  # somebody has removed the experiment's folder
+        return
     with (logs / log_name).open("rb") as log:
         log.seek(start)
         report = log.read().decode(errors="replace")

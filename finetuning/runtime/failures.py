@@ -1,7 +1,6 @@
 """Turns an exception of a worker into the paragraph a user reads, and keeps it where the launcher finds it."""
 
 import json
-import os
 import re
 import time
 import traceback
@@ -12,7 +11,9 @@ import msgspec
 
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError, RunError
+from finetuning.files.atomic import NO_ROOM, no_room, write_text
 from finetuning.files.documents import read_json
+from finetuning.files.reserve import write_anyhow
 from finetuning.i18n import t
 
 # What gloo, NCCL and the store say on ranks that wait for one that is gone.
@@ -26,9 +27,18 @@ def explain(error: BaseException, config: RunConfig | None) -> str:
     """What happened and what to change."""
     if isinstance(error, RunError | InputError):
         return str(error)
+    folder = Path(config.experiments_dir) / config.experiment if config is not None else Path.cwd()
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return str(no_room(folder, error))
+    if isinstance(error, FileNotFoundError) and not folder.is_dir():
+        return removed(folder)
     if is_out_of_memory(error):
         return _out_of_memory(config)
     return f"{type(error).__name__}: {error}"
+
+
+def removed(folder: Path) -> str:
+    return t("{folder}: the experiment's folder was removed, or cannot be reached any more, while it ran", folder=folder)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -51,7 +61,10 @@ def _out_of_memory(config: RunConfig | None) -> str:
 
 
 def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig | None) -> None:
-    """Writes `rank_N.error.json`; the launcher shows the earliest one."""
+    """Writes `rank_N.error.json`; the launcher shows the earliest one.
+
+    Where the experiment's folder is gone, nothing is: a folder that somebody has removed does not come back.
+    """
     record = {
         "rank": rank, "time": time.time(), "message": explain(error, config), "kind": "echo" if is_echo(error) else "own",
         "traceback": "".join(traceback.format_exception(error)),
@@ -62,6 +75,11 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
 def write_killed(logs: Path, rank: int, signal_name: str) -> None:
     """Writes `rank_N.error.json` for a rank that a signal ended before it could do so itself."""
     message = t("its process was ended by {signal} from outside", signal=signal_name)
+    if signal_name == "SIGBUS":
+        message = t(
+            "a file that it had mapped into memory became shorter while it was read (tokens, Megatron data or weights), or its "
+            "disk failed (SIGBUS). Run the same command again: the tokens are checked, and built anew"
+        )
     if signal_name == "SIGKILL":
         message = t(
             "its process was killed (SIGKILL) by somebody, or by the system because memory ran out; see `dmesg` on its machine"
@@ -75,10 +93,11 @@ def is_echo(error: BaseException) -> bool:
 
 
 def _write_record(logs: Path, rank: int, record: dict[str, Any]) -> None:
-    logs.mkdir(parents=True, exist_ok=True)
-    temporary = logs / f".rank_{rank}.error-{os.getpid()}"  # the launcher looks for the finished file all the time
-    temporary.write_text(json.dumps(record, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(logs / f"rank_{rank}.error.json")
+    if not logs.parent.is_dir():
+        return
+    logs.mkdir(exist_ok=True)
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    write_anyhow(logs.parent, lambda: write_text(logs / f"rank_{rank}.error.json", text))  # looked for all the time
 
 
 def first_failure(logs: Path) -> dict[str, Any] | None:

@@ -1,7 +1,6 @@
 """`status.json` of an experiment: what the run is doing, or how it ended; replaced whole, so always readable."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +8,9 @@ from typing import Annotated, Any
 import msgspec
 
 from finetuning.errors import InputError
+from finetuning.files.atomic import write_text
 from finetuning.files.documents import as_schema, parse_json, read_text
+from finetuning.files.reserve import write_anyhow
 from finetuning.i18n import t
 
 STATUS_FILE = "status.json"
@@ -55,12 +56,17 @@ def read_status(experiment_dir: Path) -> dict[str, Any]:
 
 
 def write_status(experiment_dir: Path, state: str, **facts: Any) -> None:
-    """Sets the state and updates the given facts; earlier facts stay, unless the file is damaged."""
+    """Sets the state and updates the given facts; earlier facts stay, unless the file is damaged.
+
+    Raises:
+        NoRoom: the disk is full, and the room that was kept aside is gone.
+    """
     try:
         before = read_status(experiment_dir)
     except InputError:  # no reason to end a run
         before = {}
     status = {**before, "state": state, "updated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
-    temporary = experiment_dir / f".{STATUS_FILE}-{os.getpid()}"
-    temporary.write_text(json.dumps(status, indent=1, ensure_ascii=False), encoding="utf-8")
-    temporary.replace(experiment_dir / STATUS_FILE)
+    text = json.dumps(status, indent=1, ensure_ascii=False)
+    # While it runs the next one follows soon, and no step waits for the disk.
+    durable = state != RUNNING
+    write_anyhow(experiment_dir, lambda: write_text(experiment_dir / STATUS_FILE, text, durable=durable))

@@ -1,9 +1,12 @@
 """`metrics.csv`: one row per optimizer step, also after crashes and resumes."""
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from finetuning.files.atomic import write_text
 
 MAX_READ_BYTES = 2**18  # by `MetricsTail` at once
 
@@ -22,19 +25,21 @@ class MetricsFile:
 
     def append(self, row: dict[str, float | int | None]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow(row)
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if file.tell() == 0:  # somebody has removed it
+                writer.writeheader()
+            writer.writerow(row)
 
     def set_val_loss(self, step: int, val_loss: float) -> None:
         """Fills in the validation loss of a step that has its row already."""
         self._write([row | {"val_loss": val_loss} if int(row["step"]) == step else row for row in read_metrics(self.path)])
 
     def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

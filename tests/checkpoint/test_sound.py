@@ -1,8 +1,5 @@
 """A run goes on from the newest checkpoint whose every byte is as it was written, and a full disk leaves no half one."""
 
-import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,20 +61,6 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(t
 
 def test_a_run_without_checkpoints_begins_at_the_beginning(tmp_path: Path) -> None:
     assert run_processes(2, find_newest, tmp_path, 0, ()) == [(0, [], [])] * 2
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 700 KiB: a checkpoint of the tiny model's weights does not fit twice."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", folder], check=False).returncode
-    ):
-        pytest.skip("only root can mount a small file system")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
 
 
 def save_until_full(model_folder: Path, folder: Path) -> tuple[int, str]:

@@ -1,6 +1,8 @@
 """What a user reads when a worker fails, and how it gets from the worker to the launcher."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,21 @@ def test_out_of_memory_does_not_advise_what_is_switched_on_already() -> None:
 
 def test_an_error_before_the_settings_are_known_is_explained_too() -> None:
     assert explain(MemoryError(), None).startswith("Out of memory.")
+
+
+def test_a_full_disk_is_said_with_the_folder_of_the_experiment() -> None:
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        error = OSError(number, os.strerror(number))
+        said = explain(error, given(experiments_dir="/nowhere", experiment="mine"))
+        assert said.startswith(f"/nowhere/mine: no room left ({os.strerror(number)}; ")
+
+
+def test_a_removed_experiment_is_said(tmp_path: Path) -> None:
+    config = given(experiments_dir=str(tmp_path), experiment="mine")
+    error = FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "mine" / "metrics.csv"))
+    assert explain(error, config).startswith(f"{tmp_path / 'mine'}: the experiment's folder was removed")
+    (tmp_path / "mine").mkdir()
+    assert explain(error, config).startswith("FileNotFoundError: ")
 
 
 def test_the_earliest_failure_is_the_one_that_counts(tmp_path: Path) -> None:

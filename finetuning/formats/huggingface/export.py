@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from finetuning.errors import InputError
+from finetuning.files import atomic
 from finetuning.formats.huggingface.companions import check_companions, copy_companions
 from finetuning.formats.huggingface.files import weight_files
 from finetuning.formats.huggingface.safetensors_writer import SafetensorsFile, Stored, converted, plan_files
@@ -35,20 +36,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(t("{path}: is there already; give another folder, or remove it first", path=target))
-    temporary = target.with_name(f".incomplete-{target.name}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(t("{path}: cannot be made: {reason}", path=target, reason=error.strerror)) from None
-    try:
-        yield temporary
-        if target.exists():
-            target.rmdir()
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic.whole_folder(target) as folder:
+        yield folder
 
 
 def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, progress: Progress) -> None:

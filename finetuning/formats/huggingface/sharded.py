@@ -6,6 +6,7 @@ generation config. A model on the hub is downloaded first (`finetuning.launch.hu
 """
 
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from finetuning.errors import RunError
+from finetuning.files.atomic import begin_folder, finish_folder, require_room, tells_no_room
 from finetuning.formats.huggingface.companions import copy_companions, copy_config
 from finetuning.formats.huggingface.files import INDEX_FILE
 from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, plan_files
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.weight_source import HuggingFaceSource
 from finetuning.parallel.parallelize import ParallelLlama
+from finetuning.runtime.agreement import on_first_rank
 
 
 def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
@@ -38,7 +42,7 @@ def export_model(
     shapes, held = model.all_shapes(), model.weights()
     tensors = {name: Stored(shape, dtype) for name, shape in shapes.items()}
     plan = plan_files(tensors, base)
-    temporary = begin_folder(target)
+    temporary = begin_shared_folder(target, sum(stored.size for stored in tensors.values()))
     for file, names in plan.files.items():
         writer = SafetensorsFile(temporary / file, {name: tensors[name] for name in names})
         with writer if dist.get_rank() == 0 else nullcontext():
@@ -46,10 +50,46 @@ def export_model(
                 tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
                 if tensor is not None:
                     writer.write(tensor.to(dtype))
-    if dist.get_rank() == 0:
+
+    def finish() -> None:
         write_description(temporary, plan, base)
         copy_companions(base, temporary, chat_template, origin)
-    finish_folder(temporary, target)
+
+    finish_shared_folder(temporary, target, finish)
+
+
+def begin_shared_folder(target: Path, size: int) -> Path:
+    """An empty folder beside `target`, for rank 0 to write about `size` bytes into; every rank must call it.
+
+    Raises:
+        NoRoom: on all ranks, before a weight is gathered: the disk has less.
+    """
+
+    def begin() -> Path:
+        temporary = begin_folder(target)
+        require_room(temporary, size)
+        return temporary
+
+    return on_first_rank(begin)
+
+
+def finish_shared_folder(temporary: Path, target: Path, last_files: Callable[[], None]) -> None:
+    """Writes the last files and puts the folder in its place, on rank 0; every rank must call it.
+
+    Raises:
+        NoRoom: on all ranks; what was written is removed, and an earlier `target` untouched.
+    """
+
+    def finish() -> None:
+        try:
+            with tells_no_room(target.parent):
+                last_files()
+            finish_folder(temporary, target)
+        except (OSError, RunError):
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    on_first_rank(finish)
 
 
 def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | None = None) -> None:
@@ -57,21 +97,3 @@ def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | Non
     if plan.index is not None:
         (folder / INDEX_FILE).write_text(plan.index, encoding="utf-8")
     copy_config(base, folder, dtype)
-
-
-def begin_folder(target: Path) -> Path:
-    """An empty folder beside `target` to write into; every rank must call it."""
-    temporary = target.with_name(f".incomplete-{target.name}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
-    return temporary
-
-
-def finish_folder(temporary: Path, target: Path) -> None:
-    """Puts the complete folder in its place; every rank must call it."""
-    if dist.get_rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    dist.barrier()
