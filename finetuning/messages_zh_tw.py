@@ -384,6 +384,7 @@ MESSAGES: dict[str, str] = {
     "{file} is missing": "缺少 {file}",
     "{file} has {found} bytes instead of {wanted}": "{file} 有 {found} 個位元組，應為 {wanted}",
     "{file} has changed": "{file} 的內容變了",
+    "{file}: holds half of a character (a lone surrogate)": "{file}：含有半個字元（單獨的 surrogate）",
     "not a complete checkpoint: {reason}": "不是完整的檢查點：{reason}",
     "{file}: {key} has no time zone": "{file}：{key} 沒有時區",
     "{file}: names two steps, {one} and {other}": "{file}：寫了兩個不同的步數，{one} 與 {other}",

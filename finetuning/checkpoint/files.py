@@ -62,8 +62,10 @@ def open_checkpoint(path: Path) -> Checkpoint | str:
         if known.lightning is not None and known.lightning.global_step not in (None, known.step):
             steps = {"one": known.step, "other": known.lightning.global_step}
             raise InputError(t("{file}: names two steps, {one} and {other}", file=file, **steps))
-    except (InputError, ValueError) as error:
+    except InputError as error:
         return t("not a complete checkpoint: {reason}", reason=error)
+    except ValueError as error:
+        return t("not a complete checkpoint: {reason}", reason=f"{file}: saved_at: {error}")
     for name, size in known.files.items():
         part = path / name
         if Path(name).name != name or not part.is_file() or part.stat().st_size != size:

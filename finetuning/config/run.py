@@ -65,7 +65,11 @@ def read_run(path: Path) -> Run:
         del values["config"][name]
     if values["config"].get("pipeline_schedule") == RETIRED_SCHEDULE:
         values["config"]["pipeline_schedule"] = "1f1b"
-    config = config_from_dict(values["config"], str(path))
+    try:
+        config = config_from_dict(values["config"], str(path))
+    except InputError as error:  # some of its sentences name the flag alone
+        named = (f"{path}: {problem.removeprefix(f'{path}: ')}" for problem in error.problems)
+        raise InputError(list(named)) from None
     try:
         if "strategy" not in values:  # of before there were strategies
             model = read_llama_config(Path(values["model_path"]))

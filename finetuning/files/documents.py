@@ -22,6 +22,7 @@ T = TypeVar("T")
 MAX_BYTES = 64 * 2**20  # of a file that is read whole; the tokenizers of today have 35 MiB at most
 MAX_YAML_VALUES = 1_000_000  # with what its aliases stand for, each of which may be everything before it
 YAML_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 EXPECTED = re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`")
 MISSING = re.compile(r"Object missing required field `(?P<name>.+)`")
 
@@ -97,10 +98,15 @@ def read_text(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = Fal
 def parse_json(text: str, file: Path) -> Any:
     """
     Raises:
-        InputError: it is no JSON, nested too deeply, or has a number that is too long.
+        InputError: it is no JSON, nested too deeply, or has a number that is too long or half a character.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        if SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()  # two that belong together have become one character
+        return value
+    except UnicodeEncodeError:
+        raise InputError(t("{file}: holds half of a character (a lone surrogate)", file=file)) from None
     except RecursionError:
         raise InputError(t("{file}: nested too deeply", file=file)) from None
     except ValueError as error:  # JSONDecodeError, and a number of more digits than Python converts

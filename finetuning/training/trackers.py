@@ -62,7 +62,7 @@ class TensorBoardTracker:
     def open(self, run_id: str | None, delivered: int) -> str:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # not its parent: an experiment that was removed does not come back
         now = time.time_ns()  # files are read in the order of their names
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{now % 10**9:09d}"
         self.file = (self.folder / name).open("xb", buffering=0)

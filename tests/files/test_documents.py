@@ -42,6 +42,7 @@ def test_what_fits_is_read_and_what_is_not_named_is_passed_over(tmp_path: Path) 
         (b'{"names": []}', "inner is missing"),
         (b'{"inner": {"rank": 3}, "names": ["a", null]}', "names[1] is null, but must be text"),
         (b"[]", "holds a list, but must hold a mapping"),
+        (b'{"inner": {"rank": 3}, "names": ["\\ud83d"]}', "holds half of a character (a lone surrogate)"),
         (b'{"inner": ', "not valid JSON"),
         (b"\xff\xfe", "not UTF-8 (byte 0)"),
         (b"[" * 100_000, "nested too deeply"),
