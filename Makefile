@@ -71,6 +71,7 @@ check: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff check --fix --exit-zero --quiet
 	$(BIN)/ruff format
+	$(BIN)/python -m finetuning.cli.flags_page
 	$(BIN)/ruff check
 
 # torch is installed, so that only descriptions of packages are fetched.

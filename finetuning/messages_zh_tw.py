@@ -34,14 +34,11 @@ MESSAGES: dict[str, str] = {
     "scores of answers": "回答的評分",
     # finetuning/cli/main.py: groups and flags
     "Basic execution": "基本執行選項",
-    "where it runs: torchrun on this machine, or a Slurm job": "在哪裡執行：本機的 torchrun，或 Slurm 工作",
-    "name of the experiment; its folder is experiments/NAME": "實驗名稱；資料夾是 experiments/名稱",
     "Slurm": "Slurm",
     "Slurm account": "Slurm 帳戶",
     "Slurm partition": "Slurm partition",
     "Hardware": "硬體",
     "number of machines": "機器數量",
-    "GPUs per machine; without CUDA, CPU processes": "每台機器的 GPU 數；沒有 CUDA 時是 CPU 行程數",
     "Model and data": "模型與資料",
     "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)": (
         "內有 training.jsonl、validation.jsonl、test.jsonl 的資料夾，或單一原始 .jsonl 檔（必填）"
@@ -50,57 +47,24 @@ MESSAGES: dict[str, str] = {
         "Hugging Face token；也會讀取 HF_TOKEN 或 `hf auth login` 的登入；使用本機資料夾時不需要"
     ),
     "Training": "訓練",
-    "optimizer steps; left out: one epoch": "最佳化器步數；不給則為一個 epoch",
-    "samples per optimizer step; a multiple of micro_batch_size x data parallel size": (
-        "每個最佳化器步的樣本數；須為 micro_batch_size × 資料平行數的倍數"
-    ),
     "a packed row may hold micro_batch_size x seq_length tokens": ("每個打包列可放 micro_batch_size × seq_length 個 token"),
     "Model parallelism": "模型平行化",
     "tensor parallel degree": "張量平行數",
     "pipeline parallel degree": "管線平行數",
     "context parallel degree": "上下文平行數",
     "Samples": "樣本",
-    r"text with {input} and {output} instead of the chat template; \n is a new line": (
-        r"含有 {input} 與 {output} 的文字，用來取代 chat template；\n 代表換行"
-    ),
     "system message put before every sample": "放在每個樣本之前的 system 訊息",
     "What is trained": "訓練範圍",
-    "none: all weights; lora: low-rank adapters": "none：全部權重；lora：低秩 adapter",
-    "rank of the adapters": "adapter 的 rank",
     "adapters are scaled by alpha / rank": "adapter 的縮放倍率是 alpha / rank",
-    "comma-separated linear layers that get adapters": "要加上 adapter 的線性層，以逗號分隔",
     "Optimizer": "最佳化器",
-    "peak learning rate; left out: 5e-6, with LoRA 1e-4": "學習率的最高值；不給則為 5e-6，LoRA 為 1e-4",
     "learning rate at the end of the cosine": "餘弦排程結束時的學習率",
-    "steps of linear warm-up; left out: a tenth of the steps, at most 50": (
-        "線性 warm-up 的步數；不給則為總步數的十分之一，最多 50"
-    ),
-    "decay of weight matrices": "權重矩陣的 weight decay",
-    "AdamW beta 1": "AdamW 的 beta 1",
-    "AdamW beta 2": "AdamW 的 beta 2",
-    "AdamW epsilon": "AdamW 的 epsilon",
-    "largest global gradient norm; 0: no clipping": "全域梯度範數的上限；0 表示不裁剪",
     "decides sample order and adapter initialisation": "決定樣本順序與 adapter 的初始值",
     "Memory and speed": "記憶體與速度",
     "Evaluation, checkpoints and logs": "評估、檢查點與紀錄",
-    "steps between validations; left out: ten in the run": "每幾步驗證一次；不給則整次執行共十次",
-    "steps between checkpoints; left out: after each validation; 0: none": (
-        "每幾步存一次檢查點；不給則在每次驗證後；0 表示不存"
-    ),
-    "newest checkpoints to keep, besides the best one": "除了最佳的之外，保留幾個最新的檢查點",
-    "answers generated before and after training": "訓練前後各生成幾個回答",
     "longest generated answer, in tokens": "生成的回答最多幾個 token",
-    "checkpoint whose weights to start from, e.g. experiments/NAME/checkpoints/step=000100": (
-        "以哪個檢查點的權重為起點，例如 experiments/名稱/checkpoints/step=000100"
-    ),
     "resume although data, template, batch size or sequence length changed": (
         "即使資料、模板、批次大小或序列長度改變，仍接續訓練"
     ),
-    "also log to this Weights & Biases project (needs the wandb package)": (
-        "同時記錄到此 Weights & Biases 專案（需要 wandb 套件）"
-    ),
-    "also log to this MLflow server (needs the mlflow package)": "同時記錄到此 MLflow 伺服器（需要 mlflow 套件）",
-    "upload data report, results and exported model there at the end": "結束時也上傳資料報告、結果與匯出的模型",
     "--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project": (
         "沒有 --mlflow_tracking_uri 或 --wandb_project 時，--log_artifacts 沒有作用"
     ),
@@ -191,9 +155,6 @@ MESSAGES: dict[str, str] = {
     "tokens {size:.1f} GiB": "token {size:.1f} GiB",
     "{size:.1f} GiB of checkpoints are there already": "已有 {size:.1f} GiB 的 checkpoint",
     # finetuning/launch/slurm/gpu_memory.py
-    "memory of each GPU of the nodes; default: as finetune doctor --slurm or Slurm says": (
-        "節點上每個 GPU 的記憶體（GiB）；預設依 finetune doctor --slurm 或 Slurm 所說"
-    ),
     "--gpu_memory_gib has no effect: the processes run on CPUs": "--gpu_memory_gib 沒有作用：程序在 CPU 上執行",
     "{name}, measured by finetune doctor --slurm on {day}": "{name}，finetune doctor --slurm 於 {day} 量測",
     "Slurm's name of the GPUs: {names}": "依 Slurm 對 GPU 的名稱：{names}",
@@ -224,6 +185,86 @@ MESSAGES: dict[str, str] = {
     "--{name} {value!r}: {rule}": "--{name} {value!r}：{rule}",
     "has control characters": "含有控制字元",
     "must be one line, without control characters": "必須是一行，且不含控制字元",
+    # finetuning/config: flags
+    "where it runs: local starts torchrun on this machine; slurm submits a job, see docs/slurm.md": "在哪裡執行：local 在本機啟動 torchrun；slurm 送出工作，見 docs/slurm.md",
+    "name of the experiment and of its folder; the same name goes on, another name starts anew": "實驗與資料夾的名稱；相同名稱會接續，換名稱則重新開始",
+    "more folders in the container, comma-separated FOLDER or FOLDER:TARGET; code, data, model and experiment always are": "容器中另外掛載的資料夾，以逗號分隔，FOLDER 或 FOLDER:TARGET；程式、資料、模型與實驗一定會掛載",
+    "Python of the nodes": "節點上的 Python",
+    "this one; in a container python3": "目前這一個；容器內是 python3",
+    "the partition's": "依 partition",
+    "sbatch option that asks for GPUs: auto, gpus-per-node, gres; none: CPU processes": "向 sbatch 要 GPU 的選項：auto、gpus-per-node、gres；none：CPU 行程",
+    "memory of each GPU of the nodes in GiB": "節點上每個 GPU 的記憶體（GiB）",
+    "as measured, or by Slurm's name": "依量測或 Slurm 的名稱",
+    "CPUs of each node": "每個節點的 CPU 數",
+    "the share of its GPUs": "依 GPU 比例",
+    "with all GPUs of a node all, else the cluster's": "要全部 GPU 時是全部，否則依叢集",
+    "the cluster's": "依叢集",
+    'more options of sbatch in one text, e.g. "--reservation=r --mail-type=END"': '其他 sbatch 選項，寫成一串文字，例如 "--reservation=r --mail-type=END"',
+    'variables of the workers in one text, e.g. "NCCL_SOCKET_IFNAME=ib0"': '訓練行程的環境變數，寫成一串文字，例如 "NCCL_SOCKET_IFNAME=ib0"',
+    "job script of your own, see docs/slurm.md": "自己的工作腳本，見 docs/slurm.md",
+    "ours": "內建的",
+    "GPUs per machine; on a machine without CUDA, CPU processes": "每台機器的 GPU 數；沒有 CUDA 的機器上是 CPU 行程數",
+    "NeMo or Megatron checkpoint with the weights to start from; see docs/formats.md": "含有起始權重的 NeMo 或 Megatron 檢查點；見 docs/formats.md",
+    "optimizer steps": "最佳化器步數",
+    "one epoch": "一個 epoch",
+    "samples per optimizer step; a multiple of micro_batch_size × data parallel size": "每個最佳化器步的樣本數；須為 micro_batch_size × 資料平行數的倍數",
+    "a packed row may hold micro_batch_size × seq_length tokens; more needs more memory (see --row_length)": "每個打包列可放 micro_batch_size × seq_length 個 token；越大越吃記憶體（見 --row_length）",
+    "tensor parallel degree: GPUs that share each matrix product": "張量平行數：幾個 GPU 分擔每個矩陣乘法",
+    "pipeline parallel degree: stages the layers are cut into": "管線平行數：把各層切成幾段",
+    "context parallel degree: GPUs that share each sequence": "上下文平行數：幾個 GPU 分擔每個序列",
+    "whole copies of the sharded weights, so that weights travel inside a copy only": "分片權重的完整份數，權重只在同一份之內傳輸",
+    "how data parallel holds weights: gathered for each use (full), once a step (step), frozen ones whole (replicated)": "資料平行持有權重的方式：每次使用時收集（full）、每步一次（step）、凍結的權重完整保存（replicated）",
+    "order of forward and backward passes in a pipeline: 1f1b, or interleaved": "管線中前向與反向的順序：1f1b 或 interleaved",
+    "longest sample in tokens; a lower one saves memory": "單一樣本的 token 上限；調低可省記憶體",
+    "of a longer sample: refuse the data, cut_input at its end, or drop it; always listed": "樣本更長時：refuse 拒絕資料、cut_input 截掉輸入結尾、drop 捨棄；一律列出",
+    "text with {input} and {output} instead of the chat template, for base models or a format of your own; \\n is a new line": "含 {input} 與 {output} 的文字，用來取代 chat template；用於 base 模型或自訂格式；\\n 代表換行",
+    "the tokenizer's chat template": "tokenizer 的 chat template",
+    "none: all weights; lora: low-rank adapters, which fit on a smaller GPU": "none：全部權重；lora：低秩 adapter，較小的 GPU 也放得下",
+    "rank of the adapters: more can learn more and costs more": "adapter 的 rank：越大能學的越多，成本也越高",
+    "linear layers that get adapters, comma-separated": "要加上 adapter 的線性層，以逗號分隔",
+    "peak learning rate: the first one to try when the loss falls too slowly or jumps": "學習率的最高值：loss 降得太慢或忽高忽低時，先調它",
+    "5e-6, with LoRA 1e-4": "5e-6，LoRA 為 1e-4",
+    "steps of linear warm-up; AdamW's first steps have little to go by": "線性 warm-up 的步數；AdamW 最初幾步的統計還不可靠",
+    "a tenth of the steps, at most 50": "總步數的十分之一，最多 50",
+    "decay of weight matrices; norms are never decayed": "權重矩陣的 weight decay；norm 一律不套用",
+    "AdamW's beta 1: how long the mean of the gradients remembers": "AdamW 的 beta 1：梯度平均記憶多久",
+    "AdamW's beta 2: how long the mean of their squares remembers": "AdamW 的 beta 2：梯度平方的平均記憶多久",
+    "AdamW's epsilon: keeps the division of the two from exploding": "AdamW 的 epsilon：避免兩者相除時爆掉",
+    "largest global gradient norm, against single bad steps; 0 switches clipping off": "全域梯度範數的上限，防止單一壞步；0 表示不裁剪",
+    "computed again in the backward pass, less memory, slower: selective: what is cheap or wide; full: all; auto: the least that fits": "反向傳播時重新計算，較省記憶體、較慢：selective：便宜或寬的部分；full：全部；auto：放得下的前提下算得最少",
+    "fused blocks, or compiled ones for LoRA that is not on all seven layers, of a rank above 256 or with -T; auto: with CUDA only; off when a compiler is missing": "融合的區塊；LoRA 不在全部七種線性層上、rank 大於 256、或 LoRA 加 -T 時，用編譯的區塊；auto：只在有 CUDA 時；缺編譯器時用 off",
+    "tokens of a packed sequence at most": "打包序列最多的 token 數",
+    "tokens of a packed sequence at most. Of short samples, longer ones are faster; by default they hold as many times --seq_length as the memory plan has room for, up to 24 576 tokens: on GPUs of known memory, where samples have 4096 tokens or less on average, nothing has to be recomputed and there is no pipeline. The gradient is the same, up to rounding": "每個打包列最多的 token 數。樣本短時，列越長越快；省略時，若 GPU 記憶體大小已知、樣本平均不超過 4096 個 token、不必重新計算，也沒有 pipeline，會取記憶體規劃放得下的 --seq_length 倍數，最多 24 576 個 token。梯度相同，只差捨入誤差",
+    "micro_batch_size × seq_length, or more": "micro_batch_size × seq_length，或更多",
+    "products of linear layers in fp8 (with LoRA those with frozen weights, and, without --least_memory, the gradient through the head; logits and loss stay as they are), faster on Hopper and Ada, a little less exact; with LoRA on any number of GPUs, without it on one": "線性層的矩陣乘法用 fp8（LoRA：凍結權重的乘法，以及（沒有 --least_memory 時）通過輸出層的梯度；logits 與 loss 不變），在 Hopper 與 Ada 上較快，精確度略降；搭配 LoRA 時 GPU 數不限，全參數時限一張",
+    "LoRA on all seven layers in the least GPU memory (8B, rows of 8192 tokens: about 16 GiB, with --fp8 9 GiB): blocks are computed again in pieces of a row, and what they keep waits in host memory (4 GiB for such a row, and the embedding)": "以最少的 GPU 記憶體對七種線性層做 LoRA（8B、每列 8192 個 token：約 16 GiB，加上 --fp8 約 9 GiB）：block 依列的片段重新計算，需要保留的放在主機記憶體（這樣的一列 4 GiB，另加 embedding）",
+    "full fine-tuning: fp32: weights, gradients and moments in float32, 16 bytes a parameter; bf16: exact float32 weights in two halves, the rest in bfloat16, 10 bytes; 8bit: moments in 8 bits, 8 bytes; auto: bf16 on GPUs, 8bit where that does not fit, fp32 on CPUs": "全參數微調：fp32：權重、梯度與動量都用 float32，每個參數 16 位元組；bf16：精確的 float32 權重分成兩半，其餘用 bfloat16，10 位元組；8bit：動量用 8 位元，8 位元組；auto：GPU 上用 bf16，放不下用 8bit，CPU 上用 fp32",
+    "steps between validations": "每幾步驗證一次",
+    "a tenth of the run": "總步數的十分之一",
+    "steps between checkpoints; 0: none, and nothing can be resumed": "每幾步存一次檢查點；0 表示不存，中斷後也就無法接續",
+    "after each validation": "每次驗證之後",
+    "newest checkpoints to keep, besides the one with the lowest validation loss; each is three times the trained weights in float32": "除了驗證 loss 最低的之外，保留幾個最新的檢查點；每個的大小是訓練權重（float32）的三倍",
+    "answers generated before and after training; 0: none": "訓練前後各生成幾個回答；0 表示不生成",
+    "start a new experiment from the weights of this checkpoint or PEFT adapter, e.g. experiments/NAME/checkpoints/step=000100; its rank, alpha and targets then hold": "以這個檢查點或 PEFT adapter 的權重開始新的實驗，例如 experiments/名稱/checkpoints/step=000100；沒有給的 rank、alpha 與 targets 以 adapter 的為準",
+    "also log to this Weights & Biases project": "同時記錄到此 Weights & Biases 專案",
+    "also log to this MLflow server": "同時記錄到此 MLflow 伺服器",
+    "upload data report, results and exported model to these trackers at the end": "結束時也把資料報告、結果與匯出的模型上傳到這些紀錄服務",
+    "steps that are profiled, from the fourth one on: work and messages of each rank in profile/, and a trace": "要剖析的步數，從第四步開始：每個 rank 的計算與通訊時間記在 profile/，另有一份追蹤檔",
+    "language of the messages: en or zh-TW": "訊息的語言：en 或 zh-TW",
+    "the locale's": "依系統語系",
+    "must be {least:g} or more": "必須大於等於 {least:g}",
+    "must be greater than {limit:g}": "必須大於 {limit:g}",
+    "must be at least {least:g} and less than {limit:g}": "必須大於等於 {least:g} 且小於 {limit:g}",
+    "--{name} has no effect without {needed}": "沒有 {needed} 時，--{name} 沒有作用",
+    "Flags": "參數",
+    "Flag": "參數",
+    "Default": "預設值",
+    "What it is for": "用途",
+    "; only with {needed}": "；僅搭配 {needed}",
+    "Of `finetune train`, which is `python finetune.py`. `--help` shows the same groups in short.": "`finetune train`（即 `python finetune.py`）的參數。`--help` 以相同的分組簡短列出。",
+    "This page is written from the code; `make fix` writes it anew.": "本頁由程式碼產生；`make fix` 會重新產生。",
+    "required": "必填",
+    "off": "關",
     # finetuning/config/settings.py
     "{source}: unknown setting '{name}'; known settings: {known}": "{source}：沒有「{name}」這個設定；可用的設定：{known}",
     "--{name} is required": "必須給 --{name}",
@@ -447,9 +488,6 @@ MESSAGES: dict[str, str] = {
     # finetuning/config/rules.py
     "must be 1 or more": "必須大於等於 1",
     "must be 0 or more": "必須大於等於 0",
-    "must be greater than 0": "必須大於 0",
-    "must be at least 0 and less than 1": "必須大於等於 0 且小於 1",
-    "must be 2 or more": "必須大於等於 2",
     "--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
     "leave it out": "--row_length {given}：打包列必須放得下最長樣本（--seq_length {longest}）；請給 {longest} 以上，或省略",
     "{file}: not the settings of a run: {error}": "{file}：不是一次執行的設定：{error}",
@@ -463,7 +501,6 @@ MESSAGES: dict[str, str] = {
         "--lora_targets {given}：無法辨識的名稱：{unknown}；可選：{known}"
     ),
     "--lora_targets {given}: a name is given twice": "--lora_targets {given}：有名稱重複",
-    "--{name} has no effect without --peft lora": "沒有 --peft lora 時，--{name} 不起作用",
     "--min_lr {minimum} is above the peak learning rate {peak}": "--min_lr {minimum} 高於學習率的最高值 {peak}",
     "--{flag} needs a package that is not installed: pip install {package}": (
         "--{flag} 需要的套件尚未安裝：pip install {package}"
@@ -705,7 +742,6 @@ MESSAGES: dict[str, str] = {
     "Hugging Face model id, or a local folder in its format (required without --nemo_model)": (
         "Hugging Face 模型 ID，或其格式的本機資料夾（沒有 --nemo_model 時必填）"
     ),
-    "NeMo or Megatron checkpoint with the weights to start from": "含有起始權重的 NeMo 或 Megatron 檢查點",
     "{count:.0f} minutes": "{count:.0f} 分鐘",
     "{count:.0f} hours": "{count:.0f} 小時",
     "{count:.0f} days": "{count:.0f} 天",
@@ -808,7 +844,6 @@ MESSAGES: dict[str, str] = {
         "（--clip_grad 1.0），並檢查這一步的樣本"
     ),
     # Speed
-    "compiled or fused blocks; auto: with CUDA only": "編譯或融合區塊；auto：只在有 CUDA 時",
     "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
     "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
         "--fp8 讓每個 GPU 都保有完整的凍結權重，但放不下；請降低 --row_length 或 --seq_length，"
@@ -825,18 +860,10 @@ MESSAGES: dict[str, str] = {
     "what runs the image; auto: Pyxis where srun has it, else Apptainer": (
         "用什麼執行映像檔；auto：srun 有 Pyxis 就用，否則用 Apptainer"
     ),
-    "comma-separated folders to mount, FOLDER or FOLDER:TARGET; code, data and experiment always are": (
-        "要掛載的資料夾，以逗號分隔，FOLDER 或 FOLDER:TARGET；程式、資料與實驗資料夾一定會掛載"
-    ),
-    "Python of the nodes; left out: this one, in a container python3": "節點上的 Python；不給：目前這一個，容器內是 python3",
     "time limit of the job, e.g. 8:00:00; it saves, requeues itself and goes on": (
         "工作的時間上限，例如 8:00:00；到時會存檔、自行重新排隊並接著訓練"
     ),
     "seconds before the time limit at which it starts to save": "在時間上限前幾秒開始存檔",
-    "sbatch option that asks for GPUs; auto: what the nodes have; none: CPU processes": (
-        "向 sbatch 要 GPU 的選項；auto：依節點而定；none：CPU 行程"
-    ),
-    "CPUs of each node; left out: the share of its GPUs": "每個節點的 CPU 數；不給：依 GPU 比例",
     "memory of each node, e.g. 200G; 0: all": "每個節點的記憶體，例如 200G；0：全部",
     "no other job on the nodes": "節點上不跑別的工作",
     "quality of service": "QOS（服務品質）",
@@ -844,14 +871,7 @@ MESSAGES: dict[str, str] = {
     "nodes that the job must have": "工作一定要用的節點",
     "nodes that the job must not have": "工作不可用的節點",
     "jobs to wait for, e.g. afterok:1234": "要等待的工作，例如 afterok:1234",
-    'more options of sbatch in one text, e.g. "--reservation=maintenance --mail-type=END"': (
-        '其他 sbatch 選項，寫成一串文字，例如 "--reservation=maintenance --mail-type=END"'
-    ),
     'shell lines before the workers start, e.g. "module load cuda"': '訓練行程啟動前執行的 shell 指令，例如 "module load cuda"',
-    'variables of the workers in one text, e.g. "NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5"': (
-        '訓練行程的環境變數，寫成一串文字，例如 "NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5"'
-    ),
-    "job script of your own, a Jinja2 template; see docs/slurm.md": "自己的工作腳本，Jinja2 樣板；見 docs/slurm.md",
     "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
     "130 interrupted: before the start, killed by a second Ctrl-C, or no longer following a Slurm job, which goes on.": (
         "結束碼：0 完成，1 失敗，2 輸入有誤（什麼都沒有啟動），75 已停止並存檔，\n"
@@ -876,7 +896,6 @@ MESSAGES: dict[str, str] = {
     "its process was killed (SIGKILL) by somebody, or by the system because memory ran out; see `dmesg` on its machine": (
         "它的行程被強制結束（SIGKILL）：有人這麼做，或系統因記憶體不足而這麼做；請看該機器上的 `dmesg`"
     ),
-    "--{name} has no effect without --executor slurm": "--{name} 沒有 --executor slurm 就沒有作用",
     "--executor slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or with "
     "--executor local": "--executor slurm：這台機器沒有 sbatch；請在叢集的登入節點執行，或改用 --executor local",
     "exit code {code}": "結束碼 {code}",
@@ -1137,9 +1156,6 @@ MESSAGES: dict[str, str] = {
         "full：每次使用時收集權重；step：每步一次；replicated：凍結的權重完整保存"
     ),
     "order of forward and backward passes in a pipeline": "管線中前向與反向的順序",
-    "steps that are profiled, from the fourth one on; in profile/ of the experiment": (
-        "要剖析的步數，從第四步開始；結果在實驗的 profile/"
-    ),
     "--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}": (
         "--profile_steps {count} 只看前 {first} 步之後的步驟；請給大於 {first} 的 --max_steps"
     ),
@@ -1201,9 +1217,6 @@ MESSAGES: dict[str, str] = {
     # data: findings, formats, check, preview, prepare, ledger, and the pages about them
     "check, preview and convert training data; what a step was trained on": "檢查、預覽、轉換訓練資料；查詢某一步用了哪些資料",
     "longest sample in tokens": "最長樣本的 token 數",
-    "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed": (
-        "樣本更長時：refuse 拒絕這份資料、cut_input 截掉輸入的結尾、drop 捨棄該樣本；一律列出"
-    ),
     "{path}: the chat template cannot be used ({error}); fix it, or give --prompt_template": (
         "{path}：chat template 無法使用（{error}）；請修正，或給定 --prompt_template"
     ),
@@ -1668,9 +1681,6 @@ MESSAGES: dict[str, str] = {
     ),
     "tokens of a packed row; left out: micro_batch_size x seq_length": (
         "打包列的 token 數；省略時為 micro_batch_size × seq_length"
-    ),
-    "tokens of a packed row; left out: micro_batch_size x seq_length, more where GPUs have room": (
-        "打包列的 token 數；省略時為 micro_batch_size × seq_length，GPU 記憶體有餘裕時更多"
     ),
     "products of linear layers in fp8: faster, a little less exact": "線性層的矩陣乘法用 fp8：較快，精確度略降",
     "recompute in backward; selective: cheap or wide; full: all; auto: the least": (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import finetuning
-from finetuning.cli.main import FLAGS, VERBS, build_parser
+from finetuning.cli.main import VERBS, build_parser
+from finetuning.config.settings import FLAGS
 from finetuning.i18n import set_language, t
 from finetuning.messages_zh_tw import MESSAGES
 
@@ -46,8 +47,8 @@ def test_a_translation_puts_in_the_same_values() -> None:
 
 
 def test_a_flag_s_translation_keeps_the_names_that_are_typed() -> None:
-    for flags in FLAGS.values():
-        for _, _, text in flags:
+    for flag in FLAGS.values():
+        for text in filter(None, (flag.help, flag.details)):
             typed = {word.strip("(),;:") for word in text.split() if "_" in word or "{" in word}
             assert all(word in MESSAGES[text] for word in typed if "NAME" not in word), text
 
@@ -100,8 +101,9 @@ def test_every_verb_has_help_in_chinese(verb: str, capsys: pytest.CaptureFixture
 def translated_texts() -> list[tuple[str, str]]:
     """(place, English text) of everything that is shown through the translations: templates of t(…) and the flags' help."""
     texts = [(place, template) for place, template in calls_of_t() if template is not None]
-    for title, flags in FLAGS.items():
-        texts += [("finetuning/cli/main.py FLAGS", text) for text in (title, *(text for _, _, text in flags))]
+    for name, flag in FLAGS.items():
+        of_flag = (flag.group, flag.help, flag.default_means, flag.details)
+        texts += [(f"finetuning/config/settings.py {name}", text) for text in of_flag if text is not None]
     texts += [("finetuning/cli/main.py VERBS", text) for _, text in VERBS.values()]
     return texts
 

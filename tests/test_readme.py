@@ -1,17 +1,14 @@
 """Both READMEs: the same commands, which the real parser and the real checks accept, and every flag with its real default."""
 
 import ast
-import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from finetuning.cli.main import FLAGS, _resolve_config, build_parser
+from finetuning.cli.main import _resolve_config, build_parser
 from finetuning.config.rules import check_layout, check_settings
-from finetuning.config.settings import RunConfig
-from finetuning.i18n import set_language
 
 pytestmark = pytest.mark.unit
 
@@ -56,35 +53,6 @@ def test_the_specification_s_command_is_on_the_first_screen() -> None:
         "--executor", "--experiment", "--num_nodes", "--num_gpus", "--hf_model_id", "--max_steps", "--global_batch_size",
         "--tensor_model_parallel_size", "--pipeline_model_parallel_size", "--context_parallel_size", "--dataset_path",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", READMES)
-def test_every_flag_is_in_a_table_with_its_short_form_and_default(name: str) -> None:
-    rows = {flag: (short or None, default) for short, flag, default in FLAG_ROW.findall(read(name))}
-    expected = {flag: short for flags in FLAGS.values() for flag, short, _ in flags} | OWN_FLAGS
-    assert rows.keys() == expected.keys()
-    assert {flag: short for flag, (short, _) in rows.items()} == expected
-    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    for flag, (_, shown) in rows.items():
-        default = defaults.get(flag)
-        if flag == "lang" or default == () or any(default is worked_out for worked_out in (None, False, dataclasses.MISSING)):
-            assert shown and "`" not in shown, f"{flag}: {shown} looks like a value, but its default is worked out or none"
-        else:
-            assert shown == f"`{','.join(default) if isinstance(default, tuple) else default}`", flag
-
-
-@pytest.mark.parametrize("name", READMES)
-def test_flags_stand_in_the_groups_and_the_order_of_help(name: str) -> None:
-    listed = [flag for _, flag, _ in FLAG_ROW.findall(read(name)) if flag not in OWN_FLAGS]
-    assert listed == [flag for flags in FLAGS.values() for flag, _, _ in flags]
-    set_language("zh-TW" if "zh" in name else "en")
-    try:
-        help_text = build_parser("finetune train").format_help()
-    finally:
-        set_language("en")
-    groups = re.findall(r"^(\S[^\n:]*):$", help_text, re.MULTILINE)
-    headings = re.findall(r"^### (.*)$", read(name), re.MULTILINE)
-    assert headings == groups
 
 
 @pytest.mark.parametrize("name", READMES)

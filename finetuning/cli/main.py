@@ -14,114 +14,14 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetuning import __version__
+from finetuning.config.flag import MODEL_AND_DATA, Flag
 from finetuning.config.secrets import refuse_secrets
-from finetuning.config.settings import CHOICES, RunConfig, config_from_dict, field_types, read_config_file
+from finetuning.config.settings import CHOICES, FLAGS, RunConfig, config_from_dict, field_types, read_config_file
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RunError
 from finetuning.files.atomic import NO_ROOM, no_room
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
 from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
 from finetuning.runtime.output import open_output
-
-# Group title -> (flag, short form, help). The first six groups are the specification's.
-FLAGS: dict[str, list[tuple[str, str | None, str]]] = {
-    "Basic execution": [
-        ("executor", None, "where it runs: torchrun on this machine, or a Slurm job"),
-        ("experiment", "-E", "name of the experiment; its folder is experiments/NAME"),
-    ],
-    "Slurm": [
-        ("account", "-a", "Slurm account"),
-        ("partition", "-p", "Slurm partition"),
-        ("container_image", "-i", "container image of the job, a name in a registry or a file; none: no container"),
-        ("container_runtime", None, "what runs the image; auto: Pyxis where srun has it, else Apptainer"),
-        ("mounts", None, "comma-separated folders to mount, FOLDER or FOLDER:TARGET; code, data and experiment always are"),
-        ("python", None, "Python of the nodes; left out: this one, in a container python3"),
-        ("time", None, "time limit of the job, e.g. 8:00:00; it saves, requeues itself and goes on"),
-        ("save_time_s", None, "seconds before the time limit at which it starts to save"),
-        ("gpu_request", None, "sbatch option that asks for GPUs; auto: what the nodes have; none: CPU processes"),
-        ("gpu_memory_gib", None, "memory of each GPU of the nodes; default: as finetune doctor --slurm or Slurm says"),
-        ("cpus_per_task", None, "CPUs of each node; left out: the share of its GPUs"),
-        ("mem", None, "memory of each node, e.g. 200G; 0: all"),
-        ("exclusive", None, "no other job on the nodes"),
-        ("qos", None, "quality of service"),
-        ("constraint", None, "features that the nodes must have"),
-        ("nodelist", None, "nodes that the job must have"),
-        ("exclude", None, "nodes that the job must not have"),
-        ("dependency", None, "jobs to wait for, e.g. afterok:1234"),
-        ("sbatch_options", None, "more options of sbatch in one text, e.g. \"--reservation=maintenance --mail-type=END\""),
-        ("setup", None, "shell lines before the workers start, e.g. \"module load cuda\""),
-        ("environment", None, "variables of the workers in one text, e.g. \"NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5\""),
-        ("slurm_template", None, "job script of your own, a Jinja2 template; see docs/slurm.md"),
-    ],
-    "Hardware": [
-        ("num_nodes", "-N", "number of machines"),
-        ("num_gpus", "-G", "GPUs per machine; without CUDA, CPU processes"),
-    ],
-    "Model and data": [
-        ("hf_model_id", None, "Hugging Face model id, or a local folder in its format (required without --nemo_model)"),
-        ("nemo_model", "-n", "NeMo or Megatron checkpoint with the weights to start from"),
-        ("dataset_path", "-D", "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)"),
-    ],
-    "Training": [
-        ("max_steps", None, "optimizer steps; left out: one epoch"),
-        ("global_batch_size", "-g", "samples per optimizer step; a multiple of micro_batch_size x data parallel size"),
-        ("micro_batch_size", "-m", "a packed row may hold micro_batch_size x seq_length tokens"),
-    ],
-    "Model parallelism": [
-        ("tensor_model_parallel_size", "-T", "tensor parallel degree"),
-        ("pipeline_model_parallel_size", "-P", "pipeline parallel degree"),
-        ("context_parallel_size", "-C", "context parallel degree"),
-        ("data_parallel_replicate_size", None, "whole copies of the sharded weights; a divisor of data parallel"),
-        ("sharding", None, "full: weights are gathered for each use; step: once a step; replicated: frozen ones are whole"),
-        ("pipeline_schedule", None, "order of forward and backward passes in a pipeline"),
-    ],
-    "Samples": [
-        ("seq_length", None, "longest sample in tokens"),
-        ("truncation", None, "of a longer sample: refuse the data, cut the end of its input, or drop it; always listed"),
-        ("skip_bad_samples", None, "drop and list samples that cannot be used, instead of refusing the data"),
-        ("prompt_template", None, r"text with {input} and {output} instead of the chat template; \n is a new line"),
-        ("system_prompt", None, "system message put before every sample"),
-    ],
-    "What is trained": [
-        ("peft", None, "none: all weights; lora: low-rank adapters"),
-        ("lora_rank", None, "rank of the adapters"),
-        ("lora_alpha", None, "adapters are scaled by alpha / rank"),
-        ("lora_targets", None, "comma-separated linear layers that get adapters"),
-    ],
-    "Optimizer": [
-        ("lr", None, "peak learning rate; left out: 5e-6, with LoRA 1e-4"),
-        ("min_lr", None, "learning rate at the end of the cosine"),
-        ("warmup_steps", None, "steps of linear warm-up; left out: a tenth of the steps, at most 50"),
-        ("weight_decay", None, "decay of weight matrices"),
-        ("adam_beta1", None, "AdamW beta 1"),
-        ("adam_beta2", None, "AdamW beta 2"),
-        ("adam_eps", None, "AdamW epsilon"),
-        ("clip_grad", None, "largest global gradient norm; 0: no clipping"),
-        ("seed", None, "decides sample order and adapter initialisation"),
-    ],
-    "Memory and speed": [
-        ("activation_checkpointing", None, "recompute in backward; selective: cheap or wide; full: all; auto: the least"),
-        ("compile", None, "compiled or fused blocks; auto: with CUDA only"),
-        ("row_length", None, "tokens of a packed row; left out: micro_batch_size x seq_length, more where GPUs have room"),
-        ("fp8", None, "products of linear layers in fp8: faster, a little less exact"),
-        ("least_memory", None, "LoRA in the least GPU memory: recompute in pieces, keep the rest in host memory; slower"),
-        ("optimizer_states", None, "of full fine-tuning: gradients and moments in fp32 or bf16, moments in 8bit"),
-    ],
-    "Evaluation, checkpoints and logs": [
-        ("val_check_interval", None, "steps between validations; left out: ten in the run"),
-        ("save_every_n_steps", None, "steps between checkpoints; left out: after each validation; 0: none"),
-        ("keep_last", None, "newest checkpoints to keep, besides the best one"),
-        ("num_sample_answers", None, "answers generated before and after training"),
-        ("max_new_tokens", None, "longest generated answer, in tokens"),
-        ("restore_config", None, "checkpoint whose weights to start from, e.g. experiments/NAME/checkpoints/step=000100"),
-        ("accept_changes", None, "resume although data, template, batch size or sequence length changed"),
-        ("wandb_project", None, "also log to this Weights & Biases project (needs the wandb package)"),
-        ("mlflow_tracking_uri", None, "also log to this MLflow server (needs the mlflow package)"),
-        ("log_artifacts", None, "upload data report, results and exported model there at the end"),
-        ("profile_steps", None, "steps that are profiled, from the fourth one on; in profile/ of the experiment"),
-        ("experiments_dir", None, "folder that holds the experiments"),
-        ("lang", None, "language of the messages; left out: the locale's"),
-    ],
-}  # fmt: skip
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -138,12 +38,12 @@ def build_parser(program: str) -> argparse.ArgumentParser:
             "130 interrupted: before the start, killed by a second Ctrl-C, or no longer following a Slurm job, which goes on."
         ),
     )
-    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
-    for title, flags in FLAGS.items():
+    for title in dict.fromkeys(flag.group for flag in FLAGS.values()):
         group = parser.add_argument_group(translated(title))
-        for name, short, text in flags:
-            _add_flag(group, name, short, translated(text), defaults[name])
-        if title == "Model and data":
+        for name, flag in FLAGS.items():
+            if flag.group == title:
+                _add_flag(group, name, flag)
+        if title == MODEL_AND_DATA:
             group.add_argument(
                 "--hf_token", metavar="TOKEN", default=None,
                 help=t("Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder"),
@@ -265,21 +165,34 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
     return config_from_dict(settings, str(config_file) if config_file else t("command line"))
 
 
-def _add_flag(group: Any, name: str, short: str | None, text: str, default: Any) -> None:
+def _add_flag(group: Any, name: str, flag: Flag) -> None:
     """Adds one flag; only flags that were given appear in the result, so that they override `--config`."""
-    names = [short, f"--{name}"] if short else [f"--{name}"]
-    hint = field_types()[name]
+    names = [flag.short, f"--{name}"] if flag.short else [f"--{name}"]
+    text, hint = translated(flag.help), field_types()[name]
     if hint is bool:
-        group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text)
+        group.add_argument(*names, action="store_true", default=argparse.SUPPRESS, help=text.replace("%", "%%"))
         return
-    if default not in (None, (), dataclasses.MISSING) and name != "lang":  # the command's comes from the locale
-        shown = ",".join(default) if isinstance(default, tuple) else default
+    if shown := shown_default(name):
         text += t(" (default: {value})", value=shown)
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
     group.add_argument(
-        *names, type=kind, default=argparse.SUPPRESS, help=text.replace("%", "%%"), choices=CHOICES.get(name),
-        metavar=None if name in CHOICES else {int: "N", float: "X", str: "TEXT"}[kind],
-    )  # fmt: skip
+        *names,
+        type=kind,
+        default=argparse.SUPPRESS,
+        help=text.replace("%", "%%"),
+        choices=flag.choices or None,
+        metavar=None if flag.choices else {int: "N", float: "X", str: "TEXT"}[kind],
+    )
+
+
+def shown_default(name: str) -> str:
+    """The default as a reader sees it; empty where there is none."""
+    flag, default = FLAGS[name], {field.name: field.default for field in dataclasses.fields(RunConfig)}[name]
+    if flag.default_means is not None:
+        return translated(flag.default_means)
+    if default in (None, (), dataclasses.MISSING):
+        return ""
+    return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
 def _hide_token(arguments: list[str]) -> None:

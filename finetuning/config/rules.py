@@ -15,7 +15,7 @@ from pathlib import Path
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.secrets import PROSE
-from finetuning.config.settings import LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
+from finetuning.config.settings import DEFAULTS, FLAGS, LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
 from finetuning.config.strategy import obstacles_to_fused
 from finetuning.i18n import t
 
@@ -23,79 +23,19 @@ SIZES = (
     "num_nodes", "num_gpus", "global_batch_size", "micro_batch_size", "tensor_model_parallel_size",
     "pipeline_model_parallel_size", "context_parallel_size", "data_parallel_replicate_size",
 )  # fmt: skip
-AT_LEAST_ONE = (
-    *SIZES,
-    "max_steps",
-    "lora_rank",
-    "val_check_interval",
-    "keep_last",
-    "max_new_tokens",
-    "save_time_s",
-    "cpus_per_task",
-    "row_length",
-)
-AT_LEAST_ZERO = (
-    "min_lr", "warmup_steps", "weight_decay", "clip_grad", "seed", "save_every_n_steps", "num_sample_answers",
-    "profile_steps",
-)  # fmt: skip
-ABOVE_ZERO = ("lr", "lora_alpha", "adam_eps", "gpu_memory_gib")
-# Numbers beyond these are slips of the keyboard; they would fill the memory or the screen before anything else failed.
-AT_MOST = {
-    "num_nodes": 100_000, "num_gpus": 1024, "global_batch_size": 2**20, "micro_batch_size": 2**20, "seq_length": 2**24,
-    "row_length": 2**26, "gpu_memory_gib": 1024, "max_steps": 10**9, "seed": 2**63 - 1,
-}  # fmt: skip
 CPU_PROCESSES_PER_CORE = 4
-# Those of the specification may stay when its command is run on one machine.
-SLURM_ONLY = (
-    "time",
-    "save_time_s",
-    "gpu_request",
-    "gpu_memory_gib",
-    "cpus_per_task",
-    "mem",
-    "exclusive",
-    "qos",
-    "constraint",
-    "nodelist",
-    "exclude",
-    "dependency",
-    "sbatch_options",
-    "setup",
-    "environment",
-    "container_runtime",
-    "mounts",
-    "python",
-    "slurm_template",
-)
 LINES = ("setup", "environment")  # may be several lines
-LORA_ONLY = ("lora_rank", "lora_alpha", "lora_targets")
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
 
 def check_settings(config: RunConfig) -> list[str]:
     """Values that are wrong by themselves or in combination."""
-    problems = []
-    for names, holds, rule in (
-        (AT_LEAST_ONE, lambda value: value >= 1, t("must be 1 or more")),
-        (AT_LEAST_ZERO, lambda value: value >= 0, t("must be 0 or more")),
-        (ABOVE_ZERO, lambda value: value > 0, t("must be greater than 0")),
-        (("adam_beta1", "adam_beta2"), lambda value: 0 <= value < 1, t("must be at least 0 and less than 1")),
-        (("seq_length",), lambda value: value >= 2, t("must be 2 or more")),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and math.isinf(value):
-                problems.append(t("--{name} {value}: must be finite", name=name, value=value))
-            elif value is not None and not holds(value):
-                problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
+    problems = _check_ranges(config)
     if config.row_length is not None and 0 < config.row_length < config.seq_length:
         problems.append(
             t("--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
               "leave it out", given=config.row_length, longest=config.seq_length)
         )  # fmt: skip
-    for name, limit in AT_MOST.items():
-        if (getattr(config, name) or 0) > limit:
-            problems.append(t("--{name} {value}: must be {limit} or less", name=name, value=getattr(config, name), limit=limit))
     if not EXPERIMENT_NAME.fullmatch(config.experiment):
         problems.append(
             t(
@@ -113,9 +53,7 @@ def check_settings(config: RunConfig) -> list[str]:
     elif len(set(config.lora_targets)) < len(config.lora_targets):
         problems.append(t("--lora_targets {given}: a name is given twice", given=",".join(config.lora_targets)))
     if config.peft == "none":
-        defaults = RunConfig(hf_model_id="", dataset_path="")
-        changed = [name for name in LORA_ONLY if getattr(config, name) != getattr(defaults, name)]
-        problems += [t("--{name} has no effect without --peft lora", name=name) for name in changed]
+        problems += _without_effect(config, "--peft lora")
     elif config.optimizer_states not in ("auto", "fp32"):
         problems.append(
             t(
@@ -128,9 +66,7 @@ def check_settings(config: RunConfig) -> list[str]:
             t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)
         )
     if config.executor == "local":
-        defaults = RunConfig(hf_model_id="", dataset_path="")
-        changed = [name for name in SLURM_ONLY if getattr(config, name) != getattr(defaults, name)]
-        problems += [t("--{name} has no effect without --executor slurm", name=name) for name in changed]
+        problems += _without_effect(config, "--executor slurm")
     for flag, package in (("wandb_project", "wandb"), ("mlflow_tracking_uri", "mlflow")):
         if getattr(config, flag) and importlib.util.find_spec(package) is None:
             problems.append(
@@ -160,6 +96,30 @@ def _check_texts(config: RunConfig) -> list[str]:
                 rule = t("has control characters") if name in LINES else t("must be one line, without control characters")
                 problems.append(t("--{name} {value!r}: {rule}", name=name, value=text, rule=rule))
     return problems
+
+
+def _check_ranges(config: RunConfig) -> list[str]:
+    """Numbers outside their ranges."""
+    problems = []
+    for name, flag in FLAGS.items():
+        value, rule = getattr(config, name), flag.rule
+        if rule is None or value is None:
+            continue
+        if math.isinf(value):
+            problems.append(t("--{name} {value}: must be finite", name=name, value=value))
+        elif not flag.holds(value):
+            problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=rule))
+        elif flag.at_most is not None and value > flag.at_most:
+            problems.append(t("--{name} {value}: must be {limit} or less", name=name, value=value, limit=flag.at_most))
+    return problems
+
+
+def _without_effect(config: RunConfig, needed: str) -> list[str]:
+    """Settings that were changed and do nothing without `needed`; the specification's may stay, so they need nothing."""
+    changed = [
+        name for name, flag in FLAGS.items() if flag.needs == needed and getattr(config, name) != getattr(DEFAULTS, name)
+    ]
+    return [t("--{name} has no effect without {needed}", name=name, needed=needed) for name in changed]
 
 
 def _check_fp8(config: RunConfig) -> list[str]:
@@ -223,7 +183,7 @@ def installed_torch() -> str:
 def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
     """Degrees, processes and batch sizes against each other and, when it is known, against the model."""
     problems: list[str] = []
-    if not all(1 <= getattr(config, name) <= AT_MOST.get(name, math.inf) for name in SIZES):
+    if not all(1 <= getattr(config, name) <= (FLAGS[name].at_most or math.inf) for name in SIZES):
         return problems  # check_settings has said so
     world, degree = config.world_size, config.model_parallel_size
     tensor, pipeline = config.tensor_model_parallel_size, config.pipeline_model_parallel_size
@@ -282,7 +242,7 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     """Processes against the GPUs of this machine; without any GPU, processes run on the CPU."""
     if config.fp8 and visible_gpus == 0 and config.executor == "local":
         return [t("--fp8 needs a CUDA GPU of compute capability 8.9 or newer (Ada, Hopper); there is none here")]
-    if config.executor != "local" or config.num_gpus > AT_MOST["num_gpus"]:  # check_settings has said so
+    if config.executor != "local" or config.num_gpus > (FLAGS["num_gpus"].at_most or math.inf):  # check_settings has said so
         return []
     cores = os.cpu_count() or 1
     limit = max(CPU_PROCESSES_PER_CORE * cores, RunConfig.num_gpus)
