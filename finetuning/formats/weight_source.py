@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -72,6 +72,11 @@ class HuggingFaceSource:
         """
         return check_weights(self.folder, self.config)
 
+    @cached_property
+    def _open(self) -> dict[Path, Any]:
+        """Files that are mapped: to open one reads its whole header, and a weight is read in many blocks."""
+        return {}
+
     def shapes(self) -> dict[str, torch.Size]:
         assert self.headers
         return llama_shapes(self.config)
@@ -82,8 +87,9 @@ class HuggingFaceSource:
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         file = self.headers[name].file
         try:
-            with safe_open(str(file), framework="pt") as tensors:
-                return tensors.get_slice(name)[start:stop]
+            if file not in self._open:
+                self._open[file] = safe_open(str(file), framework="pt")
+            return self._open[file].get_slice(name)[start:stop]
         except (SafetensorError, OSError) as error:
             raise InputError(t("{file}: cannot read the weights: {error}", file=file, error=error)) from None
 
