@@ -15,10 +15,6 @@ def mount(folder: Path, size: str) -> None:
         pytest.skip("only root can mount a small file system")
 
 
-def resize(folder: Path, size: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={size}", str(folder)], check=True)
-
-
 def unmount(folder: Path) -> None:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 

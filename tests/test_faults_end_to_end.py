@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from finetuning.checkpoint.files import find_checkpoints
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED
 from finetuning.runtime.status import FAILED, FINISHED, read_status
 from finetuning.training.metrics import read_metrics
 from tests.commands import Command, finetune, is_training
-from tests.disks import mount, resize, unmount
+from tests.disks import fill, mount, unmount
 
 pytestmark = pytest.mark.dist
 
@@ -47,30 +48,29 @@ def start(tiny_model: Path, data: Path, tmp_path: Path) -> Iterator[Start]:
             command.kill_everything()
 
 
-def losses(experiment: Path) -> list[tuple[str, str]]:
-    return [(row["step"], row["train_loss"]) for row in read_metrics(experiment / "metrics.csv")]
-
-
 def test_a_disk_that_fills_up_ends_in_one_sentence_and_goes_on_when_there_is_room(start: Start, tmp_path: Path) -> None:
     disk = tmp_path / "experiments"
-    mount(disk, "5m")  # a checkpoint takes 1.5 MiB
+    mount(disk, "60m")
     try:
-        code, output = start(save_every_n_steps="2", keep_last="9").finish()
         experiment = disk / "tiny"
+        command = start(save_every_n_steps="2")
+        command.wait_until((experiment / "checkpoints" / "latest").is_symlink)
+        filler = fill(disk)
+        code, output = command.finish()
         assert code == EXIT_FAILED, output
-        sentence = f"{experiment / 'checkpoints'}: no room left (No space left on device; 0.0 GiB are free)"
-        assert output.count(sentence) == 1 and "Traceback" not in output, output
+        sentence = "no room left (No space left on device; 0.0 GiB are free). Make room there, then run the same command again"
+        assert output.count(f"failed: {experiment}") == output.count(sentence) == 1, output
+        assert "Traceback" not in output, output
         status = read_status(experiment)
-        assert status["state"] == FAILED and status["reason"].startswith(sentence)
+        assert status["state"] == FAILED and sentence in status["reason"]
         assert not list(experiment.rglob(".incomplete-*"))
-        saved = sorted(path.name for path in (experiment / "checkpoints").glob("step=*"))
-        assert saved
-        resize(disk, "40m")
-        code, output = start(save_every_n_steps="2", keep_last="9").finish()
+        saved = find_checkpoints(experiment / "checkpoints")[0][-1].step
+        filler.unlink()
+        code, output = start(save_every_n_steps="2").finish()
         assert code == EXIT_FINISHED, output
-        assert f"resuming tiny at step {int(saved[-1].removeprefix('step='))} of 12" in output
+        assert f"resuming tiny at step {saved} of 12" in output
         assert read_status(experiment)["state"] == FINISHED
-        assert [int(step) for step, _ in losses(experiment)] == list(range(1, 13))
+        assert [int(row["step"]) for row in read_metrics(experiment / "metrics.csv")] == list(range(1, 13))
     finally:
         unmount(disk)
 
