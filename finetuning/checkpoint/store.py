@@ -17,6 +17,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints
+from finetuning.checkpoint.sound import damage_of
 from finetuning.errors import RunError
 from finetuning.files.atomic import begin_folder, delete, finish_folder, point_to, write_text
 from finetuning.files.documents import read_json
@@ -70,7 +71,14 @@ def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Te
 
 
 def load_weights(path: Path, model: ParallelLlama) -> None:
-    """Fills the trained weights from a checkpoint, without optimizer and position; every rank must call it."""
+    """Fills the trained weights from a checkpoint, without optimizer and position; every rank must call it.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    damage = damage_of(path)
+    if damage is not None:
+        raise RunError(damage)
     load_sharded_files(ShardedFiles(path), _trained_weights(model))
     model.refresh_copies()
 

@@ -113,6 +113,9 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
                   "format", path=given)
             )  # fmt: skip
         checkpoint = found
+    from finetuning.storage.dcp_reader import ShardedFiles  # with torch, which takes a second
+
+    ShardedFiles(checkpoint.path)  # somebody else may have written it: refused here, and in the workers as well
     before = checkpoint.info["identity"]
     different = [name for name in FIXED if before.get(name) != identity[name]]
     if different:

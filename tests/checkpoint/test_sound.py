@@ -9,7 +9,7 @@ import torch.distributed.checkpoint as dcp
 
 from finetuning.checkpoint.files import INFO_FILE, checkpoint_name, find_checkpoints
 from finetuning.checkpoint.sound import newest_checkpoint
-from finetuning.checkpoint.store import save_checkpoint
+from finetuning.checkpoint.store import load_weights, save_checkpoint
 from finetuning.errors import NoRoom, RunError
 from finetuning.files.atomic import write_text
 from tests.models import build
@@ -79,3 +79,26 @@ def test_a_disk_that_one_rank_finds_full_ends_on_all_and_leaves_no_half_checkpoi
     assert first[1].startswith(f"{small_disk}: no room left (No space left on device")
     assert sorted(path.name for path in small_disk.iterdir()) == ["latest", "step=000001"]
     assert [checkpoint.step for checkpoint in find_checkpoints(small_disk)[0]] == [1]
+
+
+def take_damaged_weights(model_folder: Path, path: Path) -> str:
+    model = build(model_folder)
+    save_checkpoint(path, model, {}, {"step": 1})
+    dist.barrier()
+    if dist.get_rank() == 0:
+        file = path / "__1_0.distcp"
+        content = bytearray(file.read_bytes())
+        middle = slice(len(content) // 2, len(content) // 2 + 4096)  # more than lies between two pieces
+        content[middle] = bytes(byte ^ 1 for byte in content[middle])
+        file.write_bytes(content)
+    dist.barrier()
+    try:
+        load_weights(path, model)
+    except RunError as error:
+        return str(error)
+    return "loaded"
+
+
+def test_damaged_weights_are_never_the_start_of_another_run(tiny_model: Path, tmp_path: Path) -> None:
+    first, second = run_processes(2, take_damaged_weights, tiny_model, tmp_path / checkpoint_name(1))
+    assert first == second and first.startswith(f"{tmp_path / checkpoint_name(1)}: __1_0.distcp is damaged at byte")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -399,3 +400,27 @@ def change_info(experiment: Path, **changed: Any) -> None:
 def change_adapter(folder: Path, **changed: Any) -> None:
     file = folder / ADAPTER_CONFIG_FILE
     file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changed), encoding="utf-8")
+
+
+class MakesFolder:
+    """When it is unpickled."""
+
+    def __init__(self, sign: Path):
+        self.sign = sign
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.sign),)
+
+
+def test_restore_config_of_a_foreign_checkpoint_is_refused_before_anything_starts(
+    settings: Settings, experiment: Path, tmp_path: Path
+) -> None:
+    path = experiment / "checkpoints" / "step=000008"
+    file = path / ".metadata"
+    file.write_bytes(pickle.dumps(MakesFolder(tmp_path / "ran")))
+    info = json.loads((path / INFO_FILE).read_text(encoding="utf-8"))
+    info["files"][file.name] = file.stat().st_size
+    (path / INFO_FILE).write_text(json.dumps(info), encoding="utf-8")
+    with pytest.raises(InputError, match=r"\.metadata: wants to use posix\.mkdir, which no checkpoint needs"):
+        prepared(settings(restore_config=str(path)), tmp_path / "new")
+    assert not (tmp_path / "ran").exists()
