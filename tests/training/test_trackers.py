@@ -33,7 +33,7 @@ from tests.commands import ROOT, Command, finetune, is_training, steps_done
 
 pytestmark = pytest.mark.dist
 
-MAX_STEPS, MORE_STEPS = 60, 64
+MAX_STEPS, MORE_STEPS = 80, 84  # enough for a client to be imported meanwhile
 DELETED = "the MLflow experiment gone was deleted there; restore it, or give another --experiment"
 SILENT = "http://127.0.0.1:9 does not answer (Connection refused); WANDB_MODE=offline keeps the records here for `wandb sync`"
 
@@ -113,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, model: Path, dataset: Path, server: Server, max_steps: int) -> Command:
     return finetune(
-        folder, "--hf_model_id", str(model), "--dataset_path", str(dataset), "--num_gpus", "1", "--global_batch_size", "8",
+        folder, "--hf_model_id", str(model), "--dataset_path", str(dataset), "--num_gpus", "1", "--global_batch_size", "16",
         "--seq_length", "256", "--num_sample_answers", "0", "--save_every_n_steps", "20", "--val_check_interval", "30",
         "--experiment", "tracked", "--max_steps", str(max_steps), "--mlflow_tracking_uri", server.address,
         "--wandb_project", "tests", "--log_artifacts",
@@ -175,7 +175,7 @@ def test_runs_carry_settings_and_files(server: Server, folder: Path) -> None:
     run, run_id = read_run(experiment / "run.yaml"), json.loads((experiment / "trackers" / "mlflow.json").read_text())["run_id"]
     params = server.run(run_id).data.params
     assert params["data"] == run.identity["data"]
-    assert params["global_batch_size"] == "8" and params["sharding"] == run.strategy.sharding
+    assert params["global_batch_size"] == "16" and params["sharding"] == run.strategy.sharding
     assert params.keys() == parameters_of(run).keys()
     files = {file.path for file in MlflowClient(server.address).list_artifacts(run_id)}
     assert files == {"export", "metrics.csv", "report.html", "results"}
