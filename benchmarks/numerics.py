@@ -54,7 +54,9 @@ from finetuning.formats.peft.sharded import initialise_adapters  # noqa: E402
 from finetuning.launch.prepare import prepare  # noqa: E402
 from finetuning.parallel.parallelize import ParallelLlama, build_model  # noqa: E402
 from finetuning.parallel.weights import fill, local_part  # noqa: E402
-from finetuning.train import StopSwitch, Worker  # noqa: E402
+from finetuning.runtime.progress import Progress  # noqa: E402
+from finetuning.runtime.stop_switch import StopSwitch  # noqa: E402
+from finetuning.train import Worker  # noqa: E402
 from finetuning.training.evaluate import evaluate  # noqa: E402
 from finetuning.training.optimizer import gradient_scaler  # noqa: E402
 from finetuning.training.step import train_step  # noqa: E402
@@ -243,7 +245,7 @@ class Study:
         folder = self.work / "experiments" / "numerics"
         (folder / "logs").mkdir(parents=True, exist_ok=True)
         run = prepare(config_from_dict(given, "numerics"), None, folder, self.work / "tokens", with_weights=True).run
-        return Worker(run, 0, Console(quiet=True), StopSwitch())
+        return Worker(run, 0, Console(quiet=True), StopSwitch(Progress()))
 
     def _plain_float32(self, worker: Worker) -> ParallelLlama:
         config = worker.config

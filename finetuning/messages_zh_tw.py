@@ -838,11 +838,64 @@ MESSAGES: dict[str, str] = {
         "第 {step} 步：驗證 loss {loss:.4f}（困惑度 {perplexity:.2f}，{samples} 個樣本）"
     ),
     "step {step}: checkpoint saved in {seconds:.1f} s": "第 {step} 步：檢查點已存，費時 {seconds:.1f} 秒",
-    "step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied; the last checkpoint "
-    "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step": (
-        "第 {step} 步：loss 是 {loss}，梯度範數是 {norm}。這一步沒有套用，最後的檢查點不受影響。請調低 --lr，保持梯度裁剪"
+    "step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied{checkpoint}. "
+    "Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step": (
+        "第 {step} 步：loss 是 {loss}，梯度範數是 {norm}。這一步沒有套用{checkpoint}。請調低 --lr，保持梯度裁剪"
         "（--clip_grad 1.0），並檢查這一步的樣本"
     ),
+    "; the last checkpoint is untouched": "，最後的檢查點不受影響",
+    # Ends of a run: finetuning/runtime/progress.py, finetuning/launch/workers.py and stall_watch.py
+    "killed before it could save; the newest checkpoint is of step {step}": "還沒存檔就被強制結束；最新的檢查點是第 {step} 步",
+    "killed before it could save; there is no checkpoint yet": "還沒存檔就被強制結束；還沒有檢查點",
+    "newest checkpoint at step {step}": "最新的檢查點在第 {step} 步",
+    "no checkpoint yet": "還沒有檢查點",
+    "the same command goes on from there": "執行相同的指令即可從那裡接續",
+    "the same command starts anew": "執行相同的指令會從頭開始",
+    "{name} was asked to stop {seconds:.0f} s ago: {doing}; finetune cancel --now {name} kills it, without saving": (
+        "{name} 在 {seconds:.0f} 秒前已收到停止要求：{doing}；finetune cancel --now {name} 會立刻強制結束，不存檔"
+    ),
+    "finetune cancel --now {name} kills it": "finetune cancel --now {name} 會強制結束",
+    "press again to kill": "再按一次就強制結束",
+    "killing it, without saving": "強制結束，不存檔",
+    "still {doing}; {kills}": "還在進行：{doing}；{kills}",
+    "saving; {kills}": "正在存檔；{kills}",
+    "stopping, with nothing to save; {kills}": "正在停止，沒有需要存檔的內容；{kills}",
+    "asked to stop after the last step; test loss, answers and export are still to be done": (
+        "最後一步之後收到停止要求；測試 loss、回答與匯出還沒做"
+    ),
+    "stopped after the last step, {step}; run the same command for test loss, answers and export": (
+        "在最後一步（第 {step} 步）之後停止；執行相同的指令即可完成測試 loss、回答與匯出"
+    ),
+    "stopped at step {step} of {max_steps}, with nothing new to save; run the same command to go on": (
+        "在第 {step}／{max_steps} 步停止，沒有新的內容需要存檔；執行相同的指令即可接續"
+    ),
+    "No step for {seconds:.0f} s (usually {usual})": "{seconds:.0f} 秒沒有完成任何一步（平常 {usual}）",
+    "No sign of progress for {seconds:.0f} s, {doing}": "{seconds:.0f} 秒沒有進展（{doing}）",
+    "; stopped by a signal (SIGSTOP): {ranks}": "；被訊號暫停（SIGSTOP）：{ranks}",
+    "rank {rank}, process {pid}": "rank {rank}（行程 {pid}）",
+    "; the run is ended after {limit:.0f} s of it (--stall_timeout_s)": (
+        "；持續 {limit:.0f} 秒就會結束這次執行（--stall_timeout_s）"
+    ),
+    "it goes on, after {seconds:.0f} s": "{seconds:.0f} 秒後又有進展了",
+    "the run hung and was ended. {sentence}. Where each rank was is at the end of {logs}/rank_*.log": (
+        "執行卡住，已經結束。{sentence}。每個 rank 停在哪裡，見 {logs}/rank_*.log 的結尾"
+    ),
+    "starting": "啟動中",
+    "loading the model": "載入模型",
+    "in its first step, {step}": "進行這次的第一步（第 {step} 步）",
+    "in step {step}": "進行第 {step} 步",
+    "validating after step {step}": "第 {step} 步之後的驗證",
+    "saving step {step}": "儲存第 {step} 步",
+    "computing the test loss": "計算測試 loss",
+    "generating answers": "產生回答",
+    "writing the result": "寫出結果",
+    "leaving": "結束中",
+    "seconds without a step after which a run counts as hung and is ended; never less than four usual steps. Starts, first "
+    "steps, saves and exports, which show no progress, have ten times as long (1800 s). 0: never": (
+        "這麼多秒沒有完成任何一步，就視為卡住並結束；絕不少於平常四步的時間。啟動、第一步、存檔與匯出看不出進展，時間是十倍（1800 秒）。"
+        "0：永不"
+    ),
+    "20 usual steps, at least 300": "平常 20 步的時間，至少 300",
     # Speed
     "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
     "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size": (
@@ -1040,7 +1093,6 @@ MESSAGES: dict[str, str] = {
     "(--experiments_dir)": (
         "等了 {seconds:.0f} 秒，{host} 仍看不到 {path}；實驗資料夾必須在所有節點共用的檔案系統上（--experiments_dir）"
     ),
-    "killed before it could save; the newest checkpoint is of step {step}": "還沒存檔就被強制結束；最新的檢查點是第 {step} 步",
     "no experiment {name} in {folder}; there are: {names} (--experiments_dir)": (
         "{folder} 沒有實驗 {name}；有：{names}（--experiments_dir）"
     ),
@@ -1100,9 +1152,7 @@ MESSAGES: dict[str, str] = {
     "job {job} goes on; `finetune status {name}`, `finetune logs {name}`, `finetune cancel {name}`": (
         "工作 {job} 繼續執行；`finetune status {name}`、`finetune logs {name}`、`finetune cancel {name}`"
     ),
-    "job {job} was cancelled before it could save; it goes on from the newest checkpoint": (
-        "工作 {job} 還沒存檔就被取消；下次從最新的檢查點接著訓練"
-    ),
+    "job {job} was cancelled before it could save; {checkpoint}": "工作 {job} 還沒存檔就被取消；{checkpoint}",
     "job {job} reached its time limit before it had saved; give a larger --save_time_s": (
         "工作 {job} 還沒存完檔就到了時間上限；請給更大的 --save_time_s"
     ),
@@ -1122,9 +1172,6 @@ MESSAGES: dict[str, str] = {
         "實驗 {name} 是手動啟動的；請在執行 torchrun 的地方停止"
     ),
     "experiment {name} runs on {host}; cancel it there": "實驗 {name} 在 {host} 上執行；請到那裡取消",
-    "{name}: {state}, newest checkpoint at step {step}; the same command goes on from there": (
-        "{name}：{state}，最新的檢查點是第 {step} 步；同一個指令會從那裡接著訓練"
-    ),
     "nothing here would stop a run": "這裡沒有會讓訓練失敗的問題",
     "a run would fail here; see the red lines": "訓練在這裡會失敗；請看紅色的項目",
     "allocation": "資源分配",
@@ -1141,7 +1188,6 @@ MESSAGES: dict[str, str] = {
     "reason": "原因",
     "no experiments in {folder}": "{folder} 沒有任何實驗",
     "experiment {name} has no {log} yet ({state})": "實驗 {name} 還沒有 {log}（{state}）",
-    "{progress}, newest checkpoint at step {saved}": "{progress}，最新的檢查點是第 {saved} 步",
     "requeued {count} times": "已重新排隊 {count} 次",
     "changed": "更新時間",
     "log": "紀錄",

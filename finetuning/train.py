@@ -7,7 +7,6 @@ says, from the newest complete checkpoint of the experiment on. Exit code 0 when
 
 import json
 import os
-import signal
 import sys
 import time
 from contextlib import suppress
@@ -47,10 +46,12 @@ from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
-from finetuning.runtime.failures import write_failure
+from finetuning.runtime.failures import is_echo, write_failure
 from finetuning.runtime.network import choose_interface
 from finetuning.runtime.output import open_output
+from finetuning.runtime.progress import Phase, Progress, stop_reason
 from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
+from finetuning.runtime.stop_switch import StopSwitch
 from finetuning.terminal import SafeConsole
 from finetuning.training import trackers
 from finetuning.training.delivery import Trackers
@@ -68,7 +69,7 @@ def main(run_file: Path) -> int:
     logs.mkdir(parents=True, exist_ok=True)
     terminal = redirect_output(logs / f"rank_{rank}.log")
     set_language(run.config.lang)
-    stop = StopSwitch()
+    stop = StopSwitch(Progress())
     end_with_siblings(lambda: stop.waits)
     worker: Worker | None = None
     try:
@@ -78,15 +79,20 @@ def main(run_file: Path) -> int:
             worker.work()
         except BaseException as error:
             # A partner that was asked to stop a moment earlier breaks our collective. Our own signal is then pending and
-            # raises StopRequested here, at the first call.
+            # raises StopRequested here, at the first call, or has come before.
+            if stop.requested and is_echo(error):
+                raise StopRequested from error
             if not isinstance(error, StopRequested):
                 write_failure(logs, rank, error, run.config)
                 if worker:
                     worker.end_trackers(trackers.FAILED)
             raise
     except StopRequested:
-        if rank == 0:
+        if worker:
+            worker.tell_stop()
+        elif rank == 0:
             write_status(Path(run.experiment_dir), STOPPED, reason=t("asked to stop"))
+        stop.progress.enter(Phase.LEAVING)
         if worker:
             worker.end_trackers(trackers.STOPPED)
     finally:
@@ -96,35 +102,11 @@ def main(run_file: Path) -> int:
     return EXIT_FINISHED
 
 
-class StopSwitch:
-    """Remembers SIGTERM and SIGINT; while nothing can be saved, they end the process at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self.training = False
-        self.waits = False  # for messages of other workers, perhaps
-        self.listen()
-
-    def listen(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def set_training(self, training: bool) -> None:
-        self.training = self.waits = training
-        if self.requested and not training:
-            raise StopRequested
-
-    def _receive(self, number: int, frame: object) -> None:
-        already, self.requested = self.requested, True
-        if not self.training and not already:
-            raise StopRequested
-
-
 class Worker:
     """One process of a run: its split views, its model, and the phases train, evaluate, export."""
 
     def __init__(self, run: Run, rank: int, terminal: Console, stop: StopSwitch):
-        self.run, self.config, self.rank, self.stop = run, run.config, rank, stop
+        self.run, self.config, self.rank, self.stop, self.progress = run, run.config, rank, stop, stop.progress
         self.folder = Path(run.experiment_dir)
         self.results = self.folder / "results"
         self.model_path = Path(run.model_path)
@@ -140,12 +122,14 @@ class Worker:
         self.origin = make_origin(run, self.prompt_format)
         self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
+        self.progress.starts_at(self.resume_step)
+        self.progress.told = self._tell_phase
         log = Console(file=(self.folder / "logs" / "train.log").open("a", encoding="utf-8"), width=160) if rank == 0 else None
         self.display = TrainingDisplay(terminal, log, run.max_steps, self.config.world_size) if log else None
         for text in passed_over:
             self._say(text)
         self.trackers = Trackers(run, self.resume_step, self._say) if rank == 0 else None
-        self.module = FineTuning(run, self._build, lambda: stop.requested)
+        self.module = FineTuning(run, self._build, lambda: stop.requested, has_checkpoint=lambda: self.progress.saved_step > 0)
 
     def work(self) -> None:
         self._status(
@@ -153,6 +137,7 @@ class Worker:
         )
         self._train()
         self._evaluate_and_export()
+        self.progress.enter(Phase.LEAVING)
         self.end_trackers(trackers.FINISHED)
 
     def end_trackers(self, state: str) -> None:
@@ -172,6 +157,7 @@ class Worker:
             run, self.display, self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
             before_first_step=self._look_before, training_split=self.splits["training"], trackers=self.trackers,
+            stop=self.stop,
         )  # fmt: skip
         if self.trackers:
             self.trackers.start()
@@ -187,16 +173,31 @@ class Worker:
         )  # fmt: skip
         # Lightning 2.6 would turn SIGTERM into an exception without a checkpoint; ours finishes the step and saves.
         trainer._signal_connector.register_signal_handlers = self.stop.listen  # type: ignore[method-assign]
-        self.stop.set_training(True)
+        self.progress.enter(Phase.LOADING)
+        self.stop.waits = True
         try:
             trainer.fit(self.module, batches, ckpt_path=self.checkpoint.path if self.checkpoint else None)
         finally:
             self.stop.waits = False
-        if self.module.result is not None and self.module.result.stop and trainer.global_step < run.max_steps:
-            self._say(_stopped_message(trainer.global_step, run))
-            self._status(STOPPED, step=trainer.global_step, reason=t("asked to stop"), saved=run.save_every_n_steps > 0)
+        self.stop.training_ends()
+        if record.stopped:  # another rank was asked
             raise StopRequested
-        self.stop.set_training(False)
+
+    def tell_stop(self) -> None:
+        """How far it has come, after `StopRequested`; on the screen and in the status."""
+        step, saved, max_steps = self.progress.step, self.progress.saved_step, self.run.max_steps
+        if step > self.resume_step and self.run.save_every_n_steps == 0:
+            text = t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
+        elif step >= max_steps:
+            text = t("stopped after the last step, {step}; run the same command for test loss, answers and export", step=step)
+        elif saved > self.resume_step:
+            text = t("saved at step {step} of {max_steps}; run the same command to go on", step=saved, max_steps=max_steps)
+        else:
+            text = t("stopped at step {step} of {max_steps}, with nothing new to save; run the same command to go on",
+                     step=saved, max_steps=max_steps)  # fmt: skip
+        self._say(text)
+        saves = self.run.save_every_n_steps > 0
+        self._status(STOPPED, step=saved if saves else step, reason=stop_reason(step, max_steps), saved=saves)
 
     def _build(self) -> ParallelLlama:
         """Builds the model of this process and fills it: from the base model, then from where the run starts."""
@@ -223,12 +224,14 @@ class Worker:
 
     def _look_before(self) -> None:
         """Validation loss and answers of the untrained model, to compare with later."""
-        found = {"val_loss": self._loss("validation").loss} if "validation" in self.splits else {}
+        with self.progress.during(Phase.VALIDATING):
+            found = {"val_loss": self._loss("validation").loss} if "validation" in self.splits else {}
         self._write_result("before.json", found)
         self._answer("answers_before.jsonl")
 
     def _evaluate_and_export(self) -> None:
         if "test" in self.splits:
+            self.progress.enter(Phase.TESTING)
             found = self._loss("test")
             self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": self.run.max_steps})
             self._say(
@@ -236,6 +239,7 @@ class Worker:
                   perplexity=found.perplexity, samples=found.samples)
             )  # fmt: skip
         self._answer("predictions.jsonl")
+        self.progress.enter(Phase.EXPORTING)
         target = self.folder / "export"
         chat_template = self.prompt_format.chat_template()
         assert self.module.net is not None
@@ -247,7 +251,7 @@ class Worker:
 
     def _loss(self, split: str) -> Evaluation:
         assert self.module.net is not None
-        return evaluate(self.module.net, self.splits[split], self.run.strategy.packs.without_gradients())
+        return evaluate(self.module.net, self.splits[split], self.run.strategy.packs.without_gradients(), self.progress.beat)
 
     def _answer(self, file_name: str) -> None:
         """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""
@@ -255,10 +259,11 @@ class Worker:
         if answered_split(self.splits) is None or self.config.num_sample_answers == 0:
             return
         assert self.module.net is not None
-        answers = generate(
-            self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
-            end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens,
-        )  # fmt: skip
+        with self.progress.during(Phase.ANSWERING):
+            answers = generate(
+                self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
+                end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens, beat=self.progress.beat,
+            )  # fmt: skip
         rows = [
             {"input": sample.input, "label": sample.output, "prediction": self.prompt_format.decode(answer)}
             for sample, answer in zip(samples, answers, strict=True)
@@ -271,6 +276,10 @@ class Worker:
     def _say(self, text: str) -> None:
         if self.display:
             self.display.message(text)
+
+    def _tell_phase(self) -> None:
+        if self.progress.phase != Phase.LEAVING:
+            self._status(RUNNING, step=self.progress.step, doing=self.progress.in_words)
 
     def _status(self, state: str, **facts: Any) -> None:
         if self.rank == 0:
@@ -312,12 +321,6 @@ def redirect_output(log_file: Path) -> Console:
     os.dup2(descriptor, 2)
     os.close(descriptor)
     return SafeConsole(file=terminal)
-
-
-def _stopped_message(step: int, run: Run) -> str:
-    if run.save_every_n_steps == 0:
-        return t("stopped after step {step}; nothing was saved (--save_every_n_steps 0)", step=step)
-    return t("saved at step {step} of {max_steps}; run the same command to go on", step=step, max_steps=run.max_steps)
 
 
 if __name__ == "__main__":

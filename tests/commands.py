@@ -115,6 +115,29 @@ def finetune(folder: Path, *flags: str, on_screen: bool = False) -> Command:
     return Command(folder, str(ROOT / "finetune.py"), *flags, on_screen=on_screen)
 
 
+def start_verb(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`finetune VERB …`, started in `folder`; what it prints goes to a pipe."""
+    code = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; console()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def verb(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Runs it to its end; exit code and everything it has printed."""
+    process = start_verb(folder, *arguments)
+    output = process.communicate()[0]
+    return process.returncode, output
+
+
+def run_verb(folder: Path, *arguments: str) -> str:
+    code, output = verb(folder, *arguments)
+    assert code == 0, output
+    return output
+
+
 def steps_done(experiment: Path) -> int:
     rows = read_metrics(experiment / "metrics.csv")
     return int(rows[-1]["step"]) if rows else 0

@@ -1,4 +1,4 @@
-"""`finetune cancel NAME`: makes an experiment save and stop; `--now` does not wait for it to save."""
+"""`finetune cancel NAME`: makes an experiment save and stop; only with `--now` it is killed, however often it is asked."""
 
 import os
 import signal
@@ -10,9 +10,11 @@ from finetuning.cli.common_flags import verb_parser
 from finetuning.errors import EXIT_FAILED, InputError
 from finetuning.i18n import t
 from finetuning.launch.experiments import DEFAULT_FOLDER, Experiment, find_experiment
-from finetuning.launch.outcome import record_outcome, saved_step
+from finetuning.launch.outcome import newest_checkpoint, record_outcome, saved_step
 from finetuning.launch.slurm.job import cancel, is_live, job_state, signal_job
 from finetuning.launch.slurm.submit import outcome_of_job
+from finetuning.launch.stop_requests import KILL_SIGNAL
+from finetuning.launch.workers import STOP_MARK
 from finetuning.runtime.status import STATUS_FILE
 from finetuning.terminal import open_console
 
@@ -33,6 +35,12 @@ def main(argv: Sequence[str]) -> int:
         )
     _refuse_others(found)
     console = open_console()
+    mark = found.folder / "logs" / STOP_MARK
+    if mark.exists() and not given.now:
+        console.print(
+            t("{name} was asked to stop {seconds:.0f} s ago: {doing}; finetune cancel --now {name} kills it, without saving",
+              name=found.name, seconds=time.time() - mark.stat().st_mtime, doing=found.reason or found.state)
+        )  # fmt: skip
     if found.job_id:
         _cancel_job(found, now=given.now)
     else:
@@ -43,10 +51,9 @@ def main(argv: Sequence[str]) -> int:
         found = find_experiment(given.experiments_dir, given.name)
         if not found.is_live and not (found.job_id and is_live(found.job_id)):  # its script may take a moment longer
             _record_end_of_job(found)
-            console.print(
-                t("{name}: {state}, newest checkpoint at step {step}; the same command goes on from there", name=found.name,
-                  state=found.state, step=saved_step(found.folder))
-            )  # fmt: skip
+            console.print(f"{found.name}: {found.state}, {newest_checkpoint(found.folder)}; " + (
+                t("the same command goes on from there") if saved_step(found.folder) else t("the same command starts anew")
+            ))  # fmt: skip
             return 0
         time.sleep(POLL_INTERVAL_S)
     console.print(
@@ -78,10 +85,8 @@ def _signal_launcher(found: Experiment, *, now: bool) -> None:
     host = found.status.get("host", os.uname().nodename)
     if host != os.uname().nodename:
         raise InputError(t("experiment {name} runs on {host}; cancel it there", name=found.name, host=host))
-    os.kill(int(pid), signal.SIGTERM)
-    if now:
-        time.sleep(POLL_INTERVAL_S)
-        os.kill(int(pid), signal.SIGTERM)
+    os.kill(int(pid), KILL_SIGNAL if now else signal.SIGTERM)
+    os.kill(int(pid), signal.SIGCONT)  # Ctrl-Z may have stopped it
 
 
 def _record_end_of_job(found: Experiment) -> None:

@@ -8,7 +8,7 @@ from finetuning.cli.common_flags import verb_parser
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.experiments import BROKEN, DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
-from finetuning.launch.outcome import saved_step
+from finetuning.launch.outcome import newest_checkpoint
 from finetuning.terminal import open_console
 
 LABEL_WIDTH = 12
@@ -44,7 +44,7 @@ def _lines(found: Experiment) -> list[tuple[str, str]]:
     lines = [(t("experiment"), found.name), (t("state"), f"{found.state} · {found.reason}" if found.reason else found.state)]
     if found.state == BROKEN:
         return [*lines, (t("folder"), str(found.folder))]
-    step = t("{progress}, newest checkpoint at step {saved}", progress=found.progress, saved=saved_step(found.folder))
+    step = f"{found.progress}, {newest_checkpoint(found.folder)}"
     loss = status.get("train_loss")
     lines.append((t("step"), step if loss is None else t("{step}, loss {loss:.4f}", step=step, loss=loss)))
     where = found.place

@@ -21,12 +21,13 @@ from finetuning.files.atomic import remove_incomplete
 from finetuning.files.reserve import reserve_room
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
-from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, show_failure
+from finetuning.launch.outcome import Outcome, decide_outcome, newest_checkpoint, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.slurm.container import package_folder
 from finetuning.launch.slurm.job_script import JobPlan, render_job, script_of
 from finetuning.launch.slurm.submit import follow_to_the_end, plan_for, refuse_live_job, submit_job
-from finetuning.launch.torchrun import run_workers, torchrun_command, torchrun_command_of_node
+from finetuning.launch.stop_requests import StopRequests
+from finetuning.launch.torchrun import STOP_SIGNALS, run_workers, torchrun_command, torchrun_command_of_node
 from finetuning.runtime.failures import clear_failures
 from finetuning.runtime.network import own_address
 from finetuning.runtime.status import FINISHED, QUEUED, STARTING, STOPPED, read_status, write_status
@@ -115,12 +116,16 @@ def _run(
         write_status(experiment_dir, QUEUED, reason=t("to be started by hand on each machine"), launcher_pid=None, **facts)
         _print_lines_for_machines(console, run_file, config)
         return EXIT_FINISHED
-    write_status(experiment_dir, STARTING, reason=None, launcher_pid=os.getpid(), **facts)
-    console.print(t("starting {count} processes …", count=config.num_gpus))
-    ended = run_workers(run_file, config.num_gpus, logs, lock_descriptor)
-    outcome = decide_outcome(experiment_dir, log=logs / "torchrun.log", stop_asked=ended.asked is not None, killed=ended.killed)
-    record_outcome(experiment_dir, outcome)
-    return _report(run, outcome, console)
+    with StopRequests(STOP_SIGNALS, can_kill=True) as stop:
+        write_status(experiment_dir, STARTING, reason=None, launcher_pid=os.getpid(), **facts)
+        console.print(t("starting {count} processes …", count=config.num_gpus))
+        ended = run_workers(run_file, config.num_gpus, logs, lock_descriptor, stop, config.stall_timeout_s)
+        outcome = decide_outcome(
+            experiment_dir, log=logs / "torchrun.log", stop_asked=bool(stop.received), nothing_lost=ended.nothing_lost,
+            killed=stop.kill,
+        )  # fmt: skip
+        record_outcome(experiment_dir, outcome)
+        return _report(run, outcome, console)
 
 
 def _report(run: Run, outcome: Outcome, console: Console) -> int:
@@ -134,6 +139,8 @@ def _report(run: Run, outcome: Outcome, console: Console) -> int:
             console.print(t("stopped; run the same command to go on"))
     else:
         show_failure(outcome)
+        if Path(run.experiment_dir).is_dir():
+            console.print(newest_checkpoint(Path(run.experiment_dir)))
     return outcome.exit_code
 
 

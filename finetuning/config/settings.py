@@ -363,6 +363,14 @@ class RunConfig:
     log_artifacts: bool = setting(
         RECORDS, "upload data report, results and exported model to these trackers at the end", default=False
     )
+    stall_timeout_s: float | None = setting(
+        RECORDS,
+        "seconds without a step after which a run counts as hung and is ended; never less than four usual steps. Starts, first "
+        "steps, saves and exports, which show no progress, have ten times as long (1800 s). 0: never",
+        default=None,
+        default_means="20 usual steps, at least 300",
+        at_least=0,
+    )
     profile_steps: int = setting(
         RECORDS,
         "steps that are profiled, from the fourth one on: work and messages of each rank in profile/, and a trace",

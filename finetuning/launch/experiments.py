@@ -17,7 +17,7 @@ from finetuning.launch.outcome import decide_outcome
 from finetuning.launch.slurm.follow import explain_reason
 from finetuning.launch.slurm.job import FORGOTTEN, JobState, job_state
 from finetuning.launch.slurm.submit import job_log, outcome_of_job
-from finetuning.runtime.status import LIVE_STATES, QUEUED, STATUS_FILE, read_status
+from finetuning.runtime.status import LIVE_STATES, QUEUED, RUNNING, STATUS_FILE, read_status
 
 LOCK_FILE = ".lock"
 DEFAULT_FOLDER = RunConfig.experiments_dir
@@ -117,6 +117,8 @@ def _look(folder: Path) -> Experiment:
     if not status:
         raise InputError(t("{file}: a link to nowhere", file=folder if folder.is_symlink() else folder / STATUS_FILE))
     state, reason = status["state"], status.get("reason") or ""
+    if state == RUNNING:
+        reason = status.get("stall") or status.get("doing") or ""
     if state not in LIVE_STATES:
         return Experiment(folder, status, state, reason, None)
     if status.get("job_id"):

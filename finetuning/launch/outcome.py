@@ -1,5 +1,6 @@
 """How a run ended, from what its workers left behind: the failure files of the ranks and `status.json`."""
 
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from pathlib import Path
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, NoRoom
 from finetuning.i18n import t
 from finetuning.runtime.failures import first_failure, removed
-from finetuning.runtime.status import FAILED, FINISHED, STARTING, STOPPED, read_status, write_status
+from finetuning.runtime.progress import stop_reason
+from finetuning.runtime.status import FAILED, FINISHED, RUNNING, STARTING, STOPPED, read_status, write_status
 from finetuning.terminal import open_console
 
 LOG_LINES_SHOWN = 20
@@ -26,13 +28,20 @@ class Outcome:
 
 
 def decide_outcome(
-    experiment_dir: Path, *, log: Path, stop_asked: bool = False, killed: bool = False, unexplained: str | None = None
-) -> Outcome:  # fmt: skip
+    experiment_dir: Path,
+    *,
+    log: Path,
+    stop_asked: bool = False,
+    nothing_lost: bool = False,
+    killed: bool = False,
+    unexplained: str | None = None,
+) -> Outcome:
     """Reads how the run ended; only once no worker of it is left.
 
     Args:
         log: where to look when no rank left its own error.
         stop_asked: somebody asked it to save and leave; workers that had not started yet could not write so.
+        nothing_lost: every step that was done is in a checkpoint.
         killed: somebody did not wait for it to save.
         unexplained: what to say when nothing explains the end.
     """
@@ -43,18 +52,23 @@ def decide_outcome(
     state = status.get("state")
     if killed and state != FINISHED:
         step = saved_step(experiment_dir)
-        return Outcome(
-            STOPPED, EXIT_INTERRUPTED, t("killed before it could save; the newest checkpoint is of step {step}", step=step)
-        )
+        reason = t("killed before it could save; the newest checkpoint is of step {step}", step=step)
+        if not step:
+            reason = t("killed before it could save; there is no checkpoint yet")
+        return Outcome(STOPPED, EXIT_INTERRUPTED, reason)
+    if stop_asked and failure is not None and failure["kind"] == "echo":
+        failure = None  # of ranks that left one after the other
     if state == FINISHED and failure is None:
         return Outcome(FINISHED, EXIT_FINISHED)
     if state == STOPPED and failure is None:
         return Outcome(STOPPED, EXIT_STOPPED, status.get("reason"))
-    if stop_asked and state == STARTING:
-        return Outcome(STOPPED, EXIT_STOPPED, t("asked to stop"))
+    if stop_asked and failure is None and (state == STARTING or (state == RUNNING and nothing_lost)):
+        return Outcome(STOPPED, EXIT_STOPPED, stop_reason(status.get("step", 0), status.get("max_steps") or math.inf))
     if state == FAILED and failure is None and status.get("reason"):  # found out by the node part of a job
         return Outcome(FAILED, EXIT_FAILED, status["reason"], log)
     if failure is not None:
+        if failure["kind"] == "hung":
+            return Outcome(FAILED, EXIT_FAILED, failure["message"], logs)
         log = logs / f"rank_{failure['rank']}.log"
         return Outcome(FAILED, EXIT_FAILED, failure["message"], log, failure["rank"])
     reason = unexplained or t(
@@ -84,6 +98,12 @@ def show_failure(outcome: Outcome) -> None:
         errors.print("\n".join(lines))
     if outcome.log is not None:
         errors.print(t("log: {log}", log=outcome.log))
+
+
+def newest_checkpoint(experiment_dir: Path) -> str:
+    """The step of the newest complete checkpoint in words."""
+    step = saved_step(experiment_dir)
+    return t("newest checkpoint at step {step}", step=step) if step else t("no checkpoint yet")
 
 
 def saved_step(experiment_dir: Path) -> int:

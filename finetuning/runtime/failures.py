@@ -87,12 +87,17 @@ def write_killed(logs: Path, rank: int, signal_name: str) -> None:
     _write_record(logs, rank, {"rank": rank, "time": time.time(), "message": message, "kind": "killed"})
 
 
+def write_hung(logs: Path, first_rank: int, message: str) -> None:
+    """Writes down that no rank got on, for none of those from `first_rank` on in particular."""
+    _write_record(logs, f"{first_rank}-hung", {"rank": first_rank, "time": time.time(), "message": message, "kind": "hung"})
+
+
 def is_echo(error: BaseException) -> bool:
     """It says only that another rank is gone."""
     return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PARTNER)
 
 
-def _write_record(logs: Path, rank: int, record: dict[str, Any]) -> None:
+def _write_record(logs: Path, rank: int | str, record: dict[str, Any]) -> None:
     if not logs.parent.is_dir():
         return
     logs.mkdir(exist_ok=True)
@@ -103,10 +108,10 @@ def _write_record(logs: Path, rank: int, record: dict[str, Any]) -> None:
 def first_failure(logs: Path) -> dict[str, Any] | None:
     """The failure that caused the others: the earliest, after those of ranks that only lost a partner.
 
-    Where a rank was killed it comes first, because it could not report at once.
+    Where a rank was killed it comes first, because it could not report at once; before it, that the run was ended as hung.
     """
     records = [_read_record(file) for file in logs.glob("rank_*.error.json")]
-    order = ("killed", "own", "echo")
+    order = ("hung", "killed", "own", "echo")
     return min(records, key=lambda record: (order.index(record["kind"]), record["time"]), default=None)
 
 
@@ -114,7 +119,7 @@ class _Record(msgspec.Struct):
     rank: int
     time: float
     message: str
-    kind: Literal["killed", "own", "echo"] = "own"
+    kind: Literal["hung", "killed", "own", "echo"] = "own"
     traceback: str = ""
 
 

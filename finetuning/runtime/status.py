@@ -34,6 +34,8 @@ class _Facts(msgspec.Struct):
     launcher_pid: Annotated[int, msgspec.Meta(ge=1)] | None = None  # gets signals
     host: str | None = None
     restarts: int = 0
+    doing: str | None = None  # of a run, e.g. "saving step 63"
+    stall: str | None = None  # that it does not get on
 
 
 def read_status(experiment_dir: Path) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def read_status(experiment_dir: Path) -> dict[str, Any]:
 
 
 def write_status(experiment_dir: Path, state: str, **facts: Any) -> None:
-    """Sets the state and updates the given facts; earlier facts stay, unless the file is damaged.
+    """Sets the state and updates the given facts; earlier facts stay, unless the file is damaged, or they no longer hold.
 
     Raises:
         NoRoom: the disk is full, and the room that was kept aside is gone.
@@ -65,7 +67,8 @@ def write_status(experiment_dir: Path, state: str, **facts: Any) -> None:
         before = read_status(experiment_dir)
     except InputError:  # no reason to end a run
         before = {}
-    status = {**before, "state": state, "updated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
+    passing = {"stall": None} if state == RUNNING else {"stall": None, "doing": None}
+    status = {**before, **passing, "state": state, "updated_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts}
     text = json.dumps(status, indent=1, ensure_ascii=False)
     # While it runs the next one follows soon, and no step waits for the disk.
     durable = state != RUNNING

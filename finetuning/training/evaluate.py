@@ -1,6 +1,7 @@
 """Loss and perplexity of a split, computed with the training layout."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,10 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: ParallelLlama, split: Split, plan: PackPlan) -> Evaluation:
-    """Evaluates all samples of `split`; every rank must call it and gets the same result."""
+def evaluate(
+    model: ParallelLlama, split: Split, plan: PackPlan, beat: Callable[[], object] = lambda: None
+) -> Evaluation:  # fmt: skip
+    """Evaluates all samples of `split`; every rank must call it and gets the same result. Calls `beat` after each row."""
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     layout = model.layout
     for start in range(0, len(split), SAMPLES_AT_ONCE):
@@ -36,6 +39,7 @@ def evaluate(model: ParallelLlama, split: Split, plan: PackPlan) -> Evaluation:
         batch = make_step_batch(split, samples, 0, layout.data_rank, layout.degrees.data_parallel, plan)
         for row in batch.micro_batches:
             total += model.loss_sum(row)
+            beat()
     model.release()
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())

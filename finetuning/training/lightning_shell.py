@@ -33,7 +33,9 @@ from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama
+from finetuning.runtime.progress import Phase
 from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
+from finetuning.runtime.stop_switch import StopSwitch
 from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation
@@ -46,10 +48,13 @@ from finetuning.training.step import StepResult, train_step
 class FineTuning(pl.LightningModule):
     """Holds the model and runs one optimizer step per Lightning batch."""
 
-    def __init__(self, run: Run, build: Callable[[], ParallelLlama], stop_requested: Callable[[], bool]):
+    def __init__(
+        self, run: Run, build: Callable[[], ParallelLlama], stop_requested: Callable[[], bool],
+        has_checkpoint: Callable[[], bool] = lambda: False,
+    ):  # fmt: skip
         super().__init__()
         self.automatic_optimization = False
-        self.run, self.build, self.stop_requested = run, build, stop_requested
+        self.run, self.build, self.stop_requested, self.has_checkpoint = run, build, stop_requested, has_checkpoint
         self.net: ParallelLlama | None = None
         self.result: StepResult | None = None
         self.postponed: Callable[[], None] | None = None  # what is left to do about the last step
@@ -86,6 +91,7 @@ class FineTuning(pl.LightningModule):
             self.result = train_step(
                 self.net, batch, optimizer.step, scale=gradient_scaler(optimizer.optimizer),
                 clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self._meanwhile,
+                has_checkpoint=self.has_checkpoint(),
             )  # fmt: skip
         optimizer.zero_grad()
 
@@ -192,10 +198,12 @@ class StepRecord(pl.Callback):
     validate: Callable[[], Evaluation] | None
     before_first_step: Callable[[], None]
     training_split: Split
+    stop: StopSwitch
     trackers: Trackers | None  # rank 0 only
 
     def __post_init__(self) -> None:
         self.folder = Path(self.run.experiment_dir)
+        self.progress, self.stopped = self.stop.progress, False
         resume_step = self.resumed.step if self.resumed else 0
         self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
         self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
@@ -206,6 +214,7 @@ class StepRecord(pl.Callback):
         if trainer.global_step == 0:
             self.before_first_step()
         self._validate_late(trainer)
+        self.progress.enter(Phase.FIRST_STEP)
         if self.display:
             self.display.start(trainer.global_step)
         self.step_started_at = time.monotonic()
@@ -217,7 +226,8 @@ class StepRecord(pl.Callback):
         assert isinstance(pl_module, FineTuning) and pl_module.result is not None
         result, step = pl_module.result, trainer.global_step
         seconds = time.monotonic() - self.step_started_at
-        last = step >= self.run.max_steps
+        self.progress.step_done(step, seconds)
+        last, stops = step >= self.run.max_steps, result.stop
         val_loss = None
         if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
             val_loss = self._validate(step)
@@ -234,9 +244,9 @@ class StepRecord(pl.Callback):
         save_every = self.run.save_every_n_steps
         if save_every and (last or result.stop or step % save_every == 0):
             pl_module.catch_up()
-            self._save(trainer, step, val_loss)
-        if result.stop and not last:
-            trainer.should_stop = True
+            stops = self._save(trainer, step, val_loss) or result.stop
+        if stops and not last:
+            trainer.should_stop = self.stopped = True
         self.step_started_at = time.monotonic()
 
     @override
@@ -250,6 +260,8 @@ class StepRecord(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, FineTuning)
         pl_module.catch_up()
+        if self.display:
+            self.display.stop()
 
     def _validate_late(self, trainer: pl.Trainer) -> None:
         """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved."""
@@ -265,7 +277,8 @@ class StepRecord(pl.Callback):
 
     def _validate(self, step: int) -> float:
         assert self.validate is not None
-        found = self.validate()
+        with self.progress.during(Phase.VALIDATING):
+            found = self.validate()
         if self.display:
             self.display.message(
                 t("step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} samples)",
@@ -284,10 +297,22 @@ class StepRecord(pl.Callback):
         self.display.step(row["step"], row)
         if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
             self.status_written_at = time.monotonic()
-            write_status(self.folder, RUNNING, step=row["step"], max_steps=self.run.max_steps, train_loss=row["train_loss"])
+            write_status(
+                self.folder, RUNNING, step=row["step"], max_steps=self.run.max_steps, train_loss=row["train_loss"],
+                doing=self.progress.in_words,
+            )  # fmt: skip
         self.ledger.append(ledger_entry(self.training_split, row["step"], samples))
 
-    def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
+    def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:
+        """Returns whether some rank was asked to stop meanwhile, which then needs no further step."""
+        with self.progress.during(Phase.SAVING):
+            self._write_checkpoint(trainer, step, val_loss)
+        self.progress.saved()
+        asked_to_stop = torch.full((), float(self.stop.requested))
+        dist.all_reduce(asked_to_stop)
+        return asked_to_stop.item() > 0
+
+    def _write_checkpoint(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
         strategy = trainer.strategy
         assert isinstance(strategy, MeshStrategy)
         strategy.val_loss = val_loss
@@ -298,7 +323,6 @@ class StepRecord(pl.Callback):
             prune(folder, self.run.config.keep_last)
             seconds = time.monotonic() - started
             self.display.message(t("step {step}: checkpoint saved in {seconds:.1f} s", step=step, seconds=seconds))
-        dist.barrier()
 
 
 class OwnCheckpoints(LightningCheckpoint):

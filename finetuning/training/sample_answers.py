@@ -4,6 +4,8 @@ All unfinished prompts go through the model as documents of one packed row, once
 cache: a few sample answers take seconds, and the path is exactly the one that is trained.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from finetuning.model.attention import make_documents
@@ -12,9 +14,13 @@ from finetuning.parallel.parallelize import ParallelLlama
 
 @torch.no_grad()
 def generate(
-    model: ParallelLlama, prompts: list[list[int]], *, end_token_ids: tuple[int, ...], max_new_tokens: int
-) -> list[list[int]]:
-    """New tokens for each prompt, without the end token; every rank must call it with the same prompts."""
+    model: ParallelLlama, prompts: list[list[int]], *, end_token_ids: tuple[int, ...], max_new_tokens: int,
+    beat: Callable[[], object] = lambda: None,
+) -> list[list[int]]:  # fmt: skip
+    """New tokens for each prompt, without the end token; every rank must call it with the same prompts.
+
+    Calls `beat` after each token.
+    """
     answers: list[list[int]] = [[] for _ in prompts]
     open_answers = list(range(len(prompts)))
     for _ in range(max_new_tokens):
@@ -29,6 +35,7 @@ def generate(
         tokens = torch.tensor([token for row in rows for token in row])
         positions = torch.cat([torch.arange(length) for length in lengths])
         chosen = model.logits(tokens, positions, make_documents(lengths), last).argmax(-1).tolist()
+        beat()
         for index, token in zip(list(open_answers), chosen, strict=True):
             if token in end_token_ids:
                 open_answers.remove(index)

@@ -29,6 +29,7 @@ class StepResult(NamedTuple):
 def train_step(
     model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, scale: Callable[[Tensor], object],
     clip_grad: float, stop: bool, meanwhile: Callable[[], object] = lambda: None,
+    has_checkpoint: bool = False,
 ) -> StepResult:  # fmt: skip
     """Runs one optimizer step; every rank must call it.
 
@@ -39,6 +40,7 @@ def train_step(
         clip_grad: largest global gradient norm; 0: no clipping.
         stop: this rank was asked to stop after the step.
         meanwhile: work for the CPU, see `ParallelLlama.backward`.
+        has_checkpoint: of an earlier step, which the error can point to.
 
     Raises:
         RunError: the loss or the gradient norm is not finite; on all ranks together, before any weight has changed.
@@ -55,9 +57,9 @@ def train_step(
     loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
-            t("step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied; the last checkpoint "
-              "is untouched. Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step",
-              step=batch.step + 1, loss=loss, norm=norm)
+            t("step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied{checkpoint}. "
+              "Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step", step=batch.step + 1,
+              loss=loss, norm=norm, checkpoint=t("; the last checkpoint is untouched") if has_checkpoint else "")
         )  # fmt: skip
     update()
     if model.trains_all:

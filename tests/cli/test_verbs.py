@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.runtime.status import STOPPED, read_status, write_status
-from tests.commands import ROOT, finetune, is_training
+from tests.commands import ROOT, finetune, is_training, run_verb, verb
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,13 +24,13 @@ def test_a_local_run_is_listed_shown_and_cancelled(tiny_model: Path, tiny_datase
     )  # fmt: skip
     experiment = tmp_path / "experiments" / "mine"
     command.wait_until(lambda: is_training(experiment, after_step=0))
-    assert re.search(r"^mine +running +\d+/1000000 +local ", run(tmp_path, "list"), re.MULTILINE)
-    shown = run(tmp_path, "status")
+    assert re.search(r"^mine +running +\d+/1000000 +local ", run_verb(tmp_path, "list"), re.MULTILINE)
+    shown = run_verb(tmp_path, "status")
     assert re.search(r"^experiment +mine$", shown, re.MULTILINE)
     assert re.search(r"^state +running$", shown, re.MULTILINE)
-    assert json.loads(run(tmp_path, "status", "mine", "--json"))["state"] == "running"
-    assert "step 1/1000000" in run(tmp_path, "logs", "mine")
-    cancelled = run(tmp_path, "cancel", "mine")
+    assert json.loads(run_verb(tmp_path, "status", "mine", "--json"))["state"] == "running"
+    assert "step 1/1000000" in run_verb(tmp_path, "logs", "mine")
+    cancelled = run_verb(tmp_path, "cancel", "mine")
     assert re.search(
         r"^mine: stopped, newest checkpoint at step [1-9]\d*; the same command goes on from there$", cancelled, re.MULTILINE
     )
@@ -54,7 +54,7 @@ def test_an_experiment_that_does_not_exist_is_named_with_those_that_do(tmp_path:
 
 @pytest.mark.unit
 def test_without_any_experiment_that_is_said(tmp_path: Path) -> None:
-    assert run(tmp_path, "list") == "no experiments in experiments\n"
+    assert run_verb(tmp_path, "list") == "no experiments in experiments\n"
 
 
 @pytest.mark.unit
@@ -62,20 +62,3 @@ def test_the_verbs_that_only_look_load_no_torch(tmp_path: Path) -> None:
     code = "import sys; from finetuning.cli.list import main; main([]); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False).returncode == 0
-
-
-def verb(folder: Path, *arguments: str) -> tuple[int, str]:
-    """`finetune VERB …`, run in `folder`; exit code and everything it has printed."""
-    code = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; console()"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True, check=False, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    return result.returncode, result.stdout
-
-
-def run(folder: Path, *arguments: str) -> str:
-    code, output = verb(folder, *arguments)
-    assert code == 0, output
-    return output

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from finetuning.cli.main import main
-from finetuning.launch.torchrun import kernel_cache, run_workers, signal_workers, torchrun_command, worker_environment
+from finetuning.launch.stop_requests import StopRequests
+from finetuning.launch.torchrun import STOP_SIGNALS, kernel_cache, run_workers, torchrun_command, worker_environment
+from finetuning.launch.workers import signal_workers
 from finetuning.runtime.status import read_status
 from tests.commands import Command, arguments, descendants, finetune, is_training, state
 
@@ -60,8 +62,8 @@ def test_a_signal_for_workers_that_are_gone_is_no_error() -> None:
 @pytest.mark.dist
 def test_workers_that_cannot_start_end_torchrun_with_an_error(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with (tmp_path / ".lock").open("a") as lock:
-        ended = run_workers(tmp_path / "no-run.yaml", 1, tmp_path, lock.fileno())
+    with (tmp_path / ".lock").open("a") as lock, StopRequests(STOP_SIGNALS, can_kill=True) as stop:
+        ended = run_workers(tmp_path / "no-run.yaml", 1, tmp_path, lock.fileno(), stop, None)
     assert ended.code != 0
     assert "no-run.yaml" in (tmp_path / "torchrun.log").read_text(encoding="utf-8")
     assert signal.getsignal(signal.SIGINT) is before

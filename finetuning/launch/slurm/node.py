@@ -15,7 +15,9 @@ from finetuning.config.run import Run, read_run
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, RunError
 from finetuning.i18n import set_language, t
 from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome, saved_step
-from finetuning.launch.torchrun import Ended, supervise, torchrun_command_of_node, worker_environment
+from finetuning.launch.stop_requests import StopRequests
+from finetuning.launch.torchrun import torchrun_command_of_node, worker_environment
+from finetuning.launch.workers import Workers
 from finetuning.runtime.failures import clear_failures
 from finetuning.runtime.network import choose_interface, port_of_job, rendezvous_address
 from finetuning.runtime.status import FAILED, FINISHED, QUEUED, STARTING, write_status
@@ -77,11 +79,20 @@ class Node:
         environment = worker_environment(self.run.config.num_gpus)
         # Gloo would take the address that this machine's name has in /etc/hosts; NCCL looks for itself.
         choose_interface(environment, peer=self.addresses[0] if self.node else self.addresses[-1])
-        ended = supervise(self._command(), environment, self.logs, self.log_name, STOP_SIGNALS, kill_on_second=False)
-        if self.node > 0:
-            return EXIT_FINISHED if ended.code == 0 or ended.asked is not None else EXIT_FAILED
-        outcome = decide_outcome(self.folder, log=self.logs / self.log_name, stop_asked=ended.asked is not None)
-        return self._end(outcome, ended, first_step)
+        config = self.run.config
+        with StopRequests(STOP_SIGNALS, can_kill=False) as stop:
+            first_rank = self.node * config.num_gpus
+            workers = Workers(config.num_gpus, self.logs, self.log_name, stop, config.stall_timeout_s, first_rank=first_rank)
+            ended = workers.run(self._command(), environment)
+            if self.node > 0:
+                return EXIT_FINISHED if ended.code == 0 or stop.received else EXIT_FAILED
+            outcome = decide_outcome(
+                self.folder, log=self.logs / self.log_name, stop_asked=bool(stop.received), nothing_lost=ended.nothing_lost
+            )
+            # Whoever cancels a job that is saving because of its time limit does not want it to go on.
+            by_weight = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+            asked = next((number for number in by_weight if number in stop.received), None)
+            return self._end(outcome, asked, first_step)
 
     def _begin(self, first_step: int) -> None:
         """Clears what an earlier start of the experiment has left, and refuses to start over and over at the same step.
@@ -114,19 +125,19 @@ class Node:
             first_node=rendezvous_address(self.addresses[0], self.node == 0), port=port_of_job(int(self.job_id), self.restarts),
         )  # fmt: skip
 
-    def _end(self, outcome: Outcome, ended: Ended, first_step: int) -> int:
+    def _end(self, outcome: Outcome, asked: int | None, first_step: int) -> int:
         """Writes how it ended and whether the job is to go on by itself."""
         record_outcome(self.folder, outcome)
         if outcome.state in (FINISHED, FAILED):
             self._write_outcome(outcome.state)
             return outcome.exit_code
-        if ended.asked == signal.SIGTERM:
+        if asked == signal.SIGTERM:
             write_status(
                 self.folder, QUEUED, exit_code=None, reason=t("ended by Slurm; goes on by itself if it was not cancelled")
             )
             self._write_outcome("terminated")
             return EXIT_FINISHED
-        if ended.asked != signal.SIGUSR1:
+        if asked != signal.SIGUSR1:
             self._write_outcome("stopped")
             return EXIT_FINISHED
         step = saved_step(self.folder)

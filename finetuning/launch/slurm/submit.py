@@ -10,7 +10,7 @@ from finetuning.config.settings import RunConfig
 from finetuning.errors import EXIT_STOPPED, InputError
 from finetuning.files.atomic import PRIVATE, write_text
 from finetuning.i18n import t
-from finetuning.launch.outcome import Outcome, decide_outcome, record_outcome
+from finetuning.launch.outcome import Outcome, decide_outcome, newest_checkpoint, record_outcome
 from finetuning.launch.slurm.cluster import read_cluster
 from finetuning.launch.slurm.container import package_folder
 from finetuning.launch.slurm.follow import follow
@@ -99,7 +99,11 @@ def outcome_of_job(experiment_dir: Path, job_id: str, state: JobState) -> Outcom
     if state.name == "CANCELLED" and status.get("state") == QUEUED:
         return Outcome(STOPPED, EXIT_STOPPED, t("job {job} was cancelled", job=job_id))
     unexplained = {
-        "CANCELLED": t("job {job} was cancelled before it could save; it goes on from the newest checkpoint", job=job_id),
+        "CANCELLED": t(
+            "job {job} was cancelled before it could save; {checkpoint}",
+            job=job_id,
+            checkpoint=newest_checkpoint(experiment_dir),
+        ),
         "TIMEOUT": t("job {job} reached its time limit before it had saved; give a larger --save_time_s", job=job_id),
         "OUT_OF_MEMORY": t("job {job} used more memory of the node than it had asked for; give more --mem", job=job_id),
         "NODE_FAIL": t("a node of job {job} failed", job=job_id),

@@ -127,7 +127,7 @@ def test_an_experiment_whose_job_lives_cannot_be_started_again(commands: Path, t
     [
         ("TIMEOUT", "job 7 reached its time limit before it had saved; give a larger --save_time_s"),
         ("OUT_OF_MEMORY", "job 7 used more memory of the node than it had asked for; give more --mem"),
-        ("CANCELLED", "job 7 was cancelled before it could save; it goes on from the newest checkpoint"),
+        ("CANCELLED", "job 7 was cancelled before it could save; no checkpoint yet"),
         ("NODE_FAIL", "a node of job 7 failed"),
         ("PREEMPTED", "job 7 had to give way to another before it had saved"),
         ("BOOT_FAIL", "job 7 ended as BOOT_FAIL without saying why"),
