@@ -234,7 +234,7 @@ def test_a_damaged_chat_template_is_refused(settings: Settings, tiny_model: Path
     (folder / "chat_template.jinja").write_text("{% if %}", encoding="utf-8")
     (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
     assert problem.startswith(f"{folder}: the chat template cannot be used (Expected an expression")
-    assert problem.endswith("; mend it, or give --prompt_template")
+    assert problem.endswith("; fix it, or give --prompt_template")
 
 
 def test_a_tokenizer_that_is_not_there_is_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:
