@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from data_tokenise import ROOT, TRAINING_FILE
+from data_tokenize import ROOT, TRAINING_FILE
 
 COMMAND = "import sys; from finetuning.cli.data import main; sys.exit(main(sys.argv[1:]))"
 

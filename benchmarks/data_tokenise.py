@@ -1,9 +1,9 @@
 """From a JSONL file to token arrays: `finetune data` beside `datasets.map` with transformers, on the same file.
 
-    nice -n -15 python benchmarks/data_tokenise.py MODEL --samples 200000 --rounds 3 --peer_python OTHER_VENV/bin/python
+    nice -n -15 python benchmarks/data_tokenize.py MODEL --samples 200000 --rounds 3 --peer_python OTHER_VENV/bin/python
 
 Ours checks the data as well (every finding, duplicates, leakage, script), writes memory-mapped arrays, and starts from them
-again. The peer loads the file with `datasets.load_dataset("json")`, renders the chat template, tokenises and masks the
+again. The peer loads the file with `datasets.load_dataset("json")`, renders the chat template, tokenizes and masks the
 prompt in a batched `map` on all cores, which is how SFT trainers do it, and starts again from its cache. OTHER_VENV needs
 `datasets`, `transformers` and `jinja2`, which is no dependency of this project. Wall seconds and CPU seconds (children
 included) of each phase, imports included. The two take turns, each time anew, and the medians are compared: on a machine with
@@ -36,7 +36,7 @@ datasets.disable_progress_bars()
 file, model, cache, cores = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 tokenizer = AutoTokenizer.from_pretrained(model)
 
-def tokenise(batch):
+def tokenize(batch):
     prompts, wholes = [], []
     for question, answer in zip(batch["input"], batch["output"]):
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -48,7 +48,7 @@ def tokenise(batch):
     return {"input_ids": ids, "labels": labels}
 
 data = datasets.load_dataset("json", data_files=file, cache_dir=cache, split="train")
-data = data.map(tokenise, batched=True, num_proc=cores, remove_columns=data.column_names)
+data = data.map(tokenize, batched=True, num_proc=cores, remove_columns=data.column_names)
 own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
 cpu = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 print(json.dumps({"wall_s": time.monotonic() - started, "cpu_s": cpu, "samples": len(data),

@@ -164,16 +164,16 @@ class Sums(Study):
 @contextmanager
 def added_up(way: Way) -> Iterator[None]:
     """Products in fp8 are made in this way."""
-    add_gradient = trained.TrainedFp8Matrix.add_gradient
+    add_gradient = trained.TrainableFp8Matrix.add_gradient
 
-    def with_weight_gradients(matrix: trained.TrainedFp8Matrix, grad_TO: Tensor, x_TI: Tensor) -> None:
+    def with_weight_gradients(matrix: trained.TrainableFp8Matrix, grad_TO: Tensor, x_TI: Tensor) -> None:
         with patch.object(trained, "scaled_product", way.weight_gradients):
             add_gradient(matrix, grad_TO, x_TI)
 
     with (
         patch.object(frozen, "scaled_product", way.products),
         patch.object(trained, "scaled_product", way.products),
-        patch.object(trained.TrainedFp8Matrix, "add_gradient", with_weight_gradients),
+        patch.object(trained.TrainableFp8Matrix, "add_gradient", with_weight_gradients),
         patch.object(cross_entropy, "scaled_product", lambda x, y, dtype, fast_sums: (way.head or exact)(x, y, dtype)),
     ):
         yield

@@ -50,7 +50,7 @@ from finetuning.config.strategy import Strategy  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.errors import InputError  # noqa: E402
 from finetuning.formats.huggingface.sharded import load_base_weights  # noqa: E402
-from finetuning.formats.peft.sharded import initialise_adapters  # noqa: E402
+from finetuning.formats.peft.sharded import initialize_adapters  # noqa: E402
 from finetuning.launch.prepare import prepare  # noqa: E402
 from finetuning.parallel.parallelize import ParallelLlama, build_model  # noqa: E402
 from finetuning.parallel.weights import fill, local_part  # noqa: E402
@@ -264,7 +264,7 @@ class Study:
             if name in self.base:
                 fill(view, self.base[name])
         if self.mode == "lora":
-            initialise_adapters(net, worker.config.seed)
+            initialize_adapters(net, worker.config.seed)
 
     def _fit(
         self, worker: Worker, net: ParallelLlama, counter: CompilationCounter | None = None

@@ -98,7 +98,7 @@ def step(model: Llama, batch: StepBatch, device: torch.device) -> float:
     """Adds the gradients of a step; returns its loss."""
     total = torch.zeros((), device=device)
     for row in (row.to(device) for row in batch.micro_batches):
-        loss = model(row.tokens, row.positions, row.documents, labels_BT=row.labels, num_trained=row.num_trained)
+        loss = model(row.tokens, row.positions, row.documents, labels_BT=row.labels, num_targets=row.num_targets)
         (loss / batch.answer_tokens).backward()
         total += loss.detach() / batch.answer_tokens
     return total.item()

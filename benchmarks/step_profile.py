@@ -15,7 +15,7 @@ from typing import Any
 
 from finetuning.training.profile import covered
 
-PRODUCTS, THIN, ATTENTION, QUANTISATION = "matrix products", "adapters' thin products", "attention", "quantisation"
+PRODUCTS, THIN, ATTENTION, QUANTIZATION = "matrix products", "adapters' thin products", "attention", "quantization"
 OPTIMIZER, MESSAGES, ELEMENT_WISE = "optimizer", "messages", "element-wise passes"
 OPTIMIZER_RANGE = "Optimizer.step#"  # torch's own name for the range
 # Operation -> which of its operands are multiplied.
@@ -25,7 +25,7 @@ MULTIPLIED = {
 NAMED = (
     (MESSAGES, re.compile("nccl|gloo:")),
     (ATTENTION, re.compile("flash|fmha|attention", re.IGNORECASE)),
-    (QUANTISATION, re.compile("quantise|column_maximum")),
+    (QUANTIZATION, re.compile("quantize|column_maximum")),
 )
 FP8_OPERATION = "aten::_scaled_mm"
 NAMES_SHOWN = 3

@@ -41,7 +41,7 @@ from finetuning.formats.huggingface.sharded import export_model, load_base_weigh
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
-from finetuning.formats.peft.sharded import export_adapters, initialise_adapters, load_adapters
+from finetuning.formats.peft.sharded import export_adapters, initialize_adapters, load_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
 from finetuning.parallel.mesh import Layout
@@ -215,7 +215,7 @@ class Worker:
             else:
                 load_base_weights(self.model_path, model)
         if lora and not trained_come_later:
-            initialise_adapters(model, config.seed)
+            initialize_adapters(model, config.seed)
         if start is not None and (start / ADAPTER_CONFIG_FILE).is_file():
             load_adapters(start, model)
         elif start is not None:

@@ -1,4 +1,4 @@
-"""Builds our parallelised model from a folder inside a test process (see tests/processes.py)."""
+"""Builds our parallelized model from a folder inside a test process (see tests/processes.py)."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
 from finetuning.config.strategy import Strategy, spread
 from finetuning.formats.huggingface.sharded import load_base_weights
-from finetuning.formats.peft.sharded import initialise_adapters, load_adapters
+from finetuning.formats.peft.sharded import initialize_adapters, load_adapters
 from finetuning.model.attention import make_documents
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
@@ -33,7 +33,7 @@ def build(
     if adapter is not None:
         load_adapters(adapter, model)
     elif strategy.lora_rank is not None:
-        initialise_adapters(model, seed)
+        initialize_adapters(model, seed)
     return model
 
 

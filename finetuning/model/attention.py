@@ -5,7 +5,7 @@ variable-length flash attention; elsewhere each document goes through `scaled_do
 `document_attention` is differentiable; the two functions behind it serve the hand-written backward of
 `finetuning.model.blocks.lora_block`.
 
-torch.compile must not specialise on the number of documents or on the longest one (396 recompiles in one project),
+torch.compile must not specialize on the number of documents or on the longest one (396 recompiles in one project),
 and padding `cu_seqlens` with empty documents makes the kernel 8-15 times slower. So `Documents` has a fixed shape, and
 an operator that the compiler cannot look into cuts the boundaries to their real number.
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.kernels.ops import at_least_float32, cross_entropy, cross_entropy_and_quantise, scaled_product
+from finetuning.model.kernels.ops import at_least_float32, cross_entropy, cross_entropy_and_quantize, scaled_product
 
 IGNORED_LABEL = -100
 CHUNK_TOKENS = 2048
@@ -20,7 +20,7 @@ TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one pro
 
 def linear_cross_entropy_sum(
     hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, columns: tuple[Tensor, Tensor] | None = None,
-    chunk_tokens: int = CHUNK_TOKENS, num_trained: int | None = None,
+    chunk_tokens: int = CHUNK_TOKENS, num_targets: int | None = None,
 ) -> Tensor:  # fmt: skip
     """Sum of the cross-entropies of the trained positions, float32 (or float64) scalar; differentiable in hidden and weight.
 
@@ -28,22 +28,22 @@ def linear_cross_entropy_sum(
         hidden_TD: last hidden states.
         weight_VD: output head.
         labels_T: the token that follows each position, or IGNORED_LABEL where it is not trained.
-        columns: a frozen head in fp8, as `quantise_columns` gives it. The gradient of the hidden states is then a product in
+        columns: a frozen head in fp8, as `quantize_columns` gives it. The gradient of the hidden states is then a product in
             fp8; logits and loss stay as they are.
         chunk_tokens: rows of logits that exist at once, with a frozen head.
-        num_trained: see `trained_places`.
+        num_targets: see `target_places`.
     """
-    trained = trained_places(labels_T, num_trained)
+    trained = target_places(labels_T, num_targets)
     return _LinearCrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], columns, chunk_tokens)
 
 
-def trained_places(labels_T: Tensor, count: int | None) -> Tensor:
+def target_places(labels_T: Tensor, count: int | None) -> Tensor:
     """Where the trained positions are [S]. Without their number, the CPU waits for the GPU to count them."""
     is_trained = labels_T != IGNORED_LABEL
     return (is_trained.nonzero() if count is None else torch.nonzero_static(is_trained, size=count))[:, 0]
 
 
-def count_trained(labels: Tensor) -> int:
+def count_targets(labels: Tensor) -> int:
     """Number of trained positions, on the CPU."""
     return int((labels != IGNORED_LABEL).sum())
 
@@ -62,10 +62,10 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             part = slice(start, start + chunk)
             logits = F.linear(hidden[part], weight)
             if columns is not None and grad_hidden is not None:
-                losses, quantised = cross_entropy_and_quantise(logits, labels[part])
+                losses, quantized = cross_entropy_and_quantize(logits, labels[part])
                 total += losses.sum()
-                grad_hidden[part] = scaled_product(quantised, columns, hidden.dtype, fast_sums=False)
-                del logits, quantised  # before there are those of the next chunk
+                grad_hidden[part] = scaled_product(quantized, columns, hidden.dtype, fast_sums=False)
+                del logits, quantized  # before there are those of the next chunk
                 continue
             total += cross_entropy(logits, labels[part]).sum()
             grad_logits = logits  # overwritten

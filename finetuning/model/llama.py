@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.model.attention import Documents, document_attention
-from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, trained_places
-from finetuning.model.kernels.ops import at_least_float32, quantise_columns
+from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, target_places
+from finetuning.model.kernels.ops import at_least_float32, quantize_columns
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Llama(nn.Module):
 
     def forward(
         self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
-        labels_BT: Tensor | None = None, num_trained: int | None = None, at_S: Tensor | None = None,
+        labels_BT: Tensor | None = None, num_targets: int | None = None, at_S: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Logits [B, T, V]; with labels, the float32 sum of the trained positions' cross-entropies instead.
 
@@ -54,18 +54,18 @@ class Llama(nn.Module):
             positions_BT: position of each token in its own document.
             documents: where the documents of the row begin and end.
             labels_BT: token that follows each position, -100 where it is not trained.
-            num_trained: how many of the labels are not -100; without it, the CPU waits for the GPU to count them.
+            num_targets: how many of the labels are not -100; without it, the CPU waits for the GPU to count them.
             at_S: compute logits [B, S, V] of these S positions only.
         """
         if self.trims_last_block and labels_BT is not None:
-            at_S = trained_places(labels_BT[0], num_trained)
+            at_S = target_places(labels_BT[0], num_targets)
             labels_BT = labels_BT[:, at_S]
         trimmed = self.trims_last_block and at_S is not None and len(at_S) > 0
         hidden_BTD = self.model(tokens_BT, positions_BT, documents, at_S if trimmed else None)
         if at_S is not None and not trimmed:
             hidden_BTD = hidden_BTD[:, at_S]
         tied = self.model.embed_tokens.weight if self.config.tie_word_embeddings else None
-        return self.lm_head(hidden_BTD, labels_BT, tied, num_trained)
+        return self.lm_head(hidden_BTD, labels_BT, tied, num_targets)
 
 
 class Decoder(nn.Module):
@@ -126,7 +126,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents) -> Tensor:
         q, k, v = (linear(x_BTD).unflatten(-1, (-1, self.head_dim)) for linear in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate(q, cos_BTH, sin_BTH), rotate(k, cos_BTH, sin_BTH)
+        q, k = apply_rotary(q, cos_BTH, sin_BTH), apply_rotary(k, cos_BTH, sin_BTH)
         out_TNH = self.attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), documents)
         return self.o_proj(out_TNH.reshape(*q.shape[:2], -1))
 
@@ -149,7 +149,7 @@ class MLP(nn.Module):
 
 
 class Head(nn.Module):
-    """Output head: logits, or with labels the summed cross-entropy without materialising them.
+    """Output head: logits, or with labels the summed cross-entropy without materializing them.
 
     A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files.
     """
@@ -161,14 +161,14 @@ class Head(nn.Module):
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         if labels_BT is None:
             return F.linear(hidden_BTD, weight_VD)
         if self.fp8_gradient and self._columns is None:
-            self._columns = quantise_columns(weight_VD.detach())
+            self._columns = quantize_columns(weight_VD.detach())
         return linear_cross_entropy_sum(
-            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens, num_trained
+            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens, num_targets
         )
 
 
@@ -209,9 +209,9 @@ def inverse_frequencies(config: LlamaConfig, device: torch.device) -> Tensor:
     return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
 
 
-def rotate(x_BTNH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
+def apply_rotary(x_BTNH: Tensor, cos_BTH: Tensor, sin_BTH: Tensor) -> Tensor:
     """Rotates each pair (i, i + H/2) by its position's angle; computed in float32 or wider, returned in x's dtype."""
     x = at_least_float32(x_BTNH)
     first, second = x.chunk(2, -1)
-    turned = torch.cat((-second, first), -1)
-    return (x * cos_BTH.unsqueeze(2) + turned * sin_BTH.unsqueeze(2)).to(x_BTNH.dtype)
+    rotated = torch.cat((-second, first), -1)
+    return (x * cos_BTH.unsqueeze(2) + rotated * sin_BTH.unsqueeze(2)).to(x_BTNH.dtype)

@@ -40,7 +40,7 @@ class TokenExchange:
         whole_TD = part_tD.new_empty(part_tD.shape[0] * self.group.size(), part_tD.shape[1])
         return _result(_all_gather(whole_TD, part_tD, self.group, wait=False), whole_TD, part_tD)
 
-    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+    def reduce_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
         part_tD = whole_TD.new_empty(whole_TD.shape[0] // self.group.size(), whole_TD.shape[1])
         return _result(_reduce_scatter(part_tD, whole_TD, self.group, wait=False), part_tD, whole_TD)
 
@@ -142,7 +142,7 @@ for _operator, _counterpart in (
     )
 
 
-def sum_over(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
+def all_reduce(tensors: list[Tensor], group: dist.ProcessGroup) -> None:
     """Replaces each tensor (all of one dtype) by its sum over the group, in one message."""
     if not tensors:
         return

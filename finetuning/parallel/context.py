@@ -25,7 +25,7 @@ from typing_extensions import override
 from finetuning.config.strategy import ContextPlan
 from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.attention import Documents, sent
-from finetuning.model.cross_entropy import count_trained
+from finetuning.model.cross_entropy import count_targets
 from finetuning.model.llama import Attention, Llama
 from finetuning.parallel.collectives import gather, heads_to_tokens, name_group, tokens_to_heads
 from finetuning.parallel.mesh import Layout
@@ -67,7 +67,7 @@ def cut_row(row: MicroBatch, plan: ContextPlan, rank: int) -> MicroBatch:
         # For attention these are the row's documents, in the form that the gathered kernel takes.
         documents = cast(Documents, _piece_documents(row.documents, _pieces(length, plan.size, rank)))
     labels = row.labels[:, index]
-    return MicroBatch(row.tokens[:, index], row.positions[:, index], labels, documents, count_trained(labels))
+    return MicroBatch(row.tokens[:, index], row.positions[:, index], labels, documents, count_targets(labels))
 
 
 def local_places(places: Tensor, length: int, plan: ContextPlan, rank: int) -> tuple[Tensor, Tensor]:

@@ -41,11 +41,11 @@ def shard_parameters(model: Llama, mesh: DeviceMesh, compute_dtype: torch.dtype,
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no PREMUL_SUM
-    uncover_documents(model)  # after FSDP's own hooks
+    unwrap_documents(model)  # after FSDP's own hooks
 
 
 @dataclass(frozen=True)
-class Covered:
+class FsdpOpaque:
     """Document boundaries on their way into a model.
 
     FSDP moves the tensors inside tuples to the GPU, also the counts that attention reads on the CPU: each attention would
@@ -55,16 +55,16 @@ class Covered:
     documents: Documents
 
 
-def uncover_documents(model: Llama) -> None:
+def unwrap_documents(model: Llama) -> None:
     """Makes the model take its document boundaries out of their cover."""
-    model.register_forward_pre_hook(_uncover, with_kwargs=True)
+    model.register_forward_pre_hook(_unwrap, with_kwargs=True)
 
 
-def _uncover(
+def _unwrap(
     model: nn.Module, inputs: tuple[object, ...], options: dict[str, object]
 ) -> tuple[tuple[object, ...], dict[str, object]]:
     def bare(value: object) -> object:
-        return value.documents if isinstance(value, Covered) else value
+        return value.documents if isinstance(value, FsdpOpaque) else value
 
     return tuple(bare(value) for value in inputs), {name: bare(value) for name, value in options.items()}
 

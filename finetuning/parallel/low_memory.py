@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from finetuning.model.blocks.activation_offload import HostStore, HostTable
+from finetuning.model.blocks.activation_offload import OffloadedEmbedding, OffloadStore
 from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.model.llama import Block, Llama
 
@@ -19,10 +19,10 @@ def build_low_memory(model: Llama, device: torch.device, *, fp8: bool) -> None:
     if model.config.tie_word_embeddings:
         decoder.embed_tokens.to_empty(device=device)
     else:
-        decoder.embed_tokens = HostTable(table.shape, table.dtype, pinned=device.type == "cuda")  # type: ignore[assignment]
+        decoder.embed_tokens = OffloadedEmbedding(table.shape, table.dtype, pinned=device.type == "cuda")  # type: ignore[assignment]
     decoder.norm.to_empty(device=device)
     model.lm_head.to_empty(device=device)
-    store = HostStore(len(decoder.layers))
+    store = OffloadStore(len(decoder.layers))
     for index, (name, block) in enumerate(decoder.layers.items()):
         assert isinstance(block, Block)
         _make_room(block, device, torch.device("cpu") if fp8 else device)

@@ -20,9 +20,9 @@ from finetuning.model.cross_entropy import CHUNK_TOKENS
 from finetuning.model.llama import Block, HeadOptions, Llama
 from finetuning.model.lora import add_lora, freeze_all_but_lora, is_adapter
 from finetuning.parallel.activation_checkpointing import RecomputedBlock
-from finetuning.parallel.collectives import TokenExchange, sum_over
+from finetuning.parallel.collectives import TokenExchange, all_reduce
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places
-from finetuning.parallel.fsdp import Covered, prepare_backward, release, shard_parameters, uncover_documents
+from finetuning.parallel.fsdp import FsdpOpaque, prepare_backward, release, shard_parameters, unwrap_documents
 from finetuning.parallel.low_memory import build_low_memory, load_done
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
@@ -82,7 +82,7 @@ def build_part(
         parameter.data = parameter.data.to(trainable_dtype(strategy) if whole else compute_dtype)
     if strategy.blocks == LOW_MEMORY:
         build_low_memory(model, device, fp8=LINEAR in strategy.fp8)
-        uncover_documents(model)
+        unwrap_documents(model)
         return model
     if not strategy.shards_weights:
         model.to_empty(device=device)  # before the blocks move their weights into joint tensors
@@ -94,7 +94,7 @@ def build_part(
         shard_parameters(model, layout.sharding_mesh(), compute_dtype, strategy.sharding)
         model.to_empty(device=device)
     else:
-        uncover_documents(model)
+        unwrap_documents(model)
     return model
 
 
@@ -214,7 +214,7 @@ class ParallelLlama(nn.Module):
                 # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
                 self.accumulation.more_rows = self.strategy.split_master and self.strategy.sharding == "step" and not last
                 loss = part(
-                    row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+                    row.tokens, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels, num_targets=row.num_targets
                 )
                 (loss / batch.answer_tokens).backward()
                 loss_sum = loss_sum + loss.detach()
@@ -232,7 +232,7 @@ class ParallelLlama(nn.Module):
             loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
         else:
             loss = self.parts[0](
-                row.tokens, row.positions, Covered(row.documents), labels_BT=row.labels, num_trained=row.num_trained
+                row.tokens, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels, num_targets=row.num_targets
             )
         return self._counted(loss)
 
@@ -252,7 +252,7 @@ class ParallelLlama(nn.Module):
         if self.pipeline is not None:
             found = self.pipeline.forward(row, with_loss=False, at_S=places)
         else:
-            found = self.parts[0](row.tokens, row.positions, Covered(row.documents), at_S=places)
+            found = self.parts[0](row.tokens, row.positions, FsdpOpaque(row.documents), at_S=places)
         if found is None:
             found = torch.zeros(1, len(at_S), self.config.vocab_size, dtype=self.compute_dtype, device=self.device)
         # One process has each place; the others add zeros.
@@ -322,11 +322,11 @@ class ParallelLlama(nn.Module):
             partial = [
                 local_part(w.grad) for name, w in self.trained.items() if w.grad is not None and tensor_dim(name) is None
             ]
-            sum_over(partial, self.layout.group("tp"))
+            all_reduce(partial, self.layout.group("tp"))
         whole = [w.grad for w in self.trained.values() if w.grad is not None and not isinstance(w, DTensor)]
         for axis in ("dp_shard", "dp_replicate", "cp"):
             if self.layout.mesh.size(AXES.index(axis)) > 1:
-                sum_over(whole, self.layout.group(axis))
+                all_reduce(whole, self.layout.group(axis))
         if self._copies_table() and self.trains_all:
             assert self.pipeline is not None
             self.pipeline.add_table_gradients()

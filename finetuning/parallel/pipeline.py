@@ -17,7 +17,7 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
 from finetuning.data.batches.global_batch import MicroBatch
 from finetuning.model.llama import HeadOptions, Llama
-from finetuning.parallel.fsdp import Covered
+from finetuning.parallel.fsdp import FsdpOpaque
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.weights import local_part
 
@@ -41,7 +41,7 @@ def build_stage(config: LlamaConfig, layers: range, head: HeadOptions, *, first:
 
 
 class NoHead(nn.Module):
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
         return hidden_BTD
 
 
@@ -62,7 +62,7 @@ class Pipeline:
         self.answer_tokens = 1
         self.losses: list[Tensor] = []
         for part in parts:
-            part.register_forward_pre_hook(_unstack, prepend=True, with_kwargs=True)  # before FSDP's, see Covered
+            part.register_forward_pre_hook(_unstack, prepend=True, with_kwargs=True)  # before FSDP's, see FsdpOpaque
 
     @property
     def has_first(self) -> bool:
@@ -93,7 +93,7 @@ class Pipeline:
         schedule = self._schedule(len(rows), tokens.shape[1])
         schedule.step(
             *((tokens,) if self.has_first else ()), positions_BT=positions, documents=documents, labels_BT=labels,
-            num_trained=torch.tensor([row.num_trained for row in rows]), target=labels if self.has_last else None,
+            num_targets=torch.tensor([row.num_targets for row in rows]), target=labels if self.has_last else None,
             return_outputs=False,
         )  # fmt: skip
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
@@ -108,8 +108,8 @@ class Pipeline:
                 output = torch.empty(self._hidden_shape(row.tokens.shape[1]), dtype=self.dtype, device=self.device)
                 dist.recv(output, group=self.group, group_src=self.holder[index - 1])
             output = part(
-                output, row.positions, Covered(row.documents), labels_BT=row.labels if with_loss and last else None,
-                num_trained=row.num_trained, at_S=at_S if last else None,
+                output, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels if with_loss and last else None,
+                num_targets=row.num_targets, at_S=at_S if last else None,
             )  # fmt: skip
             if not last and self.holder[index + 1] != self.layout.pp_rank:
                 dist.send(output.contiguous(), group=self.group, group_dst=self.holder[index + 1])
@@ -178,7 +178,7 @@ def _unstack(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]
     documents = options.get("documents")
     if documents is not None:
         row = type(documents)(*(tensor[0] for tensor in documents))
-        options = {**options, "documents": Covered(row), "num_trained": int(options["num_trained"])}
+        options = {**options, "documents": FsdpOpaque(row), "num_targets": int(options["num_targets"])}
     return inputs, options
 
 

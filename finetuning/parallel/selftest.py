@@ -38,7 +38,7 @@ from finetuning.config.strategy import FUSED, PLAIN, Strategy, spread
 from finetuning.data.batches.global_batch import MicroBatch, StepBatch
 from finetuning.i18n import language_of_environment, set_language, t
 from finetuning.model.attention import make_documents
-from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_targets
 from finetuning.model.llama import Llama
 from finetuning.model.lora import add_lora, is_adapter
 from finetuning.parallel.mesh import Layout
@@ -204,14 +204,14 @@ def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBa
         if index >= num_rows - num_rows // 4:
             labels.fill_(IGNORED_LABEL)
         positions = torch.cat([torch.arange(count) for count in lengths])[None]
-        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths), count_trained(labels)))
+        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths), count_targets(labels)))
     return rows
 
 
 def share_of(rows: list[MicroBatch], data_rank: int, data_parallel: int) -> StepBatch:
-    """The rows of one data-parallel rank: neighbours, so that the last one may have no loss at all."""
+    """The rows of one data-parallel rank: neighbors, so that the last one may have no loss at all."""
     each = len(rows) // data_parallel
-    answer_tokens = sum(row.num_trained for row in rows)
+    answer_tokens = sum(row.num_targets for row in rows)
     tokens = sum(row.tokens.numel() for row in rows)
     return StepBatch(
         0, rows[data_rank * each : (data_rank + 1) * each], answer_tokens, tokens, tokens, 0.0, np.arange(len(rows))

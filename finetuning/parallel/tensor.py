@@ -8,7 +8,7 @@ part of the vocabulary.
 
 Weights are ordinary tensors of the local size and the modules compute on them as they always do. Weights that every
 process holds whole (norms; A of column-parallel adapters, B of row-parallel ones) get partial gradients, which
-`sum_over` adds up once a step. Which is which follows from the names, see `tensor_dim`.
+`all_reduce` adds up once a step. Which is which follows from the names, see `tensor_dim`.
 
 Shape letters: B rows (1), T tokens, D hidden size, V vocabulary.
 """
@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, trained_places
+from finetuning.model.cross_entropy import CHUNK_TOKENS, target_places
 from finetuning.model.kernels.ops import at_least_float32, softmax_minus_one_hot
 from finetuning.model.llama import Block, Llama
 from finetuning.parallel.collectives import gather, name_group, reduce_scatter
@@ -55,7 +55,7 @@ def apply_tensor_parallel(model: Llama, layout: Layout) -> None:
             part = nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad)
             model.get_submodule(name.rpartition(".")[0]).register_parameter("weight", part)
     if isinstance(model.model.embed_tokens, nn.Embedding):
-        model.model.embed_tokens = VocabularyPart(model.model.embed_tokens, group)  # type: ignore[assignment]
+        model.model.embed_tokens = VocabParallelEmbedding(model.model.embed_tokens, group)  # type: ignore[assignment]
     exchange = _SequenceExchange(name_group(group))
     for layer in model.model.layers.values():
         assert isinstance(layer, Block)
@@ -64,7 +64,7 @@ def apply_tensor_parallel(model: Llama, layout: Layout) -> None:
             module.register_forward_hook(exchange.scatter_output)
     if not isinstance(model.model.norm, nn.Identity):
         model.model.norm.register_forward_hook(exchange.gather_output)
-        model.lm_head = HeadPart(model.lm_head, group)  # type: ignore[assignment]
+        model.lm_head = VocabParallelHead(model.lm_head, group)  # type: ignore[assignment]
 
 
 class _SequenceExchange:
@@ -83,7 +83,7 @@ class _SequenceExchange:
         return gather(output, self.group, 1)
 
 
-class VocabularyPart(nn.Module):
+class VocabParallelEmbedding(nn.Module):
     """An embedding of the tokens first … first + V/tp - 1; gives this process's part of the tokens, summed over all."""
 
     def __init__(self, whole: nn.Embedding, group: dist.ProcessGroup):
@@ -100,7 +100,7 @@ class VocabularyPart(nn.Module):
         return reduce_scatter(hidden_BTD.masked_fill(elsewhere[..., None], 0.0), self.group, 1)
 
 
-class HeadPart(nn.Module):
+class VocabParallelHead(nn.Module):
     """An output head of a part of the vocabulary, for the hidden states of whole rows.
 
     Without labels it gives all logits on every process; with labels the summed cross-entropy, the same on every process.
@@ -111,14 +111,14 @@ class HeadPart(nn.Module):
         self.group = group
         self.weight = dict(whole.named_parameters()).get("weight")  # already cut; none when tied
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_trained: int | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         assert weight_VD is not None
         if labels_BT is None:
             logits_VT = gather(F.linear(hidden_BTD[0], weight_VD).t(), name_group(self.group), 0)
             return logits_VT.t()[None].contiguous()
         hidden_TD, labels_T = hidden_BTD.flatten(0, 1), labels_BT.flatten()
-        trained = trained_places(labels_T, num_trained)
+        trained = target_places(labels_T, num_targets)
         total: Tensor = _CrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], self.group)
         return total
 
@@ -139,8 +139,8 @@ class _CrossEntropySum(torch.autograd.Function):
         for start in range(0, hidden.shape[0], CHUNK_TOKENS):
             part = slice(start, start + CHUNK_TOKENS)
             logits = at_least_float32(F.linear(hidden[part], weight))
-            labelled = logits.gather(1, local[part, None]).masked_fill(~here[part, None], 0.0)
-            of_part = torch.cat((torch.logsumexp(logits, -1, keepdim=True), labelled), 1)
+            labeled = logits.gather(1, local[part, None]).masked_fill(~here[part, None], 0.0)
+            of_part = torch.cat((torch.logsumexp(logits, -1, keepdim=True), labeled), 1)
             of_all = gather(of_part[None].contiguous(), name, 0)  # [ranks, t, 2]
             logsumexp = torch.logsumexp(of_all[..., :1], 0)
             total += (logsumexp - of_all[..., 1:].sum(0)).sum()

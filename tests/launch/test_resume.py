@@ -23,7 +23,7 @@ from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.sharded import load_base_weights
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from finetuning.formats.peft.sharded import export_adapters, initialise_adapters
+from finetuning.formats.peft.sharded import export_adapters, initialize_adapters
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.parallel.mesh import Layout
@@ -49,7 +49,7 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), strategy)
     load_base_weights(model_path, model)
     if lora:
-        initialise_adapters(model, config.seed)
+        initialize_adapters(model, config.seed)
         export_adapters(model, folder / "export", config, model_path, None)
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     for step in STEPS:

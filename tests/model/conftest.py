@@ -35,7 +35,7 @@ def make_pair(tmp_path: Path) -> Callable[..., Pair]:
         config = transformers.LlamaConfig(**{**shape, **settings}, attn_implementation="sdpa")
         config.save_pretrained(tmp_path)
         theirs = transformers.LlamaForCausalLM(config).float()
-        randomise(theirs)
+        randomize(theirs)
         ours = Llama(read_llama_config(tmp_path))
         names = dict(ours.named_parameters())
         ours.load_state_dict({name: value for name, value in theirs.state_dict().items() if name in names})
@@ -45,7 +45,7 @@ def make_pair(tmp_path: Path) -> Callable[..., Pair]:
 
 
 @torch.no_grad()
-def randomise(model: torch.nn.Module) -> None:
+def randomize(model: torch.nn.Module) -> None:
     """Weights that keep every layer's output near 1, and norms that differ from 1, so that no term hides in the rounding.
 
     Adapters add a fraction of that: where they outweigh their base, attention chooses between single tokens and rounding

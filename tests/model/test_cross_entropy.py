@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_trained, linear_cross_entropy_sum
-from finetuning.model.kernels.ops import quantise_columns
+from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_targets, linear_cross_entropy_sum
+from finetuning.model.kernels.ops import quantize_columns
 from tests.closeness import ROUNDING, assert_near
 
 pytestmark = pytest.mark.unit
@@ -54,7 +54,7 @@ def test_a_known_number_of_trained_positions_changes_nothing(ignored: slice) -> 
     hidden, weight, labels = random_inputs(100)
     labels[ignored] = IGNORED_LABEL
     counted = linear_cross_entropy_sum(hidden, weight, labels)
-    known = linear_cross_entropy_sum(hidden, weight, labels, num_trained=count_trained(labels))
+    known = linear_cross_entropy_sum(hidden, weight, labels, num_targets=count_targets(labels))
     assert torch.equal(counted, known)
     gradients = (torch.autograd.grad(total, (hidden, weight)) for total in (counted, known))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
@@ -154,7 +154,7 @@ def test_with_a_head_in_fp8_the_loss_is_the_same_and_the_gradient_differs_by_its
     hidden.requires_grad_()
     plain = linear_cross_entropy_sum(hidden, weight.detach(), labels)
     (expected,) = torch.autograd.grad(plain, hidden)
-    in_fp8 = linear_cross_entropy_sum(hidden, weight.detach(), labels, quantise_columns(weight.detach()))
+    in_fp8 = linear_cross_entropy_sum(hidden, weight.detach(), labels, quantize_columns(weight.detach()))
     (found,) = torch.autograd.grad(in_fp8, hidden)
     assert in_fp8.item() == pytest.approx(plain.item(), rel=ROUNDING)
     # e4m3 is off by at most 1/16 and by 1/40 on average, and the errors of the vocabulary partly cancel.

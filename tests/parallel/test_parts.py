@@ -53,7 +53,7 @@ def test_for_the_exchange_a_row_is_cut_in_order_and_documents_stay_those_of_the_
     whole = row(8, [3, 5])
     assert [cut_row(whole, EXCHANGE, rank).tokens.tolist() for rank in (0, 1)] == [[[0, 1, 2, 3]], [[4, 5, 6, 7]]]
     assert cut_row(whole, EXCHANGE, 1).documents is whole.documents
-    assert cut_row(whole, EXCHANGE, 1).num_trained == 4
+    assert cut_row(whole, EXCHANGE, 1).num_targets == 4
 
 
 def test_for_gathered_keys_a_row_is_cut_in_a_zigzag_with_the_documents_of_each_piece() -> None:

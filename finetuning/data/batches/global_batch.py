@@ -19,7 +19,7 @@ from finetuning.data.tokens.tokenized import Split
 from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.model.attention import Documents, make_documents, sent
-from finetuning.model.cross_entropy import IGNORED_LABEL, count_trained
+from finetuning.model.cross_entropy import IGNORED_LABEL, count_targets
 
 LITTLE_PADDING = GRANULARITY["cuda"]  # positions
 
@@ -34,11 +34,11 @@ class MicroBatch(NamedTuple):
     positions: Tensor
     labels: Tensor
     documents: Documents
-    num_trained: int
+    num_targets: int
 
     def to(self, device: torch.device) -> "MicroBatch":
         tokens, positions, labels = (sent(x, device) for x in (self.tokens, self.positions, self.labels))
-        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_trained)
+        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_targets)
 
 
 class StepBatch(NamedTuple):
@@ -83,7 +83,7 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
             documents.append(length - start)
         positions[start:] = np.arange(first, first + length - start)
     tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
-    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_trained(labels_1T))
+    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_targets(labels_1T))
 
 
 def make_step_batch(
@@ -111,7 +111,7 @@ def make_step_batch(
     micro_batches = []
     for row, length in zip(ranks[data_rank], row_lengths, strict=True):
         micro_batches.append(make_row(split, samples[row].tolist(), length))
-        _check_targets(int(split.answer_tokens[samples[row]].sum()), len(row), micro_batches[-1].num_trained, step)
+        _check_targets(int(split.answer_tokens[samples[row]].sum()), len(row), micro_batches[-1].num_targets, step)
     return StepBatch(
         step=step,
         micro_batches=micro_batches,

@@ -27,7 +27,7 @@ PLAIN_SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def initialise_adapters(model: ParallelLlama, seed: int) -> None:
+def initialize_adapters(model: ParallelLlama, seed: int) -> None:
     """Fills the adapters with their start values, the same in every layout; every rank must call it."""
     for name, parameter in adapter_parameters(model).items():
         view = model.view(name, parameter.data)

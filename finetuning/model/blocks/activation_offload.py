@@ -30,7 +30,7 @@ class _Arrived(NamedTuple):
     copied: torch.cuda.Event | None
 
 
-class HostStore:
+class OffloadStore:
     """What each block of a decoder keeps from its forward pass, in host memory until shortly before its backward pass.
 
     Copies travel on a stream of their own beside the computation. At most the tensors of two blocks are on the GPU: in the
@@ -127,7 +127,7 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length() if number else 0
 
 
-class HostTable(nn.Module):
+class OffloadedEmbedding(nn.Module):
     """A frozen embedding whose table stays on the host; a GPU reads the rows that it needs from there."""
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, *, pinned: bool):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from finetuning.model.kernels import ops as kernels
-from finetuning.model.kernels.ops import LEAST_FACTOR, quantise_columns, quantise_rows, scaled_product, turn
+from finetuning.model.kernels.ops import MIN_SCALE, quantize_columns, quantize_rows, scaled_product, transpose
 
 # Least factor of an input beside the largest of an output, where A lies beside the weight: A is divided by it. An input that
 # no output depends on would take all 448 steps from the others.
-LEAST_PART = 2.0**-12
+MIN_PART = 2.0**-12
 
 
 class Matrix:
@@ -48,7 +48,7 @@ class Matrix:
             self._placed = a_RI
         return grads_TO @ self.with_room_OI
 
-    def turned(self) -> "Matrix":
+    def transposed(self) -> "Matrix":
         """For several calls of `backward`."""
         return self
 
@@ -56,19 +56,19 @@ class Matrix:
 class Fp8Matrix:
     """A weight [O, I] in fp8 (e4m3), once with a factor for each output and once, transposed, for each input.
 
-    Both products, forward and for the gradient of the input, then multiply fp8 by fp8: the activations are quantised row by
+    Both products, forward and for the gradient of the input, then multiply fp8 by fp8: the activations are quantized row by
     row on the way in, sums are float32, results come back in the activations' dtype. Takes as much memory as the bfloat16
     weight it replaces. Needs dimensions that are multiples of 16, and on CUDA compute capability 8.9 or higher.
 
     With room for A beside the transpose, the gradient of the input through both is one product; A and what passes it are
-    then quantised, too.
+    then quantized, too.
     """
 
     def __init__(self, weight_OI: Tensor, room: int = 0):
         self.outputs, self.room = len(weight_OI), room
-        self.rows = quantise_rows(weight_OI)
-        least_factor = max(LEAST_FACTOR, LEAST_PART * self.rows[1].max().item()) if room else LEAST_FACTOR
-        columns_IO, self.factors_I1 = quantise_columns(weight_OI, least_factor)
+        self.rows = quantize_rows(weight_OI)
+        min_scale = max(MIN_SCALE, MIN_PART * self.rows[1].max().item()) if room else MIN_SCALE
+        columns_IO, self.factors_I1 = quantize_columns(weight_OI, min_scale)
         self.columns_IO = columns_IO
         if room:
             self.columns_IO = kernels.empty_fp8(len(columns_IO), self.outputs + room, weight_OI.device)
@@ -77,58 +77,58 @@ class Fp8Matrix:
         self._multipliers_R: Tensor | None = None
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
+        return scaled_product(quantize_rows(x_TI), self.rows, x_TI.dtype)
 
     def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Matrix.normed_forward`; the norm's pass quantises, too."""
-        h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
-        return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
+        """As `Matrix.normed_forward`; the norm's pass quantizes, too."""
+        h_TI, inverse_T, quantized = kernels.norm_and_quantize(x_TI, norm_I, eps)
+        return scaled_product(quantized, self.rows, x_TI.dtype), h_TI, inverse_T
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
-        return scaled_product(quantise_rows(grad_TO), (self.columns_IO[:, : self.outputs], self.factors_I1), grad_TO.dtype)
+        return scaled_product(quantize_rows(grad_TO), (self.columns_IO[:, : self.outputs], self.factors_I1), grad_TO.dtype)
 
     def backward_with_adapter(self, grads_TO: Tensor, a_RI: Tensor) -> Tensor:
         """As `Matrix.backward_with_adapter`; what passes A is overwritten."""
         if self.room == 0:
             return self.backward(grads_TO[:, : self.outputs]).addmm_(grads_TO[:, self.outputs :], a_RI)
         if a_RI is not self._placed:
-            self._multipliers_R = kernels.quantise_beside(a_RI, self.factors_I1, self.columns_IO[:, self.outputs :])
+            self._multipliers_R = kernels.quantize_beside(a_RI, self.factors_I1, self.columns_IO[:, self.outputs :])
             self._placed = a_RI
         assert self._multipliers_R is not None
         grads_TO[:, self.outputs :].mul_(self._multipliers_R)
-        return scaled_product(quantise_rows(grads_TO), (self.columns_IO, self.factors_I1), grads_TO.dtype)
+        return scaled_product(quantize_rows(grads_TO), (self.columns_IO, self.factors_I1), grads_TO.dtype)
 
 
 class SmallFp8Matrix:
     """A weight [O, I] in fp8 once, with a factor for each output: half the memory of `Fp8Matrix`.
 
     The gradient of the input is (grad * factors) W: the gradient's columns are multiplied by the weight's factors before its
-    rows are quantised, and the weight is transposed each time, which fp8 products need (`turned`).
+    rows are quantized, and the weight is transposed each time, which fp8 products need (`transposed`).
     """
 
     def __init__(self, weight_OI: Tensor):
-        self.rows = quantise_rows(weight_OI)
+        self.rows = quantize_rows(weight_OI)
         factors_O = self.rows[1].flatten()
         # At most 1, so that tiny gradients stay above the least factor of a row; the rest comes after the product.
         self.relative_O = factors_O / factors_O.max()
         self.largest_I1 = factors_O.max().expand(weight_OI.shape[1], 1).contiguous()
 
     def forward(self, x_TI: Tensor) -> Tensor:
-        return scaled_product(quantise_rows(x_TI), self.rows, x_TI.dtype)
+        return scaled_product(quantize_rows(x_TI), self.rows, x_TI.dtype)
 
     def normed_forward(self, x_TI: Tensor, norm_I: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        """As `Matrix.normed_forward`; the norm's pass quantises, too."""
-        h_TI, inverse_T, quantised = kernels.norm_and_quantise(x_TI, norm_I, eps)
-        return scaled_product(quantised, self.rows, x_TI.dtype), h_TI, inverse_T
+        """As `Matrix.normed_forward`; the norm's pass quantizes, too."""
+        h_TI, inverse_T, quantized = kernels.norm_and_quantize(x_TI, norm_I, eps)
+        return scaled_product(quantized, self.rows, x_TI.dtype), h_TI, inverse_T
 
-    def turned(self) -> "TurnedFp8Matrix":
+    def transposed(self) -> "TransposedFp8Matrix":
         """The transpose, as large as the weight, for as long as the result is kept."""
-        return TurnedFp8Matrix((turn(self.rows[0]), self.largest_I1), self.relative_O)
+        return TransposedFp8Matrix((transpose(self.rows[0]), self.largest_I1), self.relative_O)
 
 
 @dataclass(frozen=True)
-class TurnedFp8Matrix:
+class TransposedFp8Matrix:
     """The transpose of a `SmallFp8Matrix` with its largest factor, and all factors relative to that."""
 
     columns: tuple[Tensor, Tensor]
@@ -136,4 +136,4 @@ class TurnedFp8Matrix:
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         """Gradient of the input, [T, I]."""
-        return scaled_product(quantise_rows(grad_TO, self.relative_O), self.columns, grad_TO.dtype)
+        return scaled_product(quantize_rows(grad_TO, self.relative_O), self.columns, grad_TO.dtype)

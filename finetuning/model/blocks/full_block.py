@@ -22,14 +22,14 @@ from typing_extensions import override
 
 from finetuning.model.attention import Documents
 from finetuning.model.blocks.lora_block import (
-    at_rows,
-    backward_attention,
-    forward_attention,
+    block_attention,
+    block_attention_backward,
+    gather_rows,
     grouped_layers,
     other_attention,
-    rows_at,
+    scatter_rows,
 )
-from finetuning.model.blocks.trainable_linear import GatheredMatrix, TrainedFp8Matrix, TrainedMatrix
+from finetuning.model.blocks.trainable_linear import GatheredMatrix, TrainableFp8Matrix, TrainableMatrix
 from finetuning.model.kernels import ops as kernels
 from finetuning.model.llama import Block
 
@@ -40,7 +40,7 @@ class Exchange(Protocol):
     def gather(self, part_tD: Tensor) -> Callable[[], Tensor]:
         """The tokens [T, D] of all processes."""
 
-    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+    def reduce_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
         """This process's tokens [t, D] of the sum over processes."""
 
 
@@ -50,7 +50,7 @@ class NoExchange:
     def gather(self, part_tD: Tensor) -> Callable[[], Tensor]:
         return lambda: part_tD
 
-    def sum_and_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
+    def reduce_scatter(self, whole_TD: Tensor) -> Callable[[], Tensor]:
         return lambda: whole_TD
 
 
@@ -88,7 +88,7 @@ class FullBlock(Block):
         head_dim = block.self_attn.head_dim
         self.heads = len(groups[0][0].weight) // head_dim, len(groups[0][1].weight) // head_dim
         self.eps = block.input_layernorm.eps
-        kind = TrainedFp8Matrix if fp8 else TrainedMatrix
+        kind = TrainableFp8Matrix if fp8 else TrainableMatrix
         self.w_qkv, self.w_o, self.w_gate_up, self.w_down = (
             GatheredMatrix(group) if gathered else kind([layer.weight for layer in group]) for group in groups
         )
@@ -129,16 +129,16 @@ class _FullBlock(torch.autograd.Function):
         x, exchange, (norm1, norm2) = x_BtD[0], fused.exchange, fused.norms
         h1, inverse1 = kernels.norm(x, norm1, fused.eps)
         h1 = exchange.gather(h1)()
-        qkv = kernels.rotate_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
-        out, for_attention, attended = forward_attention(other_attention(fused), qkv, fused.heads, documents)
-        x2 = rows_at(x, at) + exchange.sum_and_scatter(fused.w_o.forward(rows_at(out.flatten(1), at)))()
+        qkv = kernels.apply_rotary_to_heads(fused.w_qkv.forward(h1), cos, sin, fused.heads)
+        out, for_attention, attended = block_attention(other_attention(fused), qkv, fused.heads, documents)
+        x2 = gather_rows(x, at) + exchange.reduce_scatter(fused.w_o.forward(gather_rows(out.flatten(1), at)))()
 
         h2, inverse2 = kernels.norm(x2, norm2, fused.eps)
         h2 = exchange.gather(h2)()
         gate_up = fused.w_gate_up.forward(h2)
         down = fused.w_down.forward(kernels.gate(*gate_up.chunk(2, -1)))
         # A tensor of its own, no view: FSDP hangs its hook on it.
-        x3_BtD = x2[None] + exchange.sum_and_scatter(down)()
+        x3_BtD = x2[None] + exchange.reduce_scatter(down)()
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(x_BtD, cos, sin, inverse1, out, x2, inverse2, at, *kept, *for_attention)
@@ -163,7 +163,7 @@ class _FullBlock(torch.autograd.Function):
         dgate, dup = dgate_up.chunk(2, -1)
         whole_dx3 = arriving()
         inner = kernels.gate_backward(fused.w_down.backward(whole_dx3), gate, up, dgate, dup)
-        leaving = exchange.sum_and_scatter(fused.w_gate_up.backward(dgate_up))
+        leaving = exchange.reduce_scatter(fused.w_gate_up.backward(dgate_up))
         fused.w_gate_up.add_gradient(dgate_up, h2)
         dh2 = leaving()
         _add_gradient(norm2, kernels.norm_weight_gradient(dh2, x2, inverse2))
@@ -173,18 +173,18 @@ class _FullBlock(torch.autograd.Function):
         fused.w_down.add_gradient(whole_dx3, inner)
         del inner
         whole_dx2 = arriving()
-        dout = at_rows(fused.w_o.backward(whole_dx2), at, len(out))
-        fused.w_o.add_gradient(whole_dx2, rows_at(out.flatten(1), at))
+        dout = scatter_rows(fused.w_o.backward(whole_dx2), at, len(out))
+        fused.w_o.add_gradient(whole_dx2, gather_rows(out.flatten(1), at))
         dout = dout.view_as(out)
-        dq, dk, dv = backward_attention(dout, out, fused.heads, for_attention, ctx.attended)
+        dq, dk, dv = block_attention_backward(dout, out, fused.heads, for_attention, ctx.attended)
         dqkv = dout.new_empty(len(out), sum(grad[0].numel() for grad in (dq, dk, dv)))
-        kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv)
-        leaving = exchange.sum_and_scatter(fused.w_qkv.backward(dqkv))
+        kernels.apply_rotary_to_heads_backward(dq, dk, dv, cos, sin, dqkv)
+        leaving = exchange.reduce_scatter(fused.w_qkv.backward(dqkv))
         fused.w_qkv.add_gradient(dqkv, h1)
         dh1 = leaving()
         _add_gradient(norm1, kernels.norm_weight_gradient(dh1, x, inverse1))
         fused.keep_gradients()
-        return kernels.norm_backward(dh1, x, inverse1, norm1, at_rows(dx2, at, len(x)))[None], None, None, None, None, None
+        return kernels.norm_backward(dh1, x, inverse1, norm1, scatter_rows(dx2, at, len(x)))[None], None, None, None, None, None
 
 
 def _add_gradient(parameter: nn.Parameter, value: Tensor) -> None:

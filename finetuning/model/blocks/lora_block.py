@@ -21,7 +21,7 @@ from finetuning.config.settings import MAX_FUSED_RANK
 from finetuning.model.attention import Attended, Documents, attention_backward, attention_forward
 from finetuning.model.blocks.frozen_linear import Fp8Matrix, Matrix
 from finetuning.model.kernels import ops as kernels
-from finetuning.model.kernels.ops import Update
+from finetuning.model.kernels.ops import LowRankDelta
 from finetuning.model.llama import Block, DocumentAttention
 from finetuning.model.lora import LoraLinear
 
@@ -57,7 +57,7 @@ class LoraBlock(Block):
         self.frozen = [[layer.weight for layer in group] for group in groups]
         self.adapters = BlockAdapters([layer for group in groups for layer in group if isinstance(layer, LoraLinear)])
         self.matrices = [_frozen_matrix(weights, 0 if fp8 else self._room(index)) for index, weights in enumerate(self.frozen)]
-        self.quantised: list[Fp8Matrix] = []
+        self.quantized: list[Fp8Matrix] = []
         self.eps = block.input_layernorm.eps
         head_dim = block.self_attn.head_dim
         self.heads = groups[0][0].out_features // head_dim, groups[0][1].out_features // head_dim
@@ -73,13 +73,13 @@ class LoraBlock(Block):
         return out_TD[None]
 
     def weights(self) -> Sequence[Matrix | Fp8Matrix]:
-        """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
-        if self.fp8 and not self.quantised:
-            self.quantised = [Fp8Matrix(matrix.weight_OI, self._room(index)) for index, matrix in enumerate(self.matrices)]
+        """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantized ones."""
+        if self.fp8 and not self.quantized:
+            self.quantized = [Fp8Matrix(matrix.weight_OI, self._room(index)) for index, matrix in enumerate(self.matrices)]
             self.matrices = []
             for weight in (weight for group in self.frozen for weight in group):
                 weight.data = weight.data.new_empty(0)
-        return self.quantised or self.matrices
+        return self.quantized or self.matrices
 
     def _room(self, group: int) -> int:
         """Rows of A, if they are a multiple of 16 bytes; others would make the large product slow, or impossible in fp8."""
@@ -147,17 +147,17 @@ class _LoraBlock(torch.autograd.Function):
 
         qkv, h1, inverse1 = w_qkv.normed_forward(x, fused.input_layernorm.weight, fused.eps)
         t_qkv = h1 @ low.a_qkv.t()
-        qkv = kernels.rotate_heads(qkv, cos, sin, heads, Update(t_qkv, low.b_qkv))
-        out, for_attention, attended = forward_attention(other_attention(fused), qkv, heads, documents)
-        flat_out = rows_at(out.flatten(1), at)
+        qkv = kernels.apply_rotary_to_heads(qkv, cos, sin, heads, LowRankDelta(t_qkv, low.b_qkv))
+        out, for_attention, attended = block_attention(other_attention(fused), qkv, heads, documents)
+        flat_out = gather_rows(out.flatten(1), at)
         t_o = flat_out @ low.a_o.t()
-        x2 = kernels.add_update(rows_at(x, at), w_o.forward(flat_out), Update(t_o, low.b_o))
+        x2 = kernels.add_low_rank_delta(gather_rows(x, at), w_o.forward(flat_out), LowRankDelta(t_o, low.b_o))
 
         gate_up, h2, inverse2 = w_gate_up.normed_forward(x2, fused.post_attention_layernorm.weight, fused.eps)
         t_gate_up = h2 @ low.a_gate_up.t()
         gate, up = gate_up.chunk(2, -1)
-        inner, t_down = kernels.gate_with_adapters(gate, up, gate_updates(t_gate_up, low), low.a_down)
-        x3 = kernels.add_update(x2, w_down.forward(inner), Update(t_down, low.b_down))
+        inner, t_down = kernels.gate_with_adapters(gate, up, gate_low_rank_deltas(t_gate_up, low), low.a_down)
+        x3 = kernels.add_low_rank_delta(x2, w_down.forward(inner), LowRankDelta(t_down, low.b_down))
 
         kept = (h1, h2, gate_up) if fused.keep_all else (None, None, None)
         ctx.save_for_backward(
@@ -183,12 +183,12 @@ class _LoraBlock(torch.autograd.Function):
         dx3 = dx3.contiguous()
 
         dt_down = torch.empty_like(t_down)
-        kernels.update_backward(dx3, Update(t_down, low.b_down), dt_down, d.b_down)
+        kernels.low_rank_delta_backward(dx3, LowRankDelta(t_down, low.b_down), dt_down, d.b_down)
         gate, up = gate_up.chunk(2, -1)
         grads, dgate_up, dt_gate_up = _side_by_side(len(gate_up), gate_up.shape[1], low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         kernels.gate_backward_with_adapters(
-            w_down.backward(dx3), gate, up, dgate, dup, gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            w_down.backward(dx3), gate, up, dgate, dup, gate_low_rank_deltas(t_gate_up, low), (dt_down, low.a_down),
             (d.b_gate, d.b_up, d.a_down), scale,
         )  # fmt: skip
         for grad, b, dt in zip((dgate, dup), (low.b_gate, low.b_up), dt_gate_up.chunk(2, -1), strict=True):
@@ -198,17 +198,17 @@ class _LoraBlock(torch.autograd.Function):
 
         grads, dx2, dt_o = _side_by_side(len(x2), x2.shape[1], low.a_o)
         kernels.norm_backward(dh2, x2, inverse2, fused.post_attention_layernorm.weight, dx3, dx2)
-        kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, d.b_o)
-        _scaled_product(dt_o, rows_at(out.flatten(1), at), scale, d.a_o)
-        dout = at_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x)).view_as(out)
-        dq, dk, dv = backward_attention(dout, out, heads, for_attention, ctx.attended)
+        kernels.low_rank_delta_backward(dx2, LowRankDelta(t_o, low.b_o), dt_o, d.b_o)
+        _scaled_product(dt_o, gather_rows(out.flatten(1), at), scale, d.a_o)
+        dout = scatter_rows(w_o.backward_with_adapter(grads, low.a_o), at, len(x)).view_as(out)
+        dq, dk, dv = block_attention_backward(dout, out, heads, for_attention, ctx.attended)
         grads, dqkv, dt_qkv = _side_by_side(len(x), len(low.b_qkv), low.a_qkv)
-        kernels.rotate_heads_backward(dq, dk, dv, cos, sin, dqkv, Update(t_qkv, low.b_qkv), (dt_qkv, d.b_qkv))
+        kernels.apply_rotary_to_heads_backward(dq, dk, dv, cos, sin, dqkv, LowRankDelta(t_qkv, low.b_qkv), (dt_qkv, d.b_qkv))
         _scaled_product(dt_qkv, h1, scale, d.a_qkv)
         dx = None
         if ctx.needs_input_grad[0]:  # not for the first block: the embedding is frozen
             dh1 = w_qkv.backward_with_adapter(grads, low.a_qkv)
-            dx = kernels.norm_backward(dh1, x, inverse1, fused.input_layernorm.weight, at_rows(dx2, at, len(x)))
+            dx = kernels.norm_backward(dh1, x, inverse1, fused.input_layernorm.weight, scatter_rows(dx2, at, len(x)))
         fused.adapters.add_gradients(gradients)
         return dx, None, None, None, None, None, None
 
@@ -218,10 +218,10 @@ def other_attention(block: Block) -> Callable[..., Tensor] | None:
     return None if isinstance(block.self_attn.attend, DocumentAttention) else block.self_attn.attend
 
 
-def forward_attention(
+def block_attention(
     attend: Callable[..., Tensor] | None, qkv_TC: Tensor, heads: tuple[int, int], documents: Documents
 ) -> tuple[Tensor, tuple[Tensor, ...], Attended | None]:
-    """Output [T, N, H], tensors to save for `backward_attention`, and the attention if it is not the ordinary one."""
+    """Output [T, N, H], tensors to save for `block_attention_backward`, and the attention if it is not the ordinary one."""
     if attend is None:
         out_TNH, logsumexp = attention_forward(*split_heads(qkv_TC, heads), documents)
         return out_TNH, (documents.boundaries, documents.extent, qkv_TC, logsumexp), None
@@ -229,7 +229,7 @@ def forward_attention(
     return attended.out_TNH, (), attended
 
 
-def backward_attention(
+def block_attention_backward(
     dout_TNH: Tensor, out_TNH: Tensor, heads: tuple[int, int], saved: Sequence[Tensor], attended: Attended | None
 ) -> tuple[Tensor, ...]:
     """Gradients of q, k and v."""
@@ -294,18 +294,18 @@ def adapter_views(flat: Tensor, shapes: list[torch.Size]) -> Adapters:
     return Adapters(*matrices)
 
 
-def gate_updates(t_gate_up: Tensor, low: Adapters) -> tuple[Update, Update]:
+def gate_low_rank_deltas(t_gate_up: Tensor, low: Adapters) -> tuple[LowRankDelta, LowRankDelta]:
     t_gate, t_up = t_gate_up.chunk(2, -1)
-    return Update(t_gate, low.b_gate), Update(t_up, low.b_up)
+    return LowRankDelta(t_gate, low.b_gate), LowRankDelta(t_up, low.b_up)
 
 
-def rows_at(x_TD: Tensor, at_S: Tensor | None) -> Tensor:
+def gather_rows(x_TD: Tensor, at_S: Tensor | None) -> Tensor:
     """Those rows, or all."""
     return x_TD if at_S is None else x_TD[at_S]
 
 
-def at_rows(x_SD: Tensor, at_S: Tensor | None, num_rows: int) -> Tensor:
-    """The gradient of `rows_at`: these rows in their places [T, D], the others 0."""
+def scatter_rows(x_SD: Tensor, at_S: Tensor | None, num_rows: int) -> Tensor:
+    """The gradient of `gather_rows`: these rows in their places [T, D], the others 0."""
     return x_SD if at_S is None else x_SD.new_zeros(num_rows, x_SD.shape[1]).index_copy_(0, at_S, x_SD)
 
 

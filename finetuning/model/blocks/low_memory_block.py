@@ -16,19 +16,19 @@ from torch import Tensor
 from typing_extensions import override
 
 from finetuning.model.attention import Documents, attention_backward, attention_forward
-from finetuning.model.blocks.activation_offload import HostStore
+from finetuning.model.blocks.activation_offload import OffloadStore
 from finetuning.model.blocks.frozen_linear import Matrix, SmallFp8Matrix
 from finetuning.model.blocks.lora_block import (
     Adapters,
     BlockAdapters,
     adapter_views,
-    gate_updates,
+    gate_low_rank_deltas,
     grouped_layers,
     join,
     split_heads,
 )
 from finetuning.model.kernels import ops as kernels
-from finetuning.model.kernels.ops import Update
+from finetuning.model.kernels.ops import LowRankDelta
 from finetuning.model.llama import Block
 from finetuning.model.lora import LoraLinear
 
@@ -40,11 +40,11 @@ class LowMemoryBlock(Block):
     """Takes a block's place, with its parts.
 
     Args:
-        fp8: the frozen weights, which lie on the host until they are first used, are then quantised.
+        fp8: the frozen weights, which lie on the host until they are first used, are then quantized.
         index: of the block among those that share `store`.
     """
 
-    def __init__(self, block: Block, store: HostStore, index: int, *, fp8: bool, tokens_at_once: int = TOKENS_AT_ONCE):
+    def __init__(self, block: Block, store: OffloadStore, index: int, *, fp8: bool, tokens_at_once: int = TOKENS_AT_ONCE):
         super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
         self.store, self.index, self.tokens_at_once = store, index, tokens_at_once
         groups = grouped_layers(block)
@@ -69,15 +69,15 @@ class LowMemoryBlock(Block):
         return out_TD[None]
 
     def weights(self) -> list[Matrix] | list[SmallFp8Matrix]:
-        """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantised ones."""
+        """The joint weights; the first call with fp8, after the weights were loaded, replaces them by quantized ones."""
         if not self.matrices:
-            self.matrices = [self._quantised(weights) for weights in self.frozen]
+            self.matrices = [self._quantized(weights) for weights in self.frozen]
         return self.matrices
 
     def pieces(self, num_tokens: int) -> list[slice]:
         return [slice(start, start + self.tokens_at_once) for start in range(0, num_tokens, self.tokens_at_once)]
 
-    def _quantised(self, weights: list[Tensor]) -> SmallFp8Matrix:
+    def _quantized(self, weights: list[Tensor]) -> SmallFp8Matrix:
         rows = [len(weight) for weight in weights]
         device = self.adapters.parameters[0].device
         joint = torch.empty(sum(rows), weights[0].shape[1], dtype=weights[0].dtype, device=device)
@@ -103,11 +103,11 @@ class _LowMemoryBlock(torch.autograd.Function):
         for piece in least.pieces(len(x)):
             x2, _ = _add_attention(least, x[piece], out[piece].flatten(1), low)
             gate_up, h2, _ = w_gate_up.normed_forward(x2, norm, least.eps)
-            updates = gate_updates(h2 @ low.a_gate_up.t(), low)
+            updates = gate_low_rank_deltas(h2 @ low.a_gate_up.t(), low)
             gate, up = gate_up.chunk(2, -1)
             inner, t_down[piece] = kernels.gate_with_adapters(gate, up, updates, low.a_down)
             del gate_up, gate, up
-            x3[piece] = kernels.add_update(x2, w_down.forward(inner), Update(t_down[piece], low.b_down))
+            x3[piece] = kernels.add_low_rank_delta(x2, w_down.forward(inner), LowRankDelta(t_down[piece], low.b_down))
         ctx.save_for_backward(cos, sin, documents.boundaries, documents.extent, t_down)
         ctx.least = least
         return x3
@@ -130,7 +130,7 @@ class _LowMemoryBlock(torch.autograd.Function):
         grads = attention_backward(dout.view_as(out), *split_heads(qkv, least.heads), out, logsumexp, documents)
         del out, dout, logsumexp
         dt_qkv, db_qkv = torch.empty_like(t_qkv), torch.empty_like(d.b_qkv)
-        kernels.rotate_heads_backward(*grads, cos, sin, qkv, Update(t_qkv, low.b_qkv), (dt_qkv, db_qkv))
+        kernels.apply_rotary_to_heads_backward(*grads, cos, sin, qkv, LowRankDelta(t_qkv, low.b_qkv), (dt_qkv, db_qkv))
         del grads
         d.b_qkv.add_(db_qkv)
         dx = _projection_backward(least, x, qkv, dt_qkv, dx2, low, d, needs_input=ctx.needs_input_grad[0])
@@ -139,16 +139,16 @@ class _LowMemoryBlock(torch.autograd.Function):
 
 
 def _project(least: LowMemoryBlock, x_TD: Tensor, cos_TH: Tensor, sin_TH: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
-    """q, k and v side by side, turned by their positions [T, C], and the low-rank input of their adapters [T, 3R]."""
+    """q, k and v side by side, rotated by their positions [T, C], and the low-rank input of their adapters [T, 3R]."""
     qkv, h1, _ = least.weights()[0].normed_forward(x_TD, least.input_layernorm.weight, least.eps)
     t_qkv = h1 @ low.a_qkv.t()
-    return kernels.rotate_heads(qkv, cos_TH, sin_TH, least.heads, Update(t_qkv, low.b_qkv)), t_qkv
+    return kernels.apply_rotary_to_heads(qkv, cos_TH, sin_TH, least.heads, LowRankDelta(t_qkv, low.b_qkv)), t_qkv
 
 
 def _add_attention(least: LowMemoryBlock, x_PD: Tensor, out_PC: Tensor, low: Adapters) -> tuple[Tensor, Tensor]:
     """The residual stream after the attention [P, D], and the low-rank input of the output's adapter [P, R]."""
     t_o = out_PC @ low.a_o.t()
-    return kernels.add_update(x_PD, least.weights()[1].forward(out_PC), Update(t_o, low.b_o)), t_o
+    return kernels.add_low_rank_delta(x_PD, least.weights()[1].forward(out_PC), LowRankDelta(t_o, low.b_o)), t_o
 
 
 def _after_attention_backward(
@@ -156,7 +156,7 @@ def _after_attention_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the residual stream after the attention [T, D] and of the attention's output, adapters' added to `d`."""
     _, w_o, w_gate_up, w_down = least.weights()
-    w_gate_up_turned, w_down_turned, w_o_turned = w_gate_up.turned(), w_down.turned(), w_o.turned()
+    w_gate_up_transposed, w_down_transposed, w_o_transposed = w_gate_up.transposed(), w_down.transposed(), w_o.transposed()
     norm, scale = least.post_attention_layernorm.weight, least.adapters.scale
     dx2_TD, dout_TC = torch.empty_like(x_TD), torch.empty_like(out_TC)
     for piece in least.pieces(len(x_TD)):
@@ -166,20 +166,20 @@ def _after_attention_backward(
         t_gate_up, t_down = h2 @ low.a_gate_up.t(), t_down_TR[piece]
         dt_down, dt_o = torch.empty_like(t_down), torch.empty_like(t_o)
         sums = [torch.empty_like(total) for total in (d.b_gate, d.b_up, d.a_down, d.b_down, d.b_o)]
-        kernels.update_backward(dx3, Update(t_down, low.b_down), dt_down, sums[3])
+        kernels.low_rank_delta_backward(dx3, LowRankDelta(t_down, low.b_down), dt_down, sums[3])
         gate, up = gate_up.chunk(2, -1)
         # The gradients take the place of gate and up: each entry is read before it is written.
         kernels.gate_backward_with_adapters(
-            w_down_turned.backward(dx3), gate, up, gate, up, gate_updates(t_gate_up, low), (dt_down, low.a_down),
+            w_down_transposed.backward(dx3), gate, up, gate, up, gate_low_rank_deltas(t_gate_up, low), (dt_down, low.a_down),
             (sums[0], sums[1], sums[2]), scale,
         )  # fmt: skip
         dt_gate_up = torch.cat((gate @ low.b_gate, up @ low.b_up), -1)
         d.a_gate_up.add_(dt_gate_up.t() @ h2, alpha=scale)
-        dh2 = w_gate_up_turned.backward(gate_up).addmm_(dt_gate_up, low.a_gate_up)
+        dh2 = w_gate_up_transposed.backward(gate_up).addmm_(dt_gate_up, low.a_gate_up)
         del gate_up, gate, up
         dx2 = kernels.norm_backward(dh2, x2, inverse2, norm, dx3)
-        dout = w_o_turned.backward(dx2)
-        kernels.update_backward(dx2, Update(t_o, low.b_o), dt_o, sums[4])
+        dout = w_o_transposed.backward(dx2)
+        kernels.low_rank_delta_backward(dx2, LowRankDelta(t_o, low.b_o), dt_o, sums[4])
         for total, of_piece in zip((d.b_gate, d.b_up, d.a_down, d.b_down, d.b_o), sums, strict=True):
             total.add_(of_piece)
         d.a_o.add_(dt_o.t() @ out, alpha=scale)
@@ -198,5 +198,5 @@ def _projection_backward(
     del h1
     if not needs_input:
         return None
-    dh1 = least.weights()[0].turned().backward(dqkv_TC).addmm_(dt_qkv, low.a_qkv)
+    dh1 = least.weights()[0].transposed().backward(dqkv_TC).addmm_(dt_qkv, low.a_qkv)
     return kernels.norm_backward(dh1, x_TD, inverse1, norm, dx2_TD)

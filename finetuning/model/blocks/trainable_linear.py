@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from finetuning.model.blocks.lora_block import join
-from finetuning.model.kernels.ops import quantise_columns, quantise_rows, scaled_product
+from finetuning.model.kernels.ops import quantize_columns, quantize_rows, scaled_product
 
 
-class TrainedMatrix:
+class TrainableMatrix:
     """Weights [O, I] that read the same input, side by side in one tensor, and their gradients in another."""
 
     def __init__(self, parameters: list[Tensor]):
@@ -47,11 +47,11 @@ class TrainedMatrix:
         return self._gradient_OI, first
 
 
-class TrainedFp8Matrix(TrainedMatrix):
+class TrainableFp8Matrix(TrainableMatrix):
     """The same with all three products in fp8 (e4m3), sums in float32.
 
-    The weight is quantised once a step, after it has changed, with a factor for each output and once more, transposed, for
-    each input. Activations and their gradients are quantised by rows for one product, and by columns for the weight's
+    The weight is quantized once a step, after it has changed, with a factor for each output and once more, transposed, for
+    each input. Activations and their gradients are quantized by rows for one product, and by columns for the weight's
     gradient, which sums over tokens. The number of tokens must be a multiple of 16.
     """
 
@@ -62,15 +62,15 @@ class TrainedFp8Matrix(TrainedMatrix):
 
     def forward(self, x_TI: Tensor) -> Tensor:
         if self._rows is None or self.parameters[0].grad is None:  # weights change only while they have no gradient
-            self._rows, self._columns = quantise_rows(self.weight_OI), quantise_columns(self.weight_OI)
-        return scaled_product(quantise_rows(x_TI), self._rows, x_TI.dtype)
+            self._rows, self._columns = quantize_rows(self.weight_OI), quantize_columns(self.weight_OI)
+        return scaled_product(quantize_rows(x_TI), self._rows, x_TI.dtype)
 
     def backward(self, grad_TO: Tensor) -> Tensor:
         assert self._columns is not None
-        return scaled_product(quantise_rows(grad_TO), self._columns, grad_TO.dtype)
+        return scaled_product(quantize_rows(grad_TO), self._columns, grad_TO.dtype)
 
     def add_gradient(self, grad_TO: Tensor, x_TI: Tensor) -> None:
-        product = scaled_product(quantise_columns(grad_TO), quantise_columns(x_TI), grad_TO.dtype)
+        product = scaled_product(quantize_columns(grad_TO), quantize_columns(x_TI), grad_TO.dtype)
         gradient, first = self._gradients()
         if first:
             gradient.copy_(product)

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FP8_MAX = 448.0  # largest number of float8_e4m3fn
-LEAST_FACTOR = 1e-12  # of a row of zeros
+MIN_SCALE = 1e-12  # of a row of zeros
 FP8_ALIGNMENT = 128  # bytes from row to row; others make a product of the same size up to 15 % slower
 
 
-class Update(NamedTuple):
+class LowRankDelta(NamedTuple):
     """The low-rank update of a LoRA layer's output, t b^T, with t = scale * x A^T."""
 
     t_TR: Tensor
@@ -32,7 +32,7 @@ class Update(NamedTuple):
 
 
 def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMS norm: normalised rows [T, D] and 1 / root mean square [T] (float32)."""
+    """RMS norm: normalized rows [T, D] and 1 / root mean square [T] (float32)."""
     if x_TD.is_cuda:
         return _triton_rows().norm(x_TD, weight_D, eps)
     wide = x_TD.float()
@@ -56,12 +56,12 @@ def norm_backward(
     return grad if out_TD is None else out_TD.copy_(grad)
 
 
-def norm_and_quantise(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """`norm`, and its rows as `quantise_rows` gives them."""
+def norm_and_quantize(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """`norm`, and its rows as `quantize_rows` gives them."""
     if x_TD.is_cuda:
-        return _triton_rows().norm_and_quantise(x_TD, weight_D, eps, FP8_MAX, LEAST_FACTOR)
+        return _triton_rows().norm_and_quantize(x_TD, weight_D, eps, FP8_MAX, MIN_SCALE)
     out_TD, inverse_T = norm(x_TD, weight_D, eps)
-    return out_TD, inverse_T, quantise_rows(out_TD)
+    return out_TD, inverse_T, quantize_rows(out_TD)
 
 
 def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Tensor:
@@ -71,27 +71,27 @@ def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Te
     return (grad_TD.float() * x_TD.float() * inverse_T[:, None]).sum(0)
 
 
-def add_update(x_TD: Tensor, y_TD: Tensor, update: Update) -> Tensor:
+def add_low_rank_delta(x_TD: Tensor, y_TD: Tensor, update: LowRankDelta) -> Tensor:
     """x + y + update, [T, D]."""
     if x_TD.is_cuda:
-        return _triton().add_update(x_TD, y_TD, update)
+        return _triton().add_low_rank_delta(x_TD, y_TD, update)
     return (x_TD.float() + y_TD.float() + _low_rank(update)).to(x_TD.dtype)
 
 
-def update_backward(grad_TO: Tensor, update: Update, dt_TR: Tensor, db_OR: Tensor) -> None:
+def low_rank_delta_backward(grad_TO: Tensor, update: LowRankDelta, dt_TR: Tensor, db_OR: Tensor) -> None:
     """Writes the gradients of t and b, grad b and grad^T t, for the gradient of the output that the update was added to."""
     if grad_TO.is_cuda:
-        _triton().update_backward(grad_TO, update, dt_TR, db_OR)
+        _triton().low_rank_delta_backward(grad_TO, update, dt_TR, db_OR)
         return
     grad = grad_TO.float()
     dt_TR.copy_(grad @ update.b_OR.float())
     db_OR.copy_(grad.t() @ update.t_TR.float())
 
 
-def rotate_heads(
-    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: Update | None = None
+def apply_rotary_to_heads(
+    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: LowRankDelta | None = None
 ) -> Tensor:
-    """Adds the updates of q, k and v and turns q and k by their positions; [T, C], contiguous.
+    """Adds the updates of q, k and v and rotates q and k by their positions; [T, C], contiguous.
 
     Args:
         cos_TH: tables of `rope_tables`, float32; both halves of H are equal.
@@ -99,37 +99,37 @@ def rotate_heads(
         update: t of q, k and v side by side [T, 3R], B of q, k and v one below the other [C, R].
     """
     if qkv_TC.is_cuda:
-        return _triton().rotate_heads(qkv_TC, cos_TH, sin_TH, heads, update)
+        return _triton().apply_rotary_to_heads(qkv_TC, cos_TH, sin_TH, heads, update)
     num_heads, num_key_value_heads = heads
     wide = qkv_TC.float()
     if update is not None:
         wide = wide + _update_of_heads(update, heads)
     per_head = wide.unflatten(-1, (num_heads + 2 * num_key_value_heads, -1))
-    turned, kept = per_head.split([num_heads + num_key_value_heads, num_key_value_heads], 1)
-    return torch.cat((_turn(turned, cos_TH, sin_TH), kept), 1).flatten(1).to(qkv_TC.dtype)
+    rotated, kept = per_head.split([num_heads + num_key_value_heads, num_key_value_heads], 1)
+    return torch.cat((_rotate(rotated, cos_TH, sin_TH), kept), 1).flatten(1).to(qkv_TC.dtype)
 
 
-def rotate_heads_backward(
+def apply_rotary_to_heads_backward(
     grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
-    update: Update | None = None, gradients: tuple[Tensor, Tensor] | None = None,
+    update: LowRankDelta | None = None, gradients: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Turns the gradients of q and k back and writes all three side by side into `out_TC`.
 
     Args:
-        update: as in `rotate_heads`.
+        update: as in `apply_rotary_to_heads`.
         gradients: where to write those of the update's t [T, 3R] and b [C, R].
     """
     if out_TC.is_cuda:
-        _triton().rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, update, gradients)
+        _triton().apply_rotary_to_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, update, gradients)
         return
-    turned = _turn(torch.cat((grad_q_TNH, grad_k_TKH), 1).float(), cos_TH, -sin_TH)
-    out_TC.copy_(torch.cat((turned, grad_v_TKH.float()), 1).flatten(1))
+    rotated = _rotate(torch.cat((grad_q_TNH, grad_k_TKH), 1).float(), cos_TH, -sin_TH)
+    out_TC.copy_(torch.cat((rotated, grad_v_TKH.float()), 1).flatten(1))
     if update is not None and gradients is not None:
         sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
         per_kind = (out_TC.split(sizes, -1), update.t_TR.chunk(3, -1), update.b_OR.split(sizes), gradients[0].chunk(3, -1),
                     gradients[1].split(sizes))  # fmt: skip
         for grad, t, b, dt, db in zip(*per_kind, strict=True):
-            update_backward(grad, Update(t, b), dt, db)
+            low_rank_delta_backward(grad, LowRankDelta(t, b), dt, db)
 
 
 def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 
 def gate_with_adapters(
-    gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update], a_RF: Tensor
+    gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRankDelta, LowRankDelta], a_RF: Tensor
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
     if gate_TF.is_cuda:
@@ -160,7 +160,8 @@ def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF:
 
 def gate_backward_with_adapters(
     grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[Update, Update], through: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor, Tensor], scale: float,
+    updates: tuple[LowRankDelta, LowRankDelta], through: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor, Tensor], scale: float,
 ) -> None:  # fmt: skip
     """The same for layers with adapters, with the sums over tokens that the gate's output and gradients are good for.
 
@@ -204,22 +205,22 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     return losses[:, 0]
 
 
-def cross_entropy_and_quantise(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """`cross_entropy`, with the gradient as `quantise_rows` gives it instead of in place of the logits."""
+def cross_entropy_and_quantize(logits_TV: Tensor, labels_T: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """`cross_entropy`, with the gradient as `quantize_rows` gives it instead of in place of the logits."""
     if logits_TV.is_cuda:
-        return _triton_rows().cross_entropy_and_quantise(logits_TV, labels_T, FP8_MAX, LEAST_FACTOR)
+        return _triton_rows().cross_entropy_and_quantize(logits_TV, labels_T, FP8_MAX, MIN_SCALE)
     losses_T = cross_entropy(logits_TV, labels_T)
-    return losses_T, quantise_rows(logits_TV)
+    return losses_T, quantize_rows(logits_TV)
 
 
-def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labelled_T1: Tensor) -> None:
+def softmax_minus_one_hot(logits_TV: Tensor, logsumexp_T1: Tensor, labels_T: Tensor, labeled_T1: Tensor) -> None:
     """Overwrites logits with the gradient of their cross-entropies.
 
-    Some columns of wider logits will do: `logsumexp` is that of the whole row, and `labelled` 1 where the label is among
+    Some columns of wider logits will do: `logsumexp` is that of the whole row, and `labeled` 1 where the label is among
     these columns, else 0.
     """
     logits_TV.sub_(logsumexp_T1).exp_()
-    logits_TV.scatter_add_(1, labels_T[:, None], -labelled_T1)
+    logits_TV.scatter_add_(1, labels_T[:, None], -labeled_T1)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -227,16 +228,16 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def quantise_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x_TD: Tensor, columns_D: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Rows in fp8 (e4m3) and the factor of each [T, 1] (float32): x = fp8 * factor, the largest value of a row at 448.
 
     With `columns` (float32), the columns are multiplied by these numbers first.
     """
     if x_TD.is_cuda:
-        return _triton_fp8().quantise_rows(
-            x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, LEAST_FACTOR
+        return _triton_fp8().quantize_rows(
+            x_TD, columns_D, empty_fp8(len(x_TD), x_TD.shape[1], x_TD.device), FP8_MAX, MIN_SCALE
         )
-    return _quantised(x_TD.float() if columns_D is None else x_TD.float() * columns_D, LEAST_FACTOR)
+    return _quantized(x_TD.float() if columns_D is None else x_TD.float() * columns_D, MIN_SCALE)
 
 
 def empty_fp8(rows: int, columns: int, device: torch.device) -> Tensor:
@@ -244,32 +245,32 @@ def empty_fp8(rows: int, columns: int, device: torch.device) -> Tensor:
     return torch.empty(rows, columns + -columns % FP8_ALIGNMENT, dtype=torch.float8_e4m3fn, device=device)[:, :columns]
 
 
-def quantise_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor) -> Tensor:
+def quantize_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor) -> Tensor:
     """Writes the transpose of A in fp8 into columns of a matrix whose rows have these factors.
 
     Returns a multiplier [R] (float32) of each column: a = multiplier * factor * fp8, the largest value of a column at 448.
     """
     if a_RI.is_cuda:
-        return _triton_fp8().quantise_beside(a_RI, factors_I1, out_IR, FP8_MAX, LEAST_FACTOR)
-    quantised_RI, multipliers_R1 = quantise_rows(a_RI.float() / factors_I1.t())
-    out_IR.copy_(quantised_RI.t())
+        return _triton_fp8().quantize_beside(a_RI, factors_I1, out_IR, FP8_MAX, MIN_SCALE)
+    quantized_RI, multipliers_R1 = quantize_rows(a_RI.float() / factors_I1.t())
+    out_IR.copy_(quantized_RI.t())
     return multipliers_R1[:, 0]
 
 
-def quantise_columns(x_TD: Tensor, least_factor: float = LEAST_FACTOR) -> tuple[Tensor, Tensor]:
+def quantize_columns(x_TD: Tensor, min_scale: float = MIN_SCALE) -> tuple[Tensor, Tensor]:
     """The same for columns: the transpose of x in fp8 [D, T] and the factor of each column [D, 1].
 
     With a larger least factor, the values of columns that are small beside the others do not reach 448.
     """
     if x_TD.is_cuda:
-        return _triton_fp8().quantise_columns(x_TD, FP8_MAX, least_factor)
-    return _quantised(x_TD.t().float(), least_factor)
+        return _triton_fp8().quantize_columns(x_TD, FP8_MAX, min_scale)
+    return _quantized(x_TD.t().float(), min_scale)
 
 
-def turn(x_OI: Tensor) -> Tensor:
+def transpose(x_OI: Tensor) -> Tensor:
     """The transpose [I, O] of a matrix in fp8, contiguous."""
     if x_OI.is_cuda:
-        return _triton_fp8().turn(x_OI)
+        return _triton_fp8().transpose(x_OI)
     return x_OI.view(torch.uint8).t().contiguous().view(x_OI.dtype)
 
 
@@ -283,7 +284,7 @@ def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
 def scaled_product(
     x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast_sums: bool = True
 ) -> Tensor:  # fmt: skip
-    """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantised by rows, returned in `dtype`.
+    """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantized by rows, returned in `dtype`.
 
     On CUDA, T may be anything; O and I must be multiples of 16.
 
@@ -320,27 +321,27 @@ def _triton_fp8() -> ModuleType:
     return triton_fp8
 
 
-def _quantised(wide_TD: Tensor, least_factor: float) -> tuple[Tensor, Tensor]:
-    factor_T1 = wide_TD.abs().amax(-1, keepdim=True).clamp_min(least_factor * FP8_MAX) / FP8_MAX
-    return (wide_TD / factor_T1).to(torch.float8_e4m3fn), factor_T1
+def _quantized(wide_TD: Tensor, min_scale: float) -> tuple[Tensor, Tensor]:
+    scale_T1 = wide_TD.abs().amax(-1, keepdim=True).clamp_min(min_scale * FP8_MAX) / FP8_MAX
+    return (wide_TD / scale_T1).to(torch.float8_e4m3fn), scale_T1
 
 
-def _low_rank(update: Update) -> Tensor:
+def _low_rank(update: LowRankDelta) -> Tensor:
     return update.t_TR.float() @ update.b_OR.float().t()
 
 
-def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[Update, Update]) -> tuple[Tensor, Tensor]:
+def _updated(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRankDelta, LowRankDelta]) -> tuple[Tensor, Tensor]:
     return gate_TF.float() + _low_rank(updates[0]), up_TF.float() + _low_rank(updates[1])
 
 
-def _update_of_heads(update: Update, heads: tuple[int, int]) -> Tensor:
+def _update_of_heads(update: LowRankDelta, heads: tuple[int, int]) -> Tensor:
     num_heads, num_key_value_heads = heads
     head_dim = update.b_OR.shape[0] // (num_heads + 2 * num_key_value_heads)
     sizes = [num_heads * head_dim, num_key_value_heads * head_dim, num_key_value_heads * head_dim]
     parts = zip(update.t_TR.chunk(3, -1), update.b_OR.split(sizes), strict=True)
-    return torch.cat([_low_rank(Update(t, b)) for t, b in parts], -1)
+    return torch.cat([_low_rank(LowRankDelta(t, b)) for t, b in parts], -1)
 
 
-def _turn(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
+def _rotate(x_TNH: Tensor, cos_TH: Tensor, sin_TH: Tensor) -> Tensor:
     first, second = x_TNH.chunk(2, -1)
     return x_TNH * cos_TH[:, None] + torch.cat((-second, first), -1) * sin_TH[:, None]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from finetuning.model.kernels.triton_fp8 import store_quantised
+from finetuning.model.kernels.triton_fp8 import store_quantized
 
 VOCABULARY_BLOCK = 16384
 SUM_ROWS, SUM_COLUMNS = 256, 128  # that a program adds up, and its columns
@@ -28,22 +28,22 @@ def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return out, inverse
 
 
-def norm_and_quantise(
-    x_TD: Tensor, weight_D: Tensor, eps: float, largest: float, least_factor: float
+def norm_and_quantize(
+    x_TD: Tensor, weight_D: Tensor, eps: float, largest: float, min_scale: float
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
     out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
-    quantised, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
+    quantized, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
     _norm[(len(x_TD),)](
-        x_TD, weight_D, out, inverse, quantised, factors, eps, QUANTISE=True, largest=largest, least_factor=least_factor,
+        x_TD, weight_D, out, inverse, quantized, factors, eps, QUANTISE=True, largest=largest, min_scale=min_scale,
         **_whole_rows(x_TD),
     )  # fmt: skip
-    return out, inverse, (quantised, factors[:, None])
+    return out, inverse, (quantized, factors[:, None])
 
 
 @triton.jit
 def _norm(
-    x, weight, out, inverse, quantised, factors, eps, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
-    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+    x, weight, out, inverse, quantized, factors, eps, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0, min_scale: tl.constexpr = 1.0,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
@@ -55,7 +55,7 @@ def _norm(
     tl.store(out + row * size + columns, result, mask=inside)
     tl.store(inverse + row, factor)
     if QUANTISE:
-        store_quantised(result, quantised + row * size + columns, factors + row, inside, largest, least_factor)
+        store_quantized(result, quantized + row * size + columns, factors + row, inside, largest, min_scale)
 
 
 def norm_backward(
@@ -131,23 +131,23 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     return losses
 
 
-def cross_entropy_and_quantise(
-    logits_TV: Tensor, labels_T: Tensor, largest: float, least_factor: float
+def cross_entropy_and_quantize(
+    logits_TV: Tensor, labels_T: Tensor, largest: float, min_scale: float
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
     losses, factors = _row_factors(logits_TV), _row_factors(logits_TV)
-    quantised = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
+    quantized = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
     if len(losses):
         _cross_entropy[(len(losses),)](
-            logits_TV, labels_T, losses, quantised, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
-            largest=largest, least_factor=least_factor, num_warps=16,
+            logits_TV, labels_T, losses, quantized, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
+            largest=largest, min_scale=min_scale, num_warps=16,
         )  # fmt: skip
-    return losses, (quantised, factors[:, None])
+    return losses, (quantized, factors[:, None])
 
 
 @triton.jit
 def _cross_entropy(
     logits, labels, losses, gradients, factors, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
-    largest: tl.constexpr = 1.0, least_factor: tl.constexpr = 1.0,
+    largest: tl.constexpr = 1.0, min_scale: tl.constexpr = 1.0,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
@@ -166,7 +166,7 @@ def _cross_entropy(
     tl.store(losses + row, loss)
     if QUANTISE:
         # No other entry is larger than the label's, 1 - p: the others add up to it.
-        factor = tl.maximum((1 - exp(-loss)) / largest, least_factor)
+        factor = tl.maximum((1 - exp(-loss)) / largest, min_scale)
         tl.store(factors + row, factor)
         inverse = 1 / factor
     tl.debug_barrier()  # the label's logit has been read before it is overwritten

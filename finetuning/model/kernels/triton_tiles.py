@@ -2,7 +2,7 @@
 products, with low-rank updates.
 
 A program handles a tile of rows and columns, or several. Row strides are arguments, so that a matrix may be part of a wider
-one; numbers of rows are not specialised, or the first one that 16 divides would be compiled for again in the middle of a run.
+one; numbers of rows are not specialized, or the first one that 16 divides would be compiled for again in the middle of a run.
 The rank of an update is padded to 16, the least that the matrix units take; padded columns are zero.
 """
 
@@ -17,12 +17,12 @@ from finetuning.model.kernels.triton_rows import exp
 
 LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.ops.Update`
 
-LEAST_RANK = 16
+MIN_RANK = 16
 LARGE_RANK = 128  # padded; from it on, several tiles in flight are more than the shared memory of most cards
-LEAST_DEPTH = 16  # of a product of tiles
+MIN_DEPTH = 16  # of a product of tiles
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
 ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
-MOST_HEADS = 8  # that a program turns one after the other
+MAX_HEADS = 8  # that a program rotates one after the other
 ROTATE_BACKWARD_TILING = (32, 32, 4, 3)  # rows, tiles that a program handles one below the other, warps, tiles in flight
 # Rows and columns of a tile, tiles that a program handles one below the other, warps, tiles in flight.
 UPDATE_BACKWARD_TILING = (64, 128, 16, 4, 3)
@@ -60,7 +60,7 @@ def _update_tile(t, t_stride, b, rows, columns, num_rows, num_columns, rank: tl.
     return tl.dot(t_tile, _load_transposed(b, columns, ranks, num_columns, rank))
 
 
-def add_update(x_TD: Tensor, y_TD: Tensor, update: LowRank) -> Tensor:
+def add_low_rank_delta(x_TD: Tensor, y_TD: Tensor, update: LowRank) -> Tensor:
     num_rows, size = x_TD.shape
     t, b = update
     rank = b.shape[1]
@@ -87,7 +87,7 @@ def _add_update(
     tl.store(out + rows[:, None] * size + columns[None, :], result.to(out.dtype.element_ty), mask=inside)
 
 
-def update_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_OR: Tensor) -> None:
+def low_rank_delta_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_OR: Tensor) -> None:
     num_rows, size = grad_TO.shape
     t, b = update
     rank = b.shape[1]
@@ -200,11 +200,13 @@ def _add_db_parts(
     elif which == 1:
         tl.store(second + target, total.to(second.dtype.element_ty), mask=inside)
     else:
-        turned = ranks[None, :] * size + columns[:, None]
-        tl.store(third + turned, (total * scale).to(third.dtype.element_ty), mask=inside)
+        transposed = ranks[None, :] * size + columns[:, None]
+        tl.store(third + transposed, (total * scale).to(third.dtype.element_ty), mask=inside)
 
 
-def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: LowRank | None) -> Tensor:
+def apply_rotary_to_heads(
+    qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[int, int], update: LowRank | None
+) -> Tensor:
     num_heads, num_key_value_heads = heads
     num_rows, size = qkv_TC.shape
     t, b, rank = _unpacked(update, qkv_TC)
@@ -212,7 +214,7 @@ def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[in
     together, head_dim = _heads_together(heads), size // (num_heads + 2 * num_key_value_heads)
     rows, warps, stages = ROTATE_TILING
     grid = (triton.cdiv(num_rows, rows), (num_heads + 2 * num_key_value_heads) // together)
-    _rotate_heads[grid](
+    _apply_rotary_to_heads[grid](
         qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads, num_key_value_heads,
         head_dim, rank, _padded(rank), ROWS=rows, TOGETHER=together, STAGES=stages, num_warps=warps,
     )  # fmt: skip
@@ -220,12 +222,12 @@ def rotate_heads(qkv_TC: Tensor, cos_TH: Tensor, sin_TH: Tensor, heads: tuple[in
 
 
 def _heads_together(heads: tuple[int, int]) -> int:
-    """Heads that a program turns: of one kind, because as many divide query heads and key/value heads."""
-    return math.gcd(*heads, MOST_HEADS)
+    """Heads that a program rotates: of one kind, because as many divide query heads and key/value heads."""
+    return math.gcd(*heads, MAX_HEADS)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _rotate_heads(
+def _apply_rotary_to_heads(
     qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
     num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
     TOGETHER: tl.constexpr, STAGES: tl.constexpr,
@@ -237,7 +239,7 @@ def _rotate_heads(
     inside = (rows[:, None] < num_rows) & (halves[None, :] < half)
     c = tl.load(cos + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
     s = tl.load(sin + rows[:, None] * head_dim + halves[None, :], mask=inside, other=0.0)
-    if first_head >= num_heads + num_key_value_heads:  # values are not turned
+    if first_head >= num_heads + num_key_value_heads:  # values are not rotated
         c = tl.full(c.shape, 1.0, tl.float32)
         s = tl.zeros(s.shape, tl.float32)
     if RANK > 0:
@@ -252,26 +254,26 @@ def _rotate_heads(
         if RANK > 0:
             first += tl.dot(t_tile, _load_transposed(b, first_columns, ranks, size, rank))
             second += tl.dot(t_tile, _load_transposed(b, second_columns, ranks, size, rank))
-        turned_first = (first * c - second * s).to(out.dtype.element_ty)
-        turned_second = (second * c + first * s).to(out.dtype.element_ty)
-        tl.store(out + rows[:, None] * size + first_columns[None, :], turned_first, mask=inside)
-        tl.store(out + rows[:, None] * size + second_columns[None, :], turned_second, mask=inside)
+        rotated_first = (first * c - second * s).to(out.dtype.element_ty)
+        rotated_second = (second * c + first * s).to(out.dtype.element_ty)
+        tl.store(out + rows[:, None] * size + first_columns[None, :], rotated_first, mask=inside)
+        tl.store(out + rows[:, None] * size + second_columns[None, :], rotated_second, mask=inside)
 
 
-def rotate_heads_backward(
+def apply_rotary_to_heads_backward(
     grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
     update: LowRank | None, gradients: tuple[Tensor, Tensor] | None,
 ) -> None:  # fmt: skip
     num_rows, num_heads, head_dim = grad_q_TNH.shape
     num_key_value_heads = grad_k_TKH.shape[1]
     assert all(grad.stride()[1:] == (head_dim, 1) for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH))
-    if update is not None and gradients is not None and head_dim < 2 * LEAST_DEPTH:  # too small for products of half a head
-        rotate_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, None, None)
+    if update is not None and gradients is not None and head_dim < 2 * MIN_DEPTH:  # too small for products of half a head
+        apply_rotary_to_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, None, None)
         sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
         per_kind = (out_TC.split(sizes, -1), update[0].chunk(3, -1), update[1].split(sizes), gradients[0].chunk(3, -1),
                     gradients[1].split(sizes))  # fmt: skip
         for grad, t, b, dt, db in zip(*per_kind, strict=True):
-            update_backward(grad, (t, b), dt, db)
+            low_rank_delta_backward(grad, (t, b), dt, db)
         return
     t, b, rank = _unpacked(update, out_TC)
     rows, tiles, warps, stages = ROTATE_BACKWARD_TILING
@@ -311,7 +313,7 @@ def _rotate_heads_backward(
     else:
         source = grad_v + (head - num_heads - num_key_value_heads) * head_dim
         stride = v_stride
-    turns = head < num_heads + num_key_value_heads  # values are not turned
+    rotates = head < num_heads + num_key_value_heads  # values are not rotated
     columns = head * head_dim + halves
     if RANK > 0:
         ranks = tl.arange(0, RANK)
@@ -328,19 +330,19 @@ def _rotate_heads_backward(
         first = tl.load(places, mask=inside, other=0.0).to(tl.float32)
         second = tl.load(places + half, mask=inside, other=0.0).to(tl.float32)
         angles = rows[:, None] * head_dim + halves[None, :]
-        c = tl.where(turns, tl.load(cos + angles, mask=inside, other=0.0), 1.0)
-        s = tl.where(turns, tl.load(sin + angles, mask=inside, other=0.0), 0.0)
-        turned_first = (first * c + second * s).to(out.dtype.element_ty)
-        turned_second = (second * c - first * s).to(out.dtype.element_ty)
+        c = tl.where(rotates, tl.load(cos + angles, mask=inside, other=0.0), 1.0)
+        s = tl.where(rotates, tl.load(sin + angles, mask=inside, other=0.0), 0.0)
+        rotated_first = (first * c + second * s).to(out.dtype.element_ty)
+        rotated_second = (second * c - first * s).to(out.dtype.element_ty)
         target = out + rows[:, None] * out_stride + columns[None, :]
-        tl.store(target, turned_first, mask=inside)
-        tl.store(target + half, turned_second, mask=inside)
+        tl.store(target, rotated_first, mask=inside)
+        tl.store(target + half, rotated_second, mask=inside)
         if RANK > 0:
-            dt = tl.dot(turned_second, second_b, tl.dot(turned_first, first_b))
+            dt = tl.dot(rotated_second, second_b, tl.dot(rotated_first, first_b))
             _store_dt(dt_parts, head, dt, rows, ranks, num_rows, RANK)
             t_tile = _load_rows(t + part * rank, t_stride, rows, ranks, num_rows, rank)
-            first_db = tl.dot(tl.trans(turned_first), t_tile, first_db)
-            second_db = tl.dot(tl.trans(turned_second), t_tile, second_db)
+            first_db = tl.dot(tl.trans(rotated_first), t_tile, first_db)
+            second_db = tl.dot(tl.trans(rotated_second), t_tile, second_db)
     if RANK > 0:
         _store_db(db_parts, tl.program_id(1), first_db, columns, ranks, size, RANK)
         _store_db(db_parts, tl.program_id(1), second_db, columns + half, ranks, size, RANK)
@@ -480,4 +482,4 @@ def _in_flight(stages: int, rank: int) -> int:
 
 
 def _padded(rank: int) -> int:
-    return max(LEAST_RANK, triton.next_power_of_2(rank)) if rank else 0
+    return max(MIN_RANK, triton.next_power_of_2(rank)) if rank else 0

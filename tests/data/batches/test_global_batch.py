@@ -65,7 +65,7 @@ def test_a_row_is_the_samples_one_after_another_with_positions_that_restart(tmp_
     row = make_row(split, [0, 1], length=8)
     assert row.tokens.tolist() == [[1, 2, 4, 5, 6, 7, 0, 0]]
     assert row.labels.tolist() == [[2, 3, IGNORED_LABEL, 6, 7, 8, IGNORED_LABEL, IGNORED_LABEL]]
-    assert row.num_trained == 5
+    assert row.num_targets == 5
     assert row.positions.tolist() == [[0, 1, 0, 1, 2, 3, 0, 1]]
     count = int(row.documents.extent[0])
     assert row.documents.boundaries[: count + 1].tolist() == [0, 2, 6, 8], "padding is a document of its own"

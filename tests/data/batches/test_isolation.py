@@ -37,7 +37,7 @@ def loss_of(model: Llama, row: object) -> torch.Tensor:
 def test_changing_one_document_leaves_the_gradients_of_the_others_as_they_are(
     model: Llama, tmp_path_factory: pytest.TempPathFactory, lengths: list[int], changed: int, seed: int
 ) -> None:
-    """The embedding's gradient of tokens that only one document holds must not depend on what its neighbours are."""
+    """The embedding's gradient of tokens that only one document holds must not depend on what its neighbors are."""
     changed %= len(lengths)
     generator = np.random.default_rng(seed)
     ids = generator.permutation(np.arange(10, 1000))[: sum(lengths) + 40]

@@ -4,21 +4,21 @@ import pytest
 import torch
 
 from finetuning.model.blocks.frozen_linear import Fp8Matrix, Matrix, SmallFp8Matrix
-from finetuning.model.kernels.ops import FP8_MAX, quantise_rows
+from finetuning.model.kernels.ops import FP8_MAX, quantize_rows
 
 pytestmark = pytest.mark.unit
 
 
-def test_rows_are_quantised_to_their_largest_value() -> None:
+def test_rows_are_quantized_to_their_largest_value() -> None:
     x = random(6, 40) * torch.tensor([[1.0], [1e-4], [1e4], [3.0], [0.0], [1e-20]])
-    quantised, factors = quantise_rows(x)
-    assert quantised.dtype == torch.float8_e4m3fn
+    quantized, factors = quantize_rows(x)
+    assert quantized.dtype == torch.float8_e4m3fn
     assert factors.shape == (6, 1)
     # e4m3 keeps 3 bits of the fraction: half a step is 1/16 of a value; below the smallest normal number, half of 2^-9
-    error = (quantised.float() * factors - x).abs()
+    error = (quantized.float() * factors - x).abs()
     assert (error <= x.abs() / 16 + factors * 2**-10).all()
-    assert (quantised[:4].float().abs().amax(-1) == FP8_MAX).all()
-    assert (quantised[4].float() == 0).all()
+    assert (quantized[:4].float().abs().amax(-1) == FP8_MAX).all()
+    assert (quantized[4].float() == 0).all()
 
 
 @pytest.mark.parametrize("product", ["forward", "backward"])
@@ -45,7 +45,7 @@ def test_a_weight_that_is_held_once_gives_the_gradient_of_its_input_as_exactly(s
     weight = random(48, 64) * torch.logspace(-2, 1, 48)[:, None]
     grad = random(128, 48) * size  # gradients are tiny, and the weight's factors make them smaller
     expected = Matrix(weight).backward(grad)
-    found = SmallFp8Matrix(weight).turned().backward(grad)
+    found = SmallFp8Matrix(weight).transposed().backward(grad)
     assert (found - expected).norm() < 0.05 * expected.norm()
     x = random(128, 64)
     assert torch.equal(SmallFp8Matrix(weight).forward(x), Fp8Matrix(weight).forward(x))

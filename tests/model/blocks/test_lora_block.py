@@ -10,7 +10,7 @@ from finetuning.model.blocks.lora_block import LoraBlock, can_fuse
 from finetuning.model.llama import Block, Llama, rope_tables
 from finetuning.model.lora import add_lora
 from tests.closeness import assert_all_near
-from tests.model.conftest import randomise
+from tests.model.conftest import randomize
 
 pytestmark = pytest.mark.unit
 
@@ -67,7 +67,7 @@ def run(
 def lora_model(make_pair: Callable, targets: tuple[str, ...] = ALL) -> Llama:
     model, _ = make_pair()
     add_lora(model, 4, 8.0, targets)
-    randomise(model)
+    randomize(model)
     return model
 
 

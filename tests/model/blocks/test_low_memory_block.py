@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from finetuning.model.attention import make_documents
-from finetuning.model.blocks.activation_offload import HostStore, HostTable
+from finetuning.model.blocks.activation_offload import OffloadedEmbedding, OffloadStore
 from finetuning.model.blocks.lora_block import LoraBlock
 from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.model.llama import Block, Llama, rope_tables
 from finetuning.model.lora import add_lora
 from tests.closeness import assert_all_near
-from tests.model.conftest import randomise
+from tests.model.conftest import randomize
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +25,7 @@ Forward = Callable[..., torch.Tensor]
 def lora_model(make_pair: Callable) -> Llama:
     model, _ = make_pair()
     add_lora(model, 4, 8.0, ALL)
-    randomise(model)
+    randomize(model)
     return model
 
 
@@ -35,7 +35,7 @@ def blocks_of(model: Llama) -> list[Block]:
 
 def least_blocks(model: Llama, tokens_at_once: int = 5, fp8: bool = False) -> list[Forward]:
     blocks = blocks_of(model)
-    store = HostStore(len(blocks))
+    store = OffloadStore(len(blocks))
     return [LowMemoryBlock(block, store, i, fp8=fp8, tokens_at_once=tokens_at_once) for i, block in enumerate(blocks)]
 
 
@@ -108,7 +108,7 @@ def test_fp8_weights_held_once_are_as_exact_as_those_held_in_two_layouts(make_pa
 
 
 def test_what_a_block_keeps_comes_back_in_any_shape() -> None:
-    store = HostStore(3)
+    store = OffloadStore(3)
     for tokens in (4, 6, 3):  # larger than before: new memory; smaller: a part of it
         rows = [(torch.randn(tokens, 2), torch.randn(tokens)) for _ in range(3)]
         for index, row in enumerate(rows):
@@ -121,7 +121,7 @@ def test_what_a_block_keeps_comes_back_in_any_shape() -> None:
 
 
 def test_a_table_on_the_host_gives_the_same_rows_and_stays_when_the_model_is_moved() -> None:
-    table = HostTable(torch.Size([7, 3]), torch.float32, pinned=False)
+    table = OffloadedEmbedding(torch.Size([7, 3]), torch.float32, pinned=False)
     with torch.no_grad():
         table.weight.copy_(torch.randn(7, 3))
     tokens = torch.tensor([[4, 0, 6]])
@@ -139,11 +139,11 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
     """With rows of several thousand tokens copies take as long as products: one that is used too early would show."""
     model, _ = make_pair(num_hidden_layers=6, hidden_size=256, intermediate_size=512)
     add_lora(model, 16, 32.0, ALL)
-    randomise(model)
+    randomize(model)
     for parameter in model.cuda().parameters():
         if not parameter.requires_grad:
             parameter.data = parameter.data.bfloat16()
-    store = HostStore(6)
+    store = OffloadStore(6)
     blocks = blocks_of(model)
     least: list[Forward] = [LowMemoryBlock(block, store, i, fp8=False, tokens_at_once=1024) for i, block in enumerate(blocks)]
     fused: list[Forward] = [LoraBlock(block, fp8=False, keep_all=False) for block in blocks]
@@ -172,7 +172,7 @@ def test_on_a_gpu_what_went_to_the_host_comes_back_unchanged(make_pair: Callable
 
 @pytest.mark.parametrize("num_tokens", [pytest.param(1000, marks=needs_cuda)])
 def test_a_gpu_reads_the_rows_of_a_table_on_the_host(num_tokens: int) -> None:
-    table = HostTable(torch.Size([500, 96]), torch.bfloat16, pinned=True)
+    table = OffloadedEmbedding(torch.Size([500, 96]), torch.bfloat16, pinned=True)
     with torch.no_grad():
         table.weight.copy_(torch.randn(500, 96))
     tokens = torch.randint(0, 500, (1, num_tokens))

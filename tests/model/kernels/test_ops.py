@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from finetuning.model.kernels import ops as kernels
-from finetuning.model.kernels.ops import Update
+from finetuning.model.kernels.ops import LowRankDelta
 from finetuning.training.split_adamw import SplitAdamW, join_halves
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
@@ -20,7 +20,7 @@ ROWS, RANK = 300, 16
 @pytest.mark.parametrize("rank", [8, 16, 64])
 def test_an_update_is_added_to_the_sum(size: int, rank: int) -> None:
     agrees(
-        lambda x, y, t, b: kernels.add_update(x, y, Update(t, b)),
+        lambda x, y, t, b: kernels.add_low_rank_delta(x, y, LowRankDelta(t, b)),
         matrix(ROWS, size),
         matrix(ROWS, size + 64)[:, :size],
         matrix(ROWS, rank),
@@ -29,7 +29,7 @@ def test_an_update_is_added_to_the_sum(size: int, rank: int) -> None:
 
 
 @pytest.mark.parametrize("size", [96, 4096])
-def test_rows_are_normalised(size: int) -> None:
+def test_rows_are_normalized(size: int) -> None:
     agrees(kernels.norm, matrix(ROWS, size), matrix(1, size)[0], 1e-5)
 
 
@@ -51,7 +51,7 @@ def test_the_gradient_of_the_norm_is_right(size: int) -> None:
 def test_the_gradients_of_an_update_are_right(size: int, rank: int) -> None:
     grad, dt = matrix(ROWS, size + 16)[:, :size], matrix(ROWS, rank + 8)[:, 8:]
     agrees(
-        with_output(lambda grad, t, b, dt, db: kernels.update_backward(grad, Update(t, b), dt, db), 2), grad,
+        with_output(lambda grad, t, b, dt, db: kernels.low_rank_delta_backward(grad, LowRankDelta(t, b), dt, db), 2), grad,
         matrix(ROWS, rank), matrix(size, rank), dt, matrix(size, rank),
     )  # fmt: skip
 
@@ -66,9 +66,9 @@ def test_the_gradient_of_the_norms_weight_is_right(size: int) -> None:
 def test_heads_are_turned_and_updated(head_dim: int) -> None:
     size = 8 * head_dim
     cos, sin = tables(head_dim)
-    agrees(kernels.rotate_heads, matrix(ROWS, size), cos, sin, (4, 2))
+    agrees(kernels.apply_rotary_to_heads, matrix(ROWS, size), cos, sin, (4, 2))
     agrees(
-        lambda qkv, t, b, cos, sin: kernels.rotate_heads(qkv, cos, sin, (4, 2), Update(t, b)),
+        lambda qkv, t, b, cos, sin: kernels.apply_rotary_to_heads(qkv, cos, sin, (4, 2), LowRankDelta(t, b)),
         matrix(ROWS, size), matrix(ROWS, 3 * RANK), matrix(size, RANK), cos, sin,
     )  # fmt: skip
 
@@ -78,10 +78,10 @@ def test_heads_are_turned_back(head_dim: int) -> None:
     cos, sin = tables(head_dim)
     size = 8 * head_dim
     grads = [matrix(ROWS, count * head_dim).view(ROWS, count, head_dim) for count in (4, 2, 2)]
-    agrees(with_output(kernels.rotate_heads_backward, 1), *grads, cos, sin, matrix(ROWS, size))
+    agrees(with_output(kernels.apply_rotary_to_heads_backward, 1), *grads, cos, sin, matrix(ROWS, size))
 
     def with_update(q, k, v, cos, sin, t, b, out, dt, db):  # type: ignore[no-untyped-def]
-        kernels.rotate_heads_backward(q, k, v, cos, sin, out, Update(t, b), (dt, db))
+        kernels.apply_rotary_to_heads_backward(q, k, v, cos, sin, out, LowRankDelta(t, b), (dt, db))
 
     both = matrix(ROWS, size + 3 * RANK)
     agrees(
@@ -139,35 +139,35 @@ def test_losses_and_their_gradient_are_those_of_the_softmax(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [96, 14336, 28672])
-def test_rows_are_quantised_to_their_largest_value(size: int) -> None:
+def test_rows_are_quantized_to_their_largest_value(size: int) -> None:
     x = matrix(ROWS, size)
     x[7] = 0
-    quantised, factors = kernels.quantise_rows(x)
-    assert (quantised[7].float() == 0).all()
+    quantized, factors = kernels.quantize_rows(x)
+    assert (quantized[7].float() == 0).all()
     # e4m3 keeps 3 bits of the fraction: half a step is 1/16 of a value; the smallest normal number is 2^-6
-    error = (quantised.float() * factors - x.float()).abs()
+    error = (quantized.float() * factors - x.float()).abs()
     assert (error <= x.float().abs() / 16 + factors * 2**-9).all()
-    assert (quantised.float().abs().amax(-1)[factors[:, 0] > 1e-11] == kernels.FP8_MAX).all()
+    assert (quantized.float().abs().amax(-1)[factors[:, 0] > 1e-11] == kernels.FP8_MAX).all()
 
 
 @pytest.mark.parametrize("size", [96, 4096])
-def test_a_norm_is_quantised_as_it_is_stored(size: int) -> None:
+def test_a_norm_is_quantized_as_it_is_stored(size: int) -> None:
     x, weight = matrix(ROWS, size), matrix(1, size)[0]
-    out, _, quantised = kernels.norm_and_quantise(x, weight, 1e-5)
-    same_in_fp8(quantised, kernels.quantise_rows(out))
-    agrees(lambda x, weight: kernels.norm_and_quantise(x, weight, 1e-5)[0], x, weight)
+    out, _, quantized = kernels.norm_and_quantize(x, weight, 1e-5)
+    same_in_fp8(quantized, kernels.quantize_rows(out))
+    agrees(lambda x, weight: kernels.norm_and_quantize(x, weight, 1e-5)[0], x, weight)
 
 
 @pytest.mark.parametrize("size", [500, 128256])
-def test_the_gradient_of_the_softmax_is_quantised_to_its_largest_value(size: int) -> None:
+def test_the_gradient_of_the_softmax_is_quantized_to_its_largest_value(size: int) -> None:
     labels = torch.randint(0, size, (ROWS,), generator=torch.Generator().manual_seed(3)).cuda()
     logits = matrix(ROWS, size) * 5
     logits[7, labels[7]] = 200.0  # a label without doubt: no gradient
     gradient = logits.clone()
     expected = kernels.cross_entropy(gradient, labels)
-    losses, (quantised, factors) = kernels.cross_entropy_and_quantise(logits, labels)
+    losses, (quantized, factors) = kernels.cross_entropy_and_quantize(logits, labels)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
-    found = quantised.float() * factors
+    found = quantized.float() * factors
     assert found.isfinite().all()
     # Half a step of fp8, and the bfloat16 of the plain gradient.
     error = (found - gradient.float()).abs()
@@ -180,27 +180,27 @@ def same_in_fp8(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -
 
 
 @pytest.mark.parametrize("size", [96, 14336])
-def test_columns_are_quantised_like_the_rows_of_the_transpose(size: int) -> None:
+def test_columns_are_quantized_like_the_rows_of_the_transpose(size: int) -> None:
     wide = matrix(ROWS, size + 32)
     x = wide[:, :size]
     x[:, 7] = 0
-    found, factors = kernels.quantise_columns(x)
-    expected, expected_factors = kernels.quantise_rows(x.t().contiguous())
+    found, factors = kernels.quantize_columns(x)
+    expected, expected_factors = kernels.quantize_rows(x.t().contiguous())
     assert torch.equal(found.float(), expected.float())
     assert torch.equal(factors, expected_factors)
 
 
 @pytest.mark.parametrize("size", [96, 28672])
-def test_columns_are_multiplied_before_rows_are_quantised(size: int) -> None:
+def test_columns_are_multiplied_before_rows_are_quantized(size: int) -> None:
     x, multipliers = matrix(ROWS, size), matrix(1, size)[0].float().abs()
-    same_in_fp8(kernels.quantise_rows(x, multipliers), kernels.quantise_rows(x.float() * multipliers))
+    same_in_fp8(kernels.quantize_rows(x, multipliers), kernels.quantize_rows(x.float() * multipliers))
 
 
-def test_a_is_quantised_beside_a_matrix() -> None:
+def test_a_is_quantized_beside_a_matrix() -> None:
     a, factors = matrix(RANK, 4096), matrix(4096, 1).float().abs() + 1e-3
     out, expected = (torch.zeros(4096, 64, dtype=torch.float8_e4m3fn, device=device) for device in ("cuda", "cpu"))
-    multipliers = kernels.quantise_beside(a, factors, out[:, 48:])
-    expected_multipliers = kernels.quantise_beside(a.cpu(), factors.cpu(), expected[:, 48:])
+    multipliers = kernels.quantize_beside(a, factors, out[:, 48:])
+    expected_multipliers = kernels.quantize_beside(a.cpu(), factors.cpu(), expected[:, 48:])
     torch.testing.assert_close(multipliers.cpu(), expected_multipliers, rtol=1e-6, atol=0)
     same = (out.cpu().float() == expected.float()).float().mean()
     assert same > 0.999  # the two divisions may differ in the last bit
@@ -208,11 +208,11 @@ def test_a_is_quantised_beside_a_matrix() -> None:
 
 
 @pytest.mark.parametrize("shape", [(96, 300), (6144, 4096)])
-def test_a_matrix_in_fp8_is_turned(shape: tuple[int, int]) -> None:
-    x, _ = kernels.quantise_rows(matrix(*shape))
-    turned = kernels.turn(x)
-    assert turned.is_contiguous()
-    assert torch.equal(turned.float(), x.float().t())
+def test_a_matrix_in_fp8_is_transposed(shape: tuple[int, int]) -> None:
+    x, _ = kernels.quantize_rows(matrix(*shape))
+    transposed = kernels.transpose(x)
+    assert transposed.is_contiguous()
+    assert torch.equal(transposed.float(), x.float().t())
 
 
 @pytest.mark.parametrize("eight_bit", [False, True])
@@ -235,9 +235,9 @@ def test_the_optimizer_gives_the_bits_of_its_formulas(eight_bit: bool) -> None:
         assert same > 0.99 or (states[0][name] - expected).norm() <= 1e-6 * expected.norm(), name
 
 
-def updates(t: Tensor, b_gate: Tensor, b_up: Tensor) -> tuple[Update, Update]:
+def updates(t: Tensor, b_gate: Tensor, b_up: Tensor) -> tuple[LowRankDelta, LowRankDelta]:
     t_gate, t_up = t.chunk(2, -1)
-    return Update(t_gate, b_gate), Update(t_up, b_up)
+    return LowRankDelta(t_gate, b_gate), LowRankDelta(t_up, b_up)
 
 
 def agrees(function: Callable[..., Any], *inputs: Any) -> None:
