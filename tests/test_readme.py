@@ -1,43 +1,53 @@
-"""Both READMEs: the same commands, which the real parser and the real checks accept, and every flag with its real default."""
+"""README and manual in both languages: the same commands, which the real checks accept; links that lead somewhere."""
 
+import argparse
 import ast
+import dataclasses
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
-from finetuning.cli.main import _resolve_config, build_parser
+from finetuning.cli.main import VERBS, _resolve_config, build_parser
 from finetuning.config.rules import check_layout, check_settings
+from finetuning.config.settings import RunConfig
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent
 READMES = ["README.md", "README.zh-TW.md"]
-FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+MANUALS = ["docs/manual.md", "docs/manual.zh-TW.md"]
+DOCUMENTS = sorted(
+    str(file.relative_to(ROOT))
+    for file in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
+FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 FLAG_ROW = re.compile(r"^\| (?:`(-\w)`, )?`--(\w+)` \| (.*?) \| .+ \|$", re.MULTILINE)
-TREE_LINE = re.compile(r"^([\w./-]+) {2,}\S", re.MULTILINE)
-OWN_FLAGS = {
-    "hf_token": None,
-    "config": None,
-    "dryrun": None,
-    "detach": None,
-    "help": "-h",
-    "version": None,
-}  # name -> short form
+LONGEST_README = 9 * 1024  # bytes: read in a few minutes
+PEOPLE_NEED = {
+    "hf_model_id", "dataset_path", "experiment", "num_gpus", "max_steps", "global_batch_size", "peft", "lr",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("language", ["bash", "python", "json"])
-def test_both_readmes_have_the_same_blocks(language: str) -> None:
-    english, chinese = (blocks(name, language) for name in READMES)
-    assert english
+@pytest.mark.parametrize("language", ["bash", "python", "json", "yaml"])
+@pytest.mark.parametrize("pair", [READMES, MANUALS], ids=["README", "manual"])
+def test_both_languages_have_the_same_blocks(pair: list[str], language: str) -> None:
+    english, chinese = (blocks(name, language) for name in pair)
+    assert english or language in ("json", "yaml")
     assert english == chinese
 
 
 @pytest.mark.parametrize("name", READMES)
-def test_every_finetune_command_is_accepted(name: str) -> None:
-    commands = finetune_commands(name)
-    assert len(commands) >= 2
+def test_the_readme_is_short(name: str) -> None:
+    assert len(read(name).encode()) <= LONGEST_README
+
+
+@pytest.mark.parametrize("name", READMES + MANUALS)
+def test_every_command_that_trains_is_accepted(name: str) -> None:
+    commands = training_commands(name)
+    assert commands
     for arguments in commands:
         given = vars(build_parser("finetune train").parse_args(arguments))
         for own in ("hf_token", "dryrun"):
@@ -46,8 +56,15 @@ def test_every_finetune_command_is_accepted(name: str) -> None:
         assert check_settings(config) + check_layout(config, None) == [], arguments
 
 
-def test_the_specification_s_command_is_on_the_first_screen() -> None:
-    (arguments,) = (found for found in finetune_commands("README.md") if "--executor" in found)
+@pytest.mark.parametrize("name", READMES + MANUALS)
+def test_every_other_command_is_a_verb_of_finetune(name: str) -> None:
+    verbs = [words[1] for words in map(split, lines(name)) if words[:1] == ["finetune"]]
+    assert verbs
+    assert set(verbs) <= VERBS.keys()
+
+
+def test_the_specification_s_command_is_in_the_readme() -> None:
+    (arguments,) = (found for found in training_commands("README.md") if "--executor" in found)
     flags = [argument for argument in arguments if argument.startswith("--")]
     assert flags == [
         "--executor", "--experiment", "--num_nodes", "--num_gpus", "--hf_model_id", "--max_steps", "--global_batch_size",
@@ -56,38 +73,57 @@ def test_the_specification_s_command_is_on_the_first_screen() -> None:
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_the_flags_that_people_need_have_their_short_forms_and_defaults(name: str) -> None:
+    rows = {flag: (short or None, default) for short, flag, default in FLAG_ROW.findall(read(name))}
+    assert rows.keys() == PEOPLE_NEED
+    short_forms = short_forms_of(build_parser("finetune train"))
+    defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
+    for flag, (short, shown) in rows.items():
+        assert short == short_forms[flag], flag
+        default = defaults[flag]
+        if default is None or default is dataclasses.MISSING:
+            assert shown and "`" not in shown, f"{flag}: {shown} looks like a value, but its default is worked out or none"
+        else:
+            assert shown == f"`{default}`", flag
+
+
+@pytest.mark.parametrize("name", MANUALS)
+def test_the_manual_s_file_of_settings_is_accepted(name: str, tmp_path: Path) -> None:
+    (text,) = blocks(name, "yaml")
+    file = tmp_path / "llama.yaml"
+    file.write_text(text, encoding="utf-8")
+    config = _resolve_config({}, file)
+    assert {setting: getattr(config, setting) for setting in yaml.safe_load(text)} == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("name", READMES + MANUALS)
 def test_every_make_target_exists(name: str) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     named = {
         next(word for word in words[1:] if "=" not in word)
-        for words in (shlex.split(code, comments=True) for code in [*lines(name), *re.findall(r"`(make [^`]+)`", read(name))])
+        for words in map(split, [*lines(name), *re.findall(r"`(make [^`]+)`", read(name))])
         if words[:1] == ["make"]
     }
-    assert named >= {"demo", "test", "check"}
-    assert named <= targets
+    assert {"test"} <= named <= targets
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_tree_names_every_module_and_nothing_else(name: str) -> None:
-    (tree,) = (text for text in blocks(name, "text") if text.startswith("finetune.py"))
-    listed = set(TREE_LINE.findall(tree))
-    assert {path for path in listed if not (ROOT / path).exists()} == set()
-    modules = {str(file.relative_to(ROOT)) for file in (ROOT / "finetuning").rglob("*.py") if file.name != "__init__.py"}
-    assert modules - listed == set()
-
-
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", READMES + MANUALS)
 def test_the_examples_of_loading_are_python(name: str) -> None:
     for text in blocks(name, "python"):
         ast.parse(text)
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", DOCUMENTS)
 def test_links_lead_somewhere(name: str) -> None:
-    text = read(name)
-    headings = {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)]+)\)", text):
-        assert target.removeprefix("#") in headings if target.startswith("#") else (ROOT / target).is_file(), target
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", read(name))):
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        document = ((ROOT / name).parent / path).resolve() if path else ROOT / name
+        assert document.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in map(anchor, headings), target
 
 
 def read(name: str) -> str:
@@ -106,15 +142,24 @@ def lines(name: str) -> list[str]:
         for variable, value in variables.items():
             text = text.replace(f"${{{variable}}}", value)
         text = text.replace("\\\n", " ")
-        commands += [line for line in text.splitlines() if line.strip()]
+        commands += [line for line in text.splitlines() if line.strip() and not re.match(r"^(export )?\w+=", line)]
     return commands
 
 
-def finetune_commands(name: str) -> list[list[str]]:
+def split(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def training_commands(name: str) -> list[list[str]]:
     """Arguments of every command that trains."""
     starts = (["python", "finetune.py"], ["finetune", "train"])
-    words = [shlex.split(line, comments=True) for line in lines(name) if not re.match(r"^(export )?\w+=", line)]
-    return [found[2:] for found in words if found[:2] in starts and "--help" not in found]
+    return [words[2:] for words in map(split, lines(name)) if words[:2] in starts and "--help" not in words]
+
+
+def short_forms_of(parser: argparse.ArgumentParser) -> dict[str, str | None]:
+    """-E of --experiment, by its name; None where there is none."""
+    names = re.findall(r"^ +(?:(-\w)(?: \S+)?, )?--(\w+)", parser.format_help(), re.MULTILINE)
+    return {name: short or None for short, name in names}
 
 
 def anchor(heading: str) -> str:
