@@ -6,6 +6,8 @@
 
 import os
 import re
+import string
+from typing import Any
 
 # All control characters but tab and line feed, and halves of characters, which no terminal's encoding knows.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -30,8 +32,23 @@ def language() -> str:
 
 
 def t(template: str, /, **values: object) -> str:
-    """The message in the chosen language, with `values` put in by `str.format`; `printable`, whatever they hold."""
-    return printable(translated(template).format(**values))
+    """The message in the chosen language, with `values` put in as by `str.format`; `printable`, whatever they hold.
+
+    "{count} error{count:s}" and "{count} process{count:es}" read "1 error" and "2 processes".
+    """
+    return printable(_FORMATTER.vformat(translated(template), (), values))
+
+
+class _Formatter(string.Formatter):
+    """That of `str.format`, and the endings `s` and `es` of a noun that a number stands before."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if format_spec in ("s", "es"):
+            return "" if round(float(value)) == 1 else format_spec
+        return format(value, format_spec)
+
+
+_FORMATTER = _Formatter()
 
 
 def printable(text: str) -> str:

@@ -32,6 +32,12 @@ MESSAGES: dict[str, str] = {
     "data compressed by Zstandard": "以 Zstandard 壓縮的資料",
     "data in Parquet files": "Parquet 檔的資料",
     "scores of answers": "回答的評分",
+    "{verb} is a command of its own: finetune {verb} …, or python -m finetuning {verb} …": (
+        "{verb} 是獨立的指令：finetune {verb} …，或 python -m finetuning {verb} …"
+    ),
+    "{count} process{count:es} share {cores} core{cores:s} and take turns; give --num_gpus {cores}": (
+        "{count} 個行程輪流使用 {cores} 個核心；請給 --num_gpus {cores}"
+    ),
     # finetuning/cli/main.py: groups and flags
     "Basic execution": "基本執行選項",
     "Slurm": "Slurm",
@@ -150,7 +156,7 @@ MESSAGES: dict[str, str] = {
         "{folder}：這次執行需要 {needed:.1f} GiB，可用 {free:.1f} GiB（{what}）；可行的做法：{ways}"
     ),
     "an --experiments_dir with more room": "空間較大的 --experiments_dir",
-    "{count} checkpoints of {size:.1f} GiB": "{count} 個 {size:.1f} GiB 的 checkpoint",
+    "{count} checkpoint{count:s} of {size:.1f} GiB": "{count} 個 {size:.1f} GiB 的 checkpoint",
     "the result {size:.1f} GiB": "結果 {size:.1f} GiB",
     "tokens {size:.1f} GiB": "token {size:.1f} GiB",
     "{size:.1f} GiB of checkpoints are there already": "已有 {size:.1f} GiB 的 checkpoint",
@@ -289,10 +295,10 @@ MESSAGES: dict[str, str] = {
         "--dataset_path {path}：需要 training.jsonl（以及 validation.jsonl、test.jsonl），或恰好一個其他 .jsonl 檔，"
         "將以 98/1/1 切分；目前找到 {found}"
     ),
-    "{path}: {count} samples cannot be split into training, validation and test; 3 are needed": (
+    "{path}: {count} sample{count:s} cannot be split into training, validation and test; 3 are needed": (
         "{path}：{count} 個樣本不夠切成訓練、驗證與測試，至少要 3 個"
     ),
-    "{file}: and {rest} more lines like these": "{file}：另外還有 {rest} 行有類似問題",
+    "{file}: and {rest} more line{rest:s} like these": "{file}：另外還有 {rest} 行有類似問題",
     # finetuning/data/jsonl.py
     "not UTF-8 (byte {position}); save the file as UTF-8": "不是 UTF-8（第 {position} 個位元組）；請以 UTF-8 存檔",
     "field '{name}' is missing; found {found}": "缺少欄位 '{name}'；目前有 {found}",
@@ -375,7 +381,7 @@ MESSAGES: dict[str, str] = {
         "{file}：{name} 以 {dtype} 儲存（{total} 個權重中有 {count} 個不是一般數值）。無法讀取量化後的權重；"
         "請改給量化前的原始模型，其權重的 dtype 為 {known}"
     ),
-    "{layers} layers, and {count} tensors": "設定為 {layers} 層，檔案裡卻只有 {count} 個張量",
+    "{layers} layer{layers:s}, and {count} tensors": "設定為 {layers} 層，檔案裡卻只有 {count} 個張量",
     "{path}: holds weights that a Llama does not have: {names}. What they do would be lost; give the model that was meant, "
     "or save it without them": (
         "{path}：含有 Llama 所沒有的權重：{names}。它們的作用會遺失；請改給正確的模型，或另存成不含這些權重的模型"
@@ -506,14 +512,14 @@ MESSAGES: dict[str, str] = {
         "--{flag} 需要的套件尚未安裝：pip install {package}"
     ),
     "--tensor_model_parallel_size {degree}: must divide {heads} attention heads and {key_value_heads} key/value "
-    "heads; with {world} GPUs use {choices}": (
+    "heads; with {world} GPU{world:s} use {choices}": (
         "--tensor_model_parallel_size {degree}：必須能整除 {heads} 個 attention head 與 {key_value_heads} 個 key/value head；"
         "{world} 個 GPU 可用 {choices}"
     ),
     "--lora_rank {rank}: must be at most the model's hidden size, {hidden}": (
         "--lora_rank {rank}：不能超過模型的 hidden size，{hidden}"
     ),
-    "{nodes} x {gpus} = {world} GPUs cannot be divided by tensor {tensor} x pipeline {pipeline} x context {context} "
+    "{nodes} x {gpus} = {world} GPU{world:s} cannot be divided by tensor {tensor} x pipeline {pipeline} x context {context} "
     "= {degree}; the product must be one of {choices}": (
         "{nodes} × {gpus} = {world} 個 GPU 無法被張量 {tensor} × 管線 {pipeline} × 上下文 {context} = {degree} 整除；"
         "乘積必須是 {choices} 其中之一"
@@ -522,9 +528,10 @@ MESSAGES: dict[str, str] = {
     "nearest: {nearest}": (
         "--global_batch_size {batch}：必須是 micro_batch_size {micro} × 資料平行 {data} = {unit} 的倍數；最接近的是 {nearest}"
     ),
-    "--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} cores; give {limit} or less": (
-        "--num_gpus {asked}：沒有 GPU 時這是 CPU 行程數，而本機有 {cores} 個核心；請給 {limit} 以下"
-    ),
+    (
+        "--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} "
+        "core{cores:s}; give {limit} or less"
+    ): ("--num_gpus {asked}：沒有 GPU 時這是 CPU 行程數，而本機有 {cores} 個核心；請給 {limit} 以下"),
     "--num_gpus {asked}: this machine has {found}; give --num_gpus {found} (and a --global_batch_size that is a "
     "multiple of micro_batch_size x {found})": (
         "--num_gpus {asked}：本機只有 {found} 個；請給 --num_gpus {found}"
@@ -536,14 +543,14 @@ MESSAGES: dict[str, str] = {
     "experiment {name} is running already (see {folder}); wait for it, or give another --experiment name": (
         "實驗 {name} 正在執行（見 {folder}）；請等它結束，或換一個 --experiment 名稱"
     ),
-    "starting {count} processes …": "啟動 {count} 個行程 …",
+    "starting {count} process{count:es} …": "啟動 {count} 個行程 …",
     "stopped; run the same command to go on": "已停止；執行相同的指令即可接續",
     "Rank {rank} failed: {reason}": "rank {rank} 失敗：{reason}",
     "a worker process was killed, or could not start (out of memory? see the last lines of {log})": (
         "有工作行程被終止，或無法啟動（記憶體不足？請看 {log} 的最後幾行）"
     ),
     "log: {log}": "紀錄檔：{log}",
-    "experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
+    "experiment {name} has finished: {done} of {max_steps} step{max_steps:s}; its result is in {export}. To train on, give a "
     "larger --max_steps; to train again, another --experiment name.": (
         "實驗 {name} 已經完成：{done}／{max_steps} 步；結果在 {export}。要繼續訓練，請給更大的 --max_steps；"
         "要重新訓練，請換一個 --experiment 名稱。"
@@ -586,13 +593,14 @@ MESSAGES: dict[str, str] = {
         "以 `hf auth login`、環境變數 HF_TOKEN 或 --hf_token 提供 token"
     ),
     # finetuning/launch/prepare.py
-    "--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
+    "--warmup_steps {warmup}: must be less than the {max_steps} step{max_steps:s} of the run, or the learning rate "
+    "never reaches "
     "its peak": ("--warmup_steps {warmup}：必須小於總步數 {max_steps}，否則學習率永遠到不了最高值"),
     "--seq_length {given}: the model was made for at most {limit} positions": (
         "--seq_length {given}：這個模型最多只支援 {limit} 個位置"
     ),
     "{file}: cannot be read or written: {reason}": "{file}：無法讀取或寫入：{reason}",
-    "no CUDA GPU here: --num_gpus {count} means {count} CPU processes, in float32": (
+    "no CUDA GPU here: --num_gpus {count} means {count} CPU process{count:es}, in float32": (
         "本機沒有 CUDA GPU：--num_gpus {count} 表示 {count} 個 CPU 行程，以 float32 計算"
     ),
     "one raw file, split 98/1/1: {sizes}; the same samples each time": "單一原始檔，以 98/1/1 切分：{sizes}；每次切分結果相同",
@@ -605,7 +613,7 @@ MESSAGES: dict[str, str] = {
     "--save_every_n_steps 0: nothing can be resumed": "--save_every_n_steps 0：中斷後無法接續",
     # finetuning/launch/resume.py
     "ignored: {what}": "略過：{what}",
-    "experiment {name} has done {done} steps already; give --max_steps {done} or more, or another --experiment name": (
+    "experiment {name} has done {done} step{done:s} already; give --max_steps {done} or more, or another --experiment name": (
         "實驗 {name} 已經訓練了 {done} 步；請給 --max_steps {done} 以上，或換一個 --experiment 名稱"
     ),
     "{name}: was {before}, is now {now}": "{name}：原為 {before}，現為 {now}",
@@ -639,7 +647,7 @@ MESSAGES: dict[str, str] = {
     "saved as {before}, goes on as {now}: the losses agree to rounding, not to the last bit": (
         "存檔時是 {before}，現在是 {now}：loss 在捨入誤差內一致，但不是逐位元相同"
     ),
-    "the schedule changes from {planned} to {max_steps} steps: the learning rate follows the new cosine, the order "
+    "the schedule changes from {planned} to {max_steps} step{max_steps:s}: the learning rate follows the new cosine, the order "
     "of the samples stays": "排程由 {planned} 步改為 {max_steps} 步：學習率依新的餘弦曲線，樣本順序不變",
     "--restore_config is not used: the experiment's own checkpoint comes first": (
         "未使用 --restore_config：以實驗自己的檢查點優先"
@@ -688,7 +696,9 @@ MESSAGES: dict[str, str] = {
     "{path}: this is a checkpoint of this command; give it as --restore_config": (
         "{path}：這是本指令的檢查點；請以 --restore_config 指定"
     ),
-    "{path}: holds {count} checkpoints; give one of them: {names}": "{path}：有 {count} 個檢查點；請指定其中一個：{names}",
+    (
+        "{path}: holds {count} checkpoint{count:s}; give one of them: {names}"
+    ): "{path}：有 {count} 個檢查點；請指定其中一個：{names}",
     "{file}: not an archive of NeMo (tar, or tar compressed by gzip)": (
         "{file}：不是 NeMo 的封存檔（tar，或以 gzip 壓縮的 tar）"
     ),
@@ -725,9 +735,9 @@ MESSAGES: dict[str, str] = {
     "weights": "權重",
     "optimizer": "最佳化器",
     "tokenizer": "tokenizer",
-    ", scaled by {factor:g} beyond {length} positions": "，超過 {length} 個位置時縮放 {factor:g} 倍",
+    ", scaled by {factor:g} beyond {length} position{length:s}": "，超過 {length} 個位置時縮放 {factor:g} 倍",
     "{parameters:,} parameters; tensors: {kinds}": "{parameters:,} 個參數；張量：{kinds}",
-    "Llama, {layers} layers, hidden {hidden}, MLP {inner}, {heads} heads of {size} for {groups} key/value heads, "
+    "Llama, {layers} layer{layers:s}, hidden {hidden}, MLP {inner}, {heads} heads of {size} for {groups} key/value heads, "
     "vocabulary {vocabulary}, {head}": (
         "Llama，{layers} 層，隱藏維度 {hidden}，MLP {inner}，"
         "{heads} 個 {size} 維的頭對 {groups} 個 key/value 頭，詞彙 {vocabulary}，{head}"
@@ -742,9 +752,9 @@ MESSAGES: dict[str, str] = {
     "Hugging Face model id, or a local folder in its format (required without --nemo_model)": (
         "Hugging Face 模型 ID，或其格式的本機資料夾（沒有 --nemo_model 時必填）"
     ),
-    "{count:.0f} minutes": "{count:.0f} 分鐘",
-    "{count:.0f} hours": "{count:.0f} 小時",
-    "{count:.0f} days": "{count:.0f} 天",
+    "{count:.0f} minute{count:s}": "{count:.0f} 分鐘",
+    "{count:.0f} hour{count:s}": "{count:.0f} 小時",
+    "{count:.0f} day{count:s}": "{count:.0f} 天",
     # finetuning/cli/train_screens.py
     "all weights": "全部權重",
     "strategy": "策略",
@@ -758,29 +768,31 @@ MESSAGES: dict[str, str] = {
     "optimizer states {states}": "最佳化器狀態 {states}",
     "schedule {schedule}": "排程 {schedule}",
     "model": "模型",
-    "{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})": (
+    "{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trained ({method})": (
         "{name} · Llama，{layers} 層 · 參數 {total}，訓練其中 {trained}（{method}）"
     ),
     "data": "資料",
-    "{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, longest {longest:,} · {file}": (
-        "{split}：{samples:,} 個樣本，{tokens:,} 個 token（回答占 {answers:,}），最長 {longest:,} · {file}"
-    ),
+    (
+        "{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
+        "longest {longest:,} · {file}"
+    ): ("{split}：{samples:,} 個樣本，{tokens:,} 個 token（回答占 {answers:,}），最長 {longest:,} · {file}"),
     "example": "範例",
     "line {line} · trained in brackets: ": "第 {line} 行 · 括號內是訓練的部分：",
     "layout": "配置",
     "GPUs": "GPU",
     "CPU processes": "CPU 行程",
     "schedule": "排程",
-    "{steps} steps = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up steps, cosine to {low:g}": (
-        "{steps} 步 = {epochs:.2f} 個 epoch · 學習率經 {warmup} 步 warm-up 到 {peak:g}，再以餘弦降到 {low:g}"
-    ),
+    (
+        "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up "
+        "step{warmup:s}, cosine to {low:g}"
+    ): ("{steps} 步 = {epochs:.2f} 個 epoch · 學習率經 {warmup} 步 warm-up 到 {peak:g}，再以餘弦降到 {low:g}"),
     "packing": "打包",
     "remove tokens that no experiment needs any more": "移除沒有實驗再需要的 token",
     "newest ones without an experiment that stay all the same": "沒有實驗使用、但仍保留的最新幾份",
     "only say what would be removed": "只說會移除什麼",
     "{folder}  {size:.1f} MiB": "{folder}  {size:.1f} MiB",
-    "{count} folders of tokens would be removed, {size:.1f} MiB": "會移除 {count} 個 token 資料夾，{size:.1f} MiB",
-    "{count} folders of tokens removed, {size:.1f} MiB": "已移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{count} folder{count:s} of tokens would be removed, {size:.1f} MiB": "會移除 {count} 個 token 資料夾，{size:.1f} MiB",
+    "{count} folder{count:s} of tokens removed, {size:.1f} MiB": "已移除 {count} 個 token 資料夾，{size:.1f} MiB",
     "{folder}: there are no tokens; is --experiments_dir right?": "{folder}：沒有 token；--experiments_dir 對嗎？",
     "{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed": (
         "{file}：無法讀取（{error}），不知道它需要哪些 token；什麼都沒有移除"
@@ -801,7 +813,7 @@ MESSAGES: dict[str, str] = {
     "validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not trained on)": (
         "驗證 {before:.4f} → {after:.4f}（困惑度 {before_perplexity:.1f} → {after_perplexity:.1f}；未參與訓練的資料）"
     ),
-    "test {loss:.4f} (perplexity {perplexity:.1f}, {samples} samples)": (
+    "test {loss:.4f} (perplexity {perplexity:.1f}, {samples} sample{samples:s})": (
         "測試 {loss:.4f}（困惑度 {perplexity:.1f}，{samples} 個樣本）"
     ),
     "question": "問題",
@@ -818,7 +830,7 @@ MESSAGES: dict[str, str] = {
     # finetuning/train.py and finetuning/training
     "asked to stop": "收到停止要求",
     "all steps done": "所有步數已完成",
-    "test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples": (
+    "test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}": (
         "測試：loss {loss:.4f}，困惑度 {perplexity:.2f}，{samples} 個樣本"
     ),
     "stopped after step {step}; nothing was saved (--save_every_n_steps 0)": (
@@ -834,7 +846,7 @@ MESSAGES: dict[str, str] = {
         "  {memory:.1f} GiB"
     ),
     "{left} left": "剩 {left}",
-    "step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} samples)": (
+    "step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} sample{samples:s})": (
         "第 {step} 步：驗證 loss {loss:.4f}（困惑度 {perplexity:.2f}，{samples} 個樣本）"
     ),
     "step {step}: checkpoint saved in {seconds:.1f} s": "第 {step} 步：檢查點已存，費時 {seconds:.1f} 秒",
@@ -992,11 +1004,11 @@ MESSAGES: dict[str, str] = {
     "the login of `hf auth login`": "`hf auth login` 的登入",
     "token from {source}": "token 來自 {source}",
     "no token (needed for gated models such as Meta's)": "沒有 token（Meta 等需要授權的模型才需要）",
-    "partition {name}: {nodes} nodes x {gpus} GPUs, {cpus} CPUs, time limit {limit}": (
+    "partition {name}: {nodes} node{nodes:s} x {gpus} GPU{gpus:s}, {cpus} CPU{cpus:s}, time limit {limit}": (
         "partition {name}：{nodes} 個節點 x {gpus} 個 GPU，{cpus} 個 CPU，時間上限 {limit}"
     ),
     "machine": "機器",
-    "{cores} cores, {memory:.0f} GiB memory": "{cores} 核心，{memory:.0f} GiB 記憶體",
+    "{cores} core{cores:s}, {memory:.0f} GiB memory": "{cores} 核心，{memory:.0f} GiB 記憶體",
     "its name means {address} here, which is not used": "它的名稱在這裡指向 {address}，不使用這個位址",
     "network": "網路",
     "containers": "容器",
@@ -1053,7 +1065,7 @@ MESSAGES: dict[str, str] = {
     "{hub} cannot be reached ({reason})": "連不到 {hub}（{reason}）",
     "not set": "未設定",
     "meeting": "會合",
-    "{nodes} nodes at {place} · {via} adds up {speed:.0f} MiB/s": (
+    "{nodes} node{nodes:s} at {place} · {via} adds up {speed:.0f} MiB/s": (
         "{nodes} 個節點在 {place} 會合 · {via} 加總速度 {speed:.0f} MiB/s"
     ),
     "{host} cannot see {folder}; the nodes must share it": "{host} 看不到 {folder}；節點必須共用這個資料夾",
@@ -1076,7 +1088,7 @@ MESSAGES: dict[str, str] = {
         "Slurm 控制器沒有回應；工作不受影響，再試一次 …"
     ),
     "Slurm refused the job: {reason} (script: {script})": "Slurm 拒絕了工作：{reason}（腳本：{script}）",
-    "the job was started {count} times at step {step} without getting to a checkpoint; it is not started again. Lower "
+    "the job was started {count} time{count:s} at step {step} without getting to a checkpoint; it is not started again. Lower "
     "--save_every_n_steps, or see what ended it in {log}": (
         "工作從第 {step} 步啟動了 {count} 次，都沒有存到檢查點，不再啟動。請降低 --save_every_n_steps，或在 {log} 看它為何結束"
     ),
@@ -1097,15 +1109,16 @@ MESSAGES: dict[str, str] = {
         "{folder} 沒有實驗 {name}；有：{names}（--experiments_dir）"
     ),
     "its launcher died without saying why; run the same command again": "啟動程式不明原因結束；請再執行同一個指令",
-    "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU processes on each node (GPUs that Slurm "
+    "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU process{count:es} on each node "
+    "(GPUs that Slurm "
     "does not list: --gpu_request gres)": (
         "Slurm 在 partition {partition} 沒有登記 GPU：--num_gpus {count} 代表每個節點 {count} 個 CPU 行程"
         "（有 GPU 但 Slurm 沒列出：--gpu_request gres）"
     ),
-    "--gpu_request none: --num_gpus {count} means {count} CPU processes on each node": (
+    "--gpu_request none: --num_gpus {count} means {count} CPU process{count:es} on each node": (
         "--gpu_request none：--num_gpus {count} 代表每個節點 {count} 個 CPU 行程"
     ),
-    "--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPUs": (
+    "--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPU{found:s}": (
         "--cpus_per_task {asked}：partition {partition} 的節點只有 {found} 個 CPU"
     ),
     "the cluster has no partition {asked}; the job goes to its default one, {default} (all: {names})": (
@@ -1115,7 +1128,7 @@ MESSAGES: dict[str, str] = {
         "--partition {asked}：叢集沒有這個 partition；有 {names}"
     ),
     "--partition {asked}: is down; the cluster has {names}": "--partition {asked}：目前停用；叢集有 {names}",
-    "--num_nodes {asked}: partition {partition} has {found} nodes": (
+    "--num_nodes {asked}: partition {partition} has {found} node{found:s}": (
         "--num_nodes {asked}：partition {partition} 有 {found} 個節點"
     ),
     "the cluster keeps no accounts; --account {asked} is left out": "叢集沒有帳戶管理；不給 --account {asked}",
@@ -1123,9 +1136,10 @@ MESSAGES: dict[str, str] = {
         "你在這裡沒有帳戶 {asked}；工作使用你的預設帳戶（你的帳戶：{names}）"
     ),
     "--account {asked}: not one of yours; you have {names}": "--account {asked}：不是你的帳戶；你有 {names}",
-    "--num_gpus {asked}: the nodes of partition {partition} have {found} GPUs; give --num_gpus {found} and more --num_nodes": (
-        "--num_gpus {asked}：partition {partition} 的節點有 {found} 個 GPU；請給 --num_gpus {found} 並增加 --num_nodes"
-    ),
+    (
+        "--num_gpus {asked}: the nodes of partition {partition} have {found} GPU{found:s}; give --num_gpus "
+        "{found} and more --num_nodes"
+    ): ("--num_gpus {asked}：partition {partition} 的節點有 {found} 個 GPU；請給 --num_gpus {found} 並增加 --num_nodes"),
     "--time {given}: not a time limit of Slurm; write minutes, hours:minutes:seconds or days-hours": (
         "--time {given}：不是 Slurm 的時間格式；請寫分鐘數、hours:minutes:seconds 或 days-hours"
     ),
@@ -1188,7 +1202,7 @@ MESSAGES: dict[str, str] = {
     "reason": "原因",
     "no experiments in {folder}": "{folder} 沒有任何實驗",
     "experiment {name} has no {log} yet ({state})": "實驗 {name} 還沒有 {log}（{state}）",
-    "requeued {count} times": "已重新排隊 {count} 次",
+    "requeued {count} time{count:s}": "已重新排隊 {count} 次",
     "changed": "更新時間",
     "log": "紀錄",
     "{step}, loss {loss:.4f}": "{step}，loss {loss:.4f}",
@@ -1230,7 +1244,7 @@ MESSAGES: dict[str, str] = {
     ),
     (
         "--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but "
-        "the model has only {layers} layers"
+        "the model has only {layers} layer{layers:s}"
     ): (
         "--pipeline_model_parallel_size {degree} 與 --pipeline_schedule {schedule} 會分成 {stages} "
         "個階段，但模型只有 {layers} 層"
@@ -1238,8 +1252,8 @@ MESSAGES: dict[str, str] = {
     "--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}": (
         "--data_parallel_replicate_size {copies}：必須整除資料平行數 {data}；可用 {choices}"
     ),
-    "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
-    "{tokens:,} tokens": (
+    "{world} {kind} = {axes} · {samples} sample{samples:s} per step in {rows} packed rows of at most {length:,}, about "
+    "{tokens:,} token{tokens:s}": (
         "{world} 個 {kind} = {axes} · 每步 {samples} 個樣本，打包成 {rows} 列（每列最多 {length:,}），約 {tokens:,} 個 token"
     ),
     "tensor parallel": "張量平行",
@@ -1269,11 +1283,11 @@ MESSAGES: dict[str, str] = {
     "{path}: the chat template takes too much time or memory; give --prompt_template": (
         "{path}：chat template 耗用太多時間或記憶體；請給定 --prompt_template"
     ),
-    "it writes {count:,} characters": "它寫出 {count:,} 個字元",
+    "it writes {count:,} character{count:s}": "它寫出 {count:,} 個字元",
     "it asks for the date in a way that cannot be fixed for an export": "它取得日期的方式無法在匯出時固定下來",
     "{file}: the tokenizer fails: {error}": "{file}：tokenizer 執行失敗：{error}",
     "{file}: the tokenizer takes too much time or memory": "{file}：tokenizer 耗用太多時間或記憶體",
-    "--{name}: {count:,} characters; at most {limit:,} are used": "--{name}：{count:,} 個字元；最多使用 {limit:,} 個",
+    "--{name}: {count:,} character{count:s}; at most {limit:,} are used": "--{name}：{count:,} 個字元；最多使用 {limit:,} 個",
     "begins with the begin token, which is not doubled": "以開頭 token 起始，且沒有重複",
     "the chat template itself writes the same text": "chat template 本身寫出的文字相同",
     "every token has a row in the embedding table": "每個 token 在 embedding 表中都有一列",
@@ -1305,11 +1319,13 @@ MESSAGES: dict[str, str] = {
     ),
     "drop and list samples that cannot be used, instead of refusing the data": "捨棄並列出無法使用的樣本，而不是拒絕整份資料",
     "--{name} has no effect: Megatron data holds tokens": "--{name} 沒有作用：Megatron 資料存的是 token",
-    "--skip_bad_samples would drop {bad} of {total} samples": ("加上 --skip_bad_samples 會捨棄 {total} 筆樣本中的 {bad} 筆"),
+    "--skip_bad_samples would drop {bad} of {total} sample{total:s}": (
+        "加上 --skip_bad_samples 會捨棄 {total} 筆樣本中的 {bad} 筆"
+    ),
     ("--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of them"): (
         "--dataset_path {path}：{files} — 請命名為 training*.bin、validation*.bin、test*.bin，或指定其中一個"
     ),
-    "{path}: {count} documents cannot be split into training, validation and test; 3 are needed": (
+    "{path}: {count} document{count:s} cannot be split into training, validation and test; 3 are needed": (
         "{path}：{count} 份文件無法分成訓練、驗證、測試三部分；至少需要 3 份"
     ),
     "cannot be read ({reason}); the file is damaged, or not what its name says": (
@@ -1380,8 +1396,8 @@ MESSAGES: dict[str, str] = {
     ),
     "begins with a byte order mark; it is skipped": "開頭有位元組順序記號（BOM）；已略過",
     "{value} is not JSON; it is read as a number": "{value} 不是 JSON；當成數字讀取",
-    "{count} fields of other names are not used": "另外還有 {count} 個其他名稱的欄位沒有使用",
-    "field '{name}' is not used ({count} times in this file)": "欄位 '{name}' 沒有使用（這個檔案裡有 {count} 次）",
+    "not used: {count} field{count:s} of other names": "另外還有 {count} 個其他名稱的欄位沒有使用",
+    "field '{name}' is not used ({count} time{count:s} in this file)": "欄位 '{name}' 沒有使用（這個檔案裡有 {count} 次）",
     "key '{name}' stands twice; the last one counts": "鍵 '{name}' 出現兩次；以最後一個為準",
     "holds '\ufffd', the trace of a text read in the wrong encoding": "含有 '\ufffd'，這是用錯編碼讀取文字留下的痕跡",
     "a chat template's '{text}' is part of the text; the template is added here, so it would stand twice": (
@@ -1401,7 +1417,7 @@ MESSAGES: dict[str, str] = {
     ),
     "Simplified characters in Traditional Chinese data: {characters}": "繁體中文資料裡有簡體字：{characters}",
     "Traditional characters in Simplified Chinese data: {characters}": "簡體中文資料裡有繁體字：{characters}",
-    "{tokens} tokens do not fit --seq_length {seq_length}: {removed} tokens of the input are cut": (
+    "{tokens} tokens do not fit --seq_length {seq_length}: {removed} token{removed:s} of the input are cut": (
         "{tokens} 個 token 超過 --seq_length {seq_length}：輸入截掉了 {removed} 個 token"
     ),
     "{tokens} tokens do not fit --seq_length {seq_length}: the sample is dropped": (
@@ -1456,10 +1472,10 @@ MESSAGES: dict[str, str] = {
         "{file}：沒有這個檔案；Megatron 資料是同名的一個 .bin 和一個 .idx"
     ),
     "Training data: {subject}": "訓練資料：{subject}",
-    "{samples:,} samples, median {median:,}, longest {longest:,} tokens": (
+    "{samples:,} sample{samples:s}, median {median:,}, longest {longest:,} token{longest:s}": (
         "{samples:,} 筆樣本，中位數 {median:,}、最長 {longest:,} 個 token"
     ),
-    "{tokens} tokens, {trained} of them trained": "{tokens} 個 token，其中訓練 {trained} 個",
+    "{tokens} token{tokens:s}, {trained} of them trained": "{tokens} 個 token，其中訓練 {trained} 個",
     "usable samples": "可用的樣本",
     "file": "檔案",
     "format": "格式",
@@ -1472,9 +1488,9 @@ MESSAGES: dict[str, str] = {
     "training tokens": "訓練用的 token",
     "answer tokens among them": "其中答案的 token",
     "longest sample, tokens": "最長樣本的 token 數",
-    "steps per epoch, {batch} samples each": "每個 epoch 的步數，每步 {batch} 筆樣本",
+    "steps per epoch, {batch} sample{batch:s} each": "每個 epoch 的步數，每步 {batch} 筆樣本",
     "computed positions that are real tokens": "計算的位置中真正是 token 的比例",
-    "work of the slowest of {ranks} ranks above the mean": "{ranks} 個 rank 中最慢者比平均多出的工作量",
+    "work of the slowest of {ranks} rank{ranks:s} above the mean": "{ranks} 個 rank 中最慢者比平均多出的工作量",
     "times as much, if padded instead of packed": "倍：若用補齊而不打包所需的計算量",
     "Files": "檔案",
     "Findings": "發現的問題",
@@ -1482,41 +1498,42 @@ MESSAGES: dict[str, str] = {
     "tokens": "token 數",
     "samples": "樣本數",
     "As the model sees it": "模型看到的樣子",
-    "{count} errors stop a training": "{count} 個錯誤，無法開始訓練",
+    "{count} error{count:s}: errors stop a training": "{count} 個錯誤，無法開始訓練",
     "none": "沒有",
-    "no errors, {count} warnings": "沒有錯誤，{count} 個警告",
+    "no errors, {count} warning{count:s}": "沒有錯誤，{count} 個警告",
     "nothing to complain about": "沒有發現問題",
     "place": "位置",
     "what": "說明",
     "{place}: holds no sample that can be used; `finetune data check` says why": (
         "{place}：沒有可以使用的樣本；`finetune data check` 會說明原因"
     ),
-    "{file}:{line} · {tokens} tokens, {trained} of them trained (in brackets)": (
+    "{file}:{line} · {tokens} token{tokens:s}, {trained} of them trained (in brackets)": (
         "{file}:{line} · {tokens} 個 token，其中訓練 {trained} 個（方括號內）"
     ),
     "exactly one begin-of-text token": "開頭 token 剛好一個",
     "every answer ends with a trained end token": "每個答案都以有訓練的結束 token 結尾",
     "the prompt is, token for token, the beginning of the sample": "提示的每個 token 都與樣本的開頭一致",
     "reading the data": "讀取資料",
-    "{file}: {samples:,} usable of {records:,} records, {formats}, {size:.1f} MiB": (
+    "{file}: {samples:,} usable of {records:,} record{records:s}, {formats}, {size:.1f} MiB": (
         "{file}：{records:,} 筆中可用 {samples:,} 筆，{formats}，{size:.1f} MiB"
     ),
-    ("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, median {median:,}, longest {longest:,}"): (
-        "{split}：{samples:,} 筆樣本，{tokens:,} 個 token，其中答案 {answers:,} 個，中位數 {median:,}，最長 {longest:,}"
-    ),
     (
-        "packing: {steps:,} steps per epoch of {batch} samples; {fill:.1%} of the computed positions are real"
-        " tokens; the slowest of {ranks} ranks has {imbalance:.1%} more work than the mean; padded instead, i"
+        "{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, median "
+        "{median:,}, longest {longest:,}"
+    ): ("{split}：{samples:,} 筆樣本，{tokens:,} 個 token，其中答案 {answers:,} 個，中位數 {median:,}，最長 {longest:,}"),
+    (
+        "packing: {steps:,} step{steps:s} per epoch of {batch} sample{batch:s}; {fill:.1%} of the computed positions are real"
+        " tokens; the slowest of {ranks} rank{ranks:s} has {imbalance:.1%} more work than the mean; padded instead, i"
         "t would be {padded:.1f} times as much"
     ): (
         "打包：每個 epoch {steps:,} 步，每步 {batch} 筆樣本；計算的位置有 {fill:.1%} 是真正"
         "的 token；{ranks} 個 rank 中最慢的比平均多 {imbalance:.1%} 的工作量；若改用補齊，計"
         "算量是 {padded:.1f} 倍"
     ),
-    "✗ {errors} errors, {warnings} warnings: errors stop a training": (
+    "✗ {errors} error{errors:s}, {warnings} warning{warnings:s}: errors stop a training": (
         "✗ {errors} 個錯誤、{warnings} 個警告：有錯誤就不會開始訓練"
     ),
-    "✓ no errors, {warnings} warnings": "✓ 沒有錯誤，{warnings} 個警告",
+    "✓ no errors, {warnings} warning{warnings:s}": "✓ 沒有錯誤，{warnings} 個警告",
     "… and {rest:,} more": "… 還有 {rest:,} 項",
     "{path}: not a JSON array": "{path}：不是 JSON 陣列",
     "{path}: not a JSON array: {error}": "{path}：不是 JSON 陣列：{error}",
@@ -1524,7 +1541,7 @@ MESSAGES: dict[str, str] = {
     "--dataset_path {path}: {files} are for the same split; keep one": (
         "--dataset_path {path}：{files} 屬於同一部分；請只留一個"
     ),
-    "{folder}: {written:,} of {records:,} samples written ({sizes}); the others are listed above": (
+    "{folder}: {written:,} of {records:,} sample{records:s} written ({sizes}); the others are listed above": (
         "{folder}：寫入 {records:,} 筆樣本中的 {written:,} 筆（{sizes}）；其餘列在上面"
     ),
     "written: {path}": "已寫入：{path}",
@@ -1574,13 +1591,13 @@ MESSAGES: dict[str, str] = {
     ),
     "{folder}: the ledger has no such step or line": "{folder}：帳本裡沒有這一步或這一行",
     "{path}: there is no such file": "{path}：沒有這個檔案",
-    "step {step}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers": (
+    "step {step}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers": (
         "第 {step} 步：{samples:,} 筆樣本，{tokens:,} 個 token，其中答案 {answers:,} 個"
     ),
     "{path}: Megatron data holds tokens; there is no text to check": "{path}：Megatron 資料存的是 token，沒有文字可以檢查",
     "{path}: not a data file": "{path}：不是資料檔",
     "must be 0 to 0.5": "必須介於 0 與 0.5 之間",
-    "step {step}  {place}  {tokens:,} tokens, {answers:,} of them answers": (
+    "step {step}  {place}  {tokens:,} token{tokens:s}, {answers:,} of them answers": (
         "第 {step} 步  {place}  {tokens:,} 個 token，其中答案 {answers:,} 個"
     ),
     "checked": "檢查",
@@ -1640,7 +1657,7 @@ MESSAGES: dict[str, str] = {
     "--top_p and --top_k have no effect at --temperature 0; give for example --temperature 0.7": (
         "--top_p 與 --top_k 在 --temperature 0 時沒有作用；請給例如 --temperature 0.7"
     ),
-    "line {line}: {tokens} tokens, and the model was made for at most {limit}": (
+    "line {line}: {tokens} token{tokens:s}, and the model was made for at most {limit}": (
         "第 {line} 行：{tokens} 個 token，而模型最多只能處理 {limit} 個"
     ),
     "{file}: there is no such file": ("{file}：沒有這個檔案"),
@@ -1659,14 +1676,14 @@ MESSAGES: dict[str, str] = {
     "{leave} or Ctrl-D leaves, {reset} begins anew, Ctrl-C ends an answer": (
         "{leave} 或 Ctrl-D 離開，{reset} 重新開始，Ctrl-C 中止回答"
     ),
-    "the conversation has grown to {tokens} tokens, and with --max_new_tokens {new} the model has only "
+    "the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model has only "
     "{limit} positions; begin anew": (
         "對話已經有 {tokens} 個 token，加上 --max_new_tokens {new}，模型只有 {limit} 個位置；請重新開始"
     ),
     "{path}: has no test and no validation file; give the file itself": (
         "{path}：沒有 test 也沒有 validation 檔；請直接指定檔案"
     ),
-    "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples ({tokens} answer tokens)": (
+    "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s} ({tokens} answer token{tokens:s})": (
         "loss {loss:.4f}，perplexity {perplexity:.2f}，共 {samples} 筆樣本（{tokens} 個答案 token）"
     ),
     "highest losses:": ("loss 最高的樣本："),
@@ -1683,16 +1700,16 @@ MESSAGES: dict[str, str] = {
     "--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model": (
         "--dtype 對 adapter 沒有作用，adapter 維持 float32；要完整的模型請給 --merge"
     ),
-    "{count} answers in {file}": ("{file} 裡有 {count} 個回答"),
+    "{count} answer{count:s} in {file}": ("{file} 裡有 {count} 個回答"),
     "give prompts or --file, not both": ("請給提示或 --file，不要兩者都給"),
     "no prompt: give one as an argument, on standard input, or a file of lines or of {suffixes} as --file": (
         "沒有提示：請當作引數或從標準輸入給，或用 --file 指定每行一題的檔案或 {suffixes}"
     ),
-    "compared on {count} prompts of {file}:": ("以 {file} 的 {count} 個提示比較："),
+    "compared on {count} prompt{count:s} of {file}:": ("以 {file} 的 {count} 個提示比較："),
     "  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding explains {tolerance:.3g})": (
         "  logit 最大差異  {difference:.3g}（最大的 logit {largest:.3g}；捨入可以解釋 {tolerance:.3g}）"
     ),
-    "  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} positions": (
+    "  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} position{positions:s}": (
         "  貪婪回答相同    {all} 個中有 {same} 個；{positions} 個位置中有 {tokens} 個的下一個 token 相同"
     ),
     "{path}: is a whole model; there is no adapter to merge": ("{path}：是完整的模型；沒有 adapter 可以合併"),

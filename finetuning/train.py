@@ -235,7 +235,7 @@ class Worker:
             found = self._loss("test")
             self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": self.run.max_steps})
             self._say(
-                t("test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples", loss=found.loss,
+                t("test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}", loss=found.loss,
                   perplexity=found.perplexity, samples=found.samples)
             )  # fmt: skip
         self._answer("predictions.jsonl")

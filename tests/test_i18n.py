@@ -1,5 +1,6 @@
 """The language of the messages."""
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -49,3 +50,34 @@ def test_a_translated_template_is_used_in_chinese_only(monkeypatch: pytest.Monke
 def test_a_template_without_a_translation_is_shown_in_english() -> None:
     set_language("zh-TW")
     assert t("nobody has translated {this}", this="that") == "nobody has translated that"
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 errors in 0 processes"),
+        (1, "1 error in 1 process"),
+        (2, "2 errors in 2 processes"),
+        (1.2, "1 error in 1 process"),
+    ],
+)
+def test_one_has_no_plural(count: float, expected: str) -> None:
+    assert t("{count:.0f} error{count:s} in {count:.0f} process{count:es}", count=count) == expected
+
+
+NOUNS = (
+    "samples|tokens|steps|errors|warnings|processes|nodes|GPUs|CPUs|cores|layers|answers|prompts|files|folders|records|lines"
+)
+NUMBER_AND_NOUN = re.compile(rf"\{{(\w+)(?::[^}}]*)?\}} (?:(?:CPU|more|answer) )?({NOUNS})\b")
+NEVER_ONE = {"limit", "at_least", "most", "largest", "times", "padded", "parameters", "heads", "groups", "epochs", "rows"}
+VERB_FOLLOWS = ("do not fit", "share", "trainable", "holds two models")  # of numbers that are not one there
+
+
+def test_every_number_before_a_noun_is_asked_whether_it_is_one() -> None:
+    found = {
+        template
+        for template in MESSAGES
+        if any(match[1] not in NEVER_ONE for match in NUMBER_AND_NOUN.finditer(template))
+        and not any(words in template for words in VERB_FOLLOWS)
+    }
+    assert not found

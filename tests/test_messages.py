@@ -123,4 +123,5 @@ def calls_of_t() -> list[tuple[str, str | None]]:
 def placeholders(template: str) -> list[tuple[str, str, str]]:
     """Name, conversion and format of each value, in no order: another language has another word order."""
     parsed = string.Formatter().parse(template)
-    return sorted((name, conversion or "", form or "") for _, name, form, conversion in parsed if name is not None)
+    values = ((name, conversion or "", form or "") for _, name, form, conversion in parsed if name is not None)
+    return sorted(value for value in values if value[2] not in ("s", "es"))  # Chinese nouns have no plural

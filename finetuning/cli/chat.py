@@ -59,7 +59,8 @@ def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -
         check_tokens([conversation_so_far], [prompt], 0, model.prompt_format, config)
         if len(prompt) + sampling.max_new_tokens > config.max_position_embeddings:
             raise InputError(
-                t("the conversation has grown to {tokens} tokens, and with --max_new_tokens {new} the model has only {limit} "
+                t("the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model "
+                  "has only {limit} "
                   "positions; begin anew", tokens=len(prompt), new=sampling.max_new_tokens,
                   limit=config.max_position_embeddings)
             )  # fmt: skip

@@ -202,7 +202,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
     records = sum(file.records for file in report.files)
     written = sum(part.samples for part in parts)
     sizes = ", ".join(f"{part.name} {part.samples:,}" for part in parts)
-    console.print(t("{folder}: {written:,} of {records:,} samples written ({sizes}); the others are listed above",
+    console.print(t("{folder}: {written:,} of {records:,} sample{records:s} written ({sizes}); the others are listed above",
                     folder=given.target, written=written, records=records, sizes=sizes))  # fmt: skip
     return EXIT_FINISHED
 
@@ -260,7 +260,8 @@ def _ledger(given: argparse.Namespace, console: Console) -> int:
     for entry in read_ledger(folder / LEDGER_FILE):
         if given.step is None and given.line is None:
             console.print(
-                t("step {step}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers", step=entry.step,
+                t("step {step}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them "
+                  "answers", step=entry.step,
                   samples=len(entry.lines), tokens=int(entry.tokens.sum()), answers=int(entry.answer_tokens.sum()))
             )  # fmt: skip
             found += 1
@@ -268,7 +269,8 @@ def _ledger(given: argparse.Namespace, console: Console) -> int:
             for line, tokens, answers in zip(entry.lines.tolist(), entry.tokens, entry.answer_tokens, strict=True):
                 if given.line in (None, line):
                     place = f"{file}:{line}"
-                    console.print(t("step {step}  {place}  {tokens:,} tokens, {answers:,} of them answers", step=entry.step,
+                    console.print(t("step {step}  {place}  {tokens:,} token{tokens:s}, {answers:,} of them "
+                                    "answers", step=entry.step,
                                     place=place, tokens=int(tokens), answers=int(answers)))  # fmt: skip
                     found += 1
     if not found:
@@ -286,9 +288,9 @@ def _prune(given: argparse.Namespace, console: Console) -> int:
             remove_unused(entry)
     size = sum(entry.size for entry in unused) / 2**20
     if given.dryrun:
-        console.print(t("{count} folders of tokens would be removed, {size:.1f} MiB", count=len(unused), size=size))
+        console.print(t("{count} folder{count:s} of tokens would be removed, {size:.1f} MiB", count=len(unused), size=size))
     else:
-        console.print(t("{count} folders of tokens removed, {size:.1f} MiB", count=len(unused), size=size))
+        console.print(t("{count} folder{count:s} of tokens removed, {size:.1f} MiB", count=len(unused), size=size))
     return EXIT_FINISHED
 
 

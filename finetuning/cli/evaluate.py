@@ -117,7 +117,8 @@ def _show(
     loss = mean_loss(losses)
     whole = SampleLoss(0, 1, loss)
     console.print(
-        t("loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} samples ({tokens} answer tokens)", loss=loss,
+        t("loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s} ({tokens} answer "
+          "token{tokens:s})", loss=loss,
           perplexity=whole.perplexity, samples=len(samples), tokens=sum(item.answer_tokens for item in losses))
     )  # fmt: skip
     if scores is not None:

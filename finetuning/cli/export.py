@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--base", help=t("the model that it was trained from; left out: the one it names"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; left out: the base model's"))
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
     console = open_console()

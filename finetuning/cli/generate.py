@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; left out: the terminal"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     sampling = chosen_sampling(given)
     device, dtype = chosen_device(given)
     samples = _samples(given.prompts, given.file)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         with given.out.open("w", encoding="utf-8") as file:
             _write(file, samples, texts)
-        print(t("{count} answers in {file}", count=len(texts), file=given.out))
+        print(t("{count} answer{count:s} in {file}", count=len(texts), file=given.out))
     return EXIT_FINISHED
 
 

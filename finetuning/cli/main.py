@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         _hide_token(arguments)
         _prepare_process()
     set_language(_language_asked_for(arguments))
+    if arguments and arguments[0] in VERBS:
+        print(t("{verb} is a command of its own: finetune {verb} …, or python -m finetuning {verb} …", verb=arguments[0]),
+              file=sys.stderr)  # fmt: skip
+        return EXIT_BAD_INPUT
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
     detach = given.pop("detach", False)

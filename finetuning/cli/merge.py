@@ -84,13 +84,13 @@ def _observe(
 
 
 def _show(console: Console, found: Comparison, file: Path) -> None:
-    console.print(t("compared on {count} prompts of {file}:", count=found.answers, file=file))
+    console.print(t("compared on {count} prompt{count:s} of {file}:", count=found.answers, file=file))
     console.print(
         t("  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding explains {tolerance:.3g})",
           difference=found.largest_difference, largest=found.largest_logit, tolerance=found.tolerance)
     )  # fmt: skip
     console.print(
-        t("  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} positions",
+        t("  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} position{positions:s}",
           same=found.same_answers, all=found.answers, tokens=found.same_tokens, positions=found.tokens)
     )  # fmt: skip
     if not found.is_same:

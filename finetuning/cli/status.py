@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("name", nargs="?", help=t("name of the experiment; left out: the latest"))
     parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text"))
-    given = parser.parse_args(argv)
+    given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     if given.name is None:
         experiments = find_experiments(given.experiments_dir)
         if not experiments:
@@ -51,7 +51,7 @@ def _lines(found: Experiment) -> list[tuple[str, str]]:
     if found.job is not None:
         where += f" · {found.job.name}" + (f" · {found.job.nodes}" if found.job.nodes else "")
     if status.get("restarts"):
-        where += " · " + t("requeued {count} times", count=status["restarts"])
+        where += " · " + t("requeued {count} time{count:s}", count=status["restarts"])
     lines.append((t("where"), where))
     lines.append((t("changed"), str(status.get("updated_at", ""))))
     lines.append((t("folder"), str(found.folder)))

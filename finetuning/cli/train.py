@@ -118,7 +118,7 @@ def _run(
         return EXIT_FINISHED
     with StopRequests(STOP_SIGNALS, can_kill=True) as stop:
         write_status(experiment_dir, STARTING, reason=None, launcher_pid=os.getpid(), **facts)
-        console.print(t("starting {count} processes …", count=config.num_gpus))
+        console.print(t("starting {count} process{count:es} …", count=config.num_gpus))
         ended = run_workers(run_file, config.num_gpus, logs, lock_descriptor, stop, config.stall_timeout_s)
         outcome = decide_outcome(
             experiment_dir, log=logs / "torchrun.log", stop_asked=bool(stop.received), nothing_lost=ended.nothing_lost,
@@ -191,7 +191,8 @@ def _say_commands(console: Console, name: str) -> None:
 def _say_finished(console: Console, prepared: Prepared) -> None:
     config, folder = prepared.run.config, Path(prepared.run.experiment_dir)
     console.print(
-        t("experiment {name} has finished: {done} of {max_steps} steps; its result is in {export}. To train on, give a "
+        t("experiment {name} has finished: {done} of {max_steps} step{max_steps:s}; its result is in {export}. To "
+          "train on, give a "
           "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
           done=prepared.start.finished_at, max_steps=prepared.run.max_steps, export=folder / "export")
     )  # fmt: skip

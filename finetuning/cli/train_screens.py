@@ -34,14 +34,15 @@ def show_start(console: Console, prepared: Prepared) -> None:
     method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
     _line(
         console, t("model"),
-        t("{name} · Llama, {layers} layers · {total} parameters, {trained} trained ({method})",
+        t("{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trained ({method})",
           name=config.nemo_model or config.hf_model_id, layers=model.num_hidden_layers, total=_count(total),
           trained=_count(trained), method=method),
     )  # fmt: skip
     for name, split in prepared.dataset.splits.items():
         _line(
             console, t("data") if name == "training" else "",
-            t("{split}: {samples:,} samples, {tokens:,} tokens, {answers:,} of them answers, longest {longest:,} · {file}",
+            t("{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
+              "longest {longest:,} · {file}",
               split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
               longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
         )  # fmt: skip
@@ -104,8 +105,8 @@ def _layout(prepared: Prepared) -> str:
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, run.strategy.packs)
     return t(
-        "{world} {kind} = {axes} · {samples} samples per step in {rows} packed rows of at most {length:,}, about "
-        "{tokens:,} tokens", length=run.strategy.packs.capacity,
+        "{world} {kind} = {axes} · {samples} sample{samples:s} per step in {rows} packed rows of at most {length:,}, about "
+        "{tokens:,} token{tokens:s}", length=run.strategy.packs.capacity,
         world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
         axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
     )  # fmt: skip
@@ -138,7 +139,8 @@ def _schedule(prepared: Prepared) -> str:
     run, config = prepared.run, prepared.run.config
     epochs = run.max_steps * config.global_batch_size / len(prepared.dataset.splits["training"])
     text = t(
-        "{steps} steps = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up steps, cosine to {low:g}",
+        "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up step{warmup:s}, "
+        "cosine to {low:g}",
         steps=run.max_steps, epochs=epochs, peak=config.learning_rate, warmup=run.warmup_steps, low=config.min_lr,
     )  # fmt: skip
     if "validation" in prepared.dataset.splits:
@@ -166,7 +168,7 @@ def _losses(folder: Path) -> list[str]:
     test = _read_json(folder / "results" / "test.json")
     if test:
         lines.append(
-            t("test {loss:.4f} (perplexity {perplexity:.1f}, {samples} samples)", loss=test["loss"],
+            t("test {loss:.4f} (perplexity {perplexity:.1f}, {samples} sample{samples:s})", loss=test["loss"],
               perplexity=test["perplexity"], samples=test["samples"])
         )  # fmt: skip
     return lines

@@ -193,7 +193,7 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
             fitting = [number for number in _divisors(world) if _divides_heads(number, model)]
             problems.append(
                 t("--tensor_model_parallel_size {degree}: must divide {heads} attention heads and {key_value_heads} key/value "
-                  "heads; with {world} GPUs use {choices}", degree=tensor, heads=model.num_attention_heads,
+                  "heads; with {world} GPU{world:s} use {choices}", degree=tensor, heads=model.num_attention_heads,
                   key_value_heads=model.num_key_value_heads, world=world, choices=_listed(fitting))
             )  # fmt: skip
         elif model.vocab_size % tensor != 0 or model.intermediate_size % tensor != 0:
@@ -204,7 +204,7 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
         if pipeline > 1 and stages > model.num_hidden_layers:
             problems.append(
                 t("--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but the "
-                  "model has only {layers} layers", degree=pipeline, schedule=config.pipeline_schedule, stages=stages,
+                  "model has only {layers} layer{layers:s}", degree=pipeline, schedule=config.pipeline_schedule, stages=stages,
                   layers=model.num_hidden_layers)
             )  # fmt: skip
         if config.peft == "lora" and config.lora_rank > model.hidden_size:
@@ -214,7 +214,8 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
             )  # fmt: skip
     if world % degree != 0:
         problems.append(
-            t("{nodes} x {gpus} = {world} GPUs cannot be divided by tensor {tensor} x pipeline {pipeline} x context {context} "
+            t("{nodes} x {gpus} = {world} GPU{world:s} cannot be divided by tensor {tensor} x pipeline {pipeline} x "
+              "context {context} "
               "= {degree}; the product must be one of {choices}", nodes=config.num_nodes, gpus=config.num_gpus, world=world,
               tensor=tensor, pipeline=pipeline, context=config.context_parallel_size, degree=degree,
               choices=_listed(_divisors(world)))
@@ -248,7 +249,8 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     limit = max(CPU_PROCESSES_PER_CORE * cores, RunConfig.num_gpus)
     if visible_gpus == 0 and config.num_gpus > limit:
         return [
-            t("--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} cores; give {limit} or "
+            t("--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} core{cores:s}; "
+              "give {limit} or "
               "less", asked=config.num_gpus, cores=cores, limit=limit)
         ]  # fmt: skip
     if 0 < visible_gpus < config.num_gpus:

@@ -122,7 +122,7 @@ def check_tokens(
     """
     limit = config.max_position_embeddings
     problems = [
-        t("line {line}: {tokens} tokens, and the model was made for at most {limit}", line=sample.line,
+        t("line {line}: {tokens} token{tokens:s}, and the model was made for at most {limit}", line=sample.line,
           tokens=len(found) + new_tokens, limit=limit)
         for sample, found in zip(samples, tokens, strict=True)
         if len(found) + new_tokens > limit

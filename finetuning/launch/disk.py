@@ -106,7 +106,7 @@ def describe(plan: DiskPlan) -> str:
 
 
 def _parts(plan: DiskPlan) -> str:
-    parts = [t("{count} checkpoints of {size:.1f} GiB", count=plan.num_checkpoints, size=plan.checkpoint / GIB)]
+    parts = [t("{count} checkpoint{count:s} of {size:.1f} GiB", count=plan.num_checkpoints, size=plan.checkpoint / GIB)]
     parts.append(t("the result {size:.1f} GiB", size=plan.export / GIB))
     if plan.tokens:
         parts.append(t("tokens {size:.1f} GiB", size=plan.tokens / GIB))

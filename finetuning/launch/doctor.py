@@ -161,7 +161,7 @@ def check_limits() -> Iterator[Finding]:
         )  # fmt: skip
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    yield Finding(GOOD, t("machine"), t("{cores} cores, {memory:.0f} GiB memory", cores=cores, memory=memory_gib))
+    yield Finding(GOOD, t("machine"), t("{cores} core{cores:s}, {memory:.0f} GiB memory", cores=cores, memory=memory_gib))
 
 
 def check_network() -> Iterator[Finding]:
@@ -224,7 +224,8 @@ def describe_cluster(cluster: Cluster) -> Iterator[Finding]:
     yield Finding(GOOD, "Slurm", f"{version} · {name}")
     for partition in cluster.partitions:
         text = t(
-            "partition {name}: {nodes} nodes x {gpus} GPUs, {cpus} CPUs, time limit {limit}", name=partition.name,
+            "partition {name}: {nodes} node{nodes:s} x {gpus} GPU{gpus:s}, {cpus} CPU{cpus:s}, time limit "
+            "{limit}", name=partition.name,
             nodes=partition.num_nodes, gpus=partition.gpus_per_node, cpus=partition.cpus_per_node, limit=partition.time_limit,
         )  # fmt: skip
         text += (" · " + t("the default")) if partition.is_default else ""

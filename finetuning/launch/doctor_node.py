@@ -87,7 +87,8 @@ def _measure_sum(subject: str, device: str, place: str) -> Finding:
     tensor[0].item()  # waits for the GPU
     speed = SUM_BYTES / 2**20 / (time.monotonic() - started)
     via = "NCCL" if device == "cuda" else "gloo"
-    return Finding(GOOD, subject, t("{nodes} nodes at {place} · {via} adds up {speed:.0f} MiB/s", nodes=dist.get_world_size(),
+    return Finding(GOOD, subject, t("{nodes} node{nodes:s} at {place} · {via} adds up {speed:.0f} "
+                                    "MiB/s", nodes=dist.get_world_size(),
                                     place=place, via=via, speed=speed))  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """From what the user asked for to a run that can be started: checks, model, data, schedule, start."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,8 @@ def prepare(
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
     if config.warmup_steps is not None and config.warmup_steps >= max_steps:
         raise InputError(
-            t("--warmup_steps {warmup}: must be less than the {max_steps} steps of the run, or the learning rate never reaches "
+            t("--warmup_steps {warmup}: must be less than the {max_steps} step{max_steps:s} of the run, or the "
+              "learning rate never reaches "
               "its peak", warmup=config.warmup_steps, max_steps=max_steps)
         )  # fmt: skip
     gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
@@ -263,7 +265,14 @@ def _with_packs_so_far(
 def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:
     if visible_gpus:
         return []
-    return [t("no CUDA GPU here: --num_gpus {count} means {count} CPU processes, in float32", count=config.num_gpus)]
+    notes = [t("no CUDA GPU here: --num_gpus {count} means {count} CPU process{count:es}, in float32", count=config.num_gpus)]
+    cores = len(os.sched_getaffinity(0))
+    if config.num_gpus > cores:
+        notes.append(
+            t("{count} process{count:es} share {cores} core{cores:s} and take turns; give --num_gpus {cores}",
+              count=config.num_gpus, cores=cores)
+        )  # fmt: skip
+    return notes
 
 
 def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:

@@ -48,7 +48,8 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
             return Start(newest, None, done, messages)
         if newest.step > max_steps:
             raise InputError(
-                t("experiment {name} has done {done} steps already; give --max_steps {done} or more, or another --experiment "
+                t("experiment {name} has done {done} step{done:s} already; give --max_steps {done} or more, or "
+                  "another --experiment "
                   "name", name=config.experiment, done=newest.step)
             )  # fmt: skip
         return Start(newest, None, None, messages + _resume_messages(newest, config, max_steps))
@@ -168,7 +169,8 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
     planned = checkpoint.info["max_steps"]
     if planned not in (None, max_steps):
         messages.append(
-            t("the schedule changes from {planned} to {max_steps} steps: the learning rate follows the new cosine, the order "
+            t("the schedule changes from {planned} to {max_steps} step{max_steps:s}: the learning rate follows the "
+              "new cosine, the order "
               "of the samples stays", planned=planned, max_steps=max_steps)
         )  # fmt: skip
     if config.restore_config:
@@ -178,7 +180,7 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
 
 def _duration(seconds: float) -> str:
     if seconds < 2 * 3600:
-        return t("{count:.0f} minutes", count=max(0.0, seconds) / 60)
+        return t("{count:.0f} minute{count:s}", count=max(0.0, seconds) / 60)
     if seconds < 48 * 3600:
-        return t("{count:.0f} hours", count=seconds / 3600)
-    return t("{count:.0f} days", count=seconds / 86400)
+        return t("{count:.0f} hour{count:s}", count=seconds / 3600)
+    return t("{count:.0f} day{count:s}", count=seconds / 86400)

@@ -228,9 +228,10 @@ class StepRecord(pl.Callback):
         seconds = time.monotonic() - self.step_started_at
         self.progress.step_done(step, seconds)
         last, stops = step >= self.run.max_steps, result.stop
-        val_loss = None
+        found = None
         if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
-            val_loss = self._validate(step)
+            found = self._validated()
+        val_loss = found.loss if found else None
         row: dict[str, Any] = {
             "step": step, "train_loss": result.loss, "val_loss": val_loss, "learning_rate": pl_module.learning_rate(batch.step),
             "grad_norm": result.grad_norm, "samples": step * self.run.config.global_batch_size, "tokens": batch.tokens,
@@ -240,7 +241,7 @@ class StepRecord(pl.Callback):
             "seconds": seconds,
         }  # fmt: skip
         pl_module.catch_up()
-        pl_module.postponed = partial(self._publish, trainer, row, batch.samples)
+        pl_module.postponed = partial(self._publish, trainer, row, batch.samples, found)
         save_every = self.run.save_every_n_steps
         if save_every and (last or result.stop or step % save_every == 0):
             pl_module.catch_up()
@@ -268,25 +269,29 @@ class StepRecord(pl.Callback):
         resumed = self.resumed
         if not (resumed and self.validate and resumed.val_loss is None and resumed.step % self.run.val_check_interval == 0):
             return
-        val_loss = self._validate(resumed.step)
+        found = self._validated()
+        self._show(resumed.step, found)
         if self.metrics:
-            self.metrics.set_val_loss(resumed.step, val_loss)
+            self.metrics.set_val_loss(resumed.step, found.loss)
             if self.trackers:
                 self.trackers.send_again(resumed.step)
-            record_val_loss(resumed, val_loss)
+            record_val_loss(resumed, found.loss)
 
-    def _validate(self, step: int) -> float:
+    def _validated(self) -> Evaluation:
         assert self.validate is not None
         with self.progress.during(Phase.VALIDATING):
-            found = self.validate()
+            return self.validate()
+
+    def _show(self, step: int, found: Evaluation) -> None:
         if self.display:
             self.display.message(
-                t("step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} samples)",
+                t("step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} sample{samples:s})",
                   step=step, loss=found.loss, perplexity=found.perplexity, samples=found.samples)
             )  # fmt: skip
-        return found.loss
 
-    def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray) -> None:
+    def _publish(
+        self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray, validation: Evaluation | None
+    ) -> None:  # fmt: skip
         logged = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
         if not (self.display and self.metrics and self.ledger):
@@ -295,6 +300,8 @@ class StepRecord(pl.Callback):
         if self.trackers:
             self.trackers.wake()
         self.display.step(row["step"], row)
+        if validation is not None:
+            self._show(row["step"], validation)
         if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
             self.status_written_at = time.monotonic()
             write_status(

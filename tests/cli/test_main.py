@@ -304,3 +304,10 @@ def run_console(*arguments: str) -> subprocess.CompletedProcess[str]:
     code = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; sys.exit(console())"
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def test_a_verb_given_to_the_training_s_command_is_sent_to_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "models/a"], program="python finetune.py") == EXIT_BAD_INPUT
+    assert capsys.readouterr().err == (
+        "inspect is a command of its own: finetune inspect …, or python -m finetuning inspect …\n"
+    )

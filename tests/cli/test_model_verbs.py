@@ -132,6 +132,17 @@ def test_a_conversation_remembers_its_turns_until_reset(
     assert printed[1] == printed[2]
 
 
+def test_flags_may_stand_between_a_model_and_what_is_asked_of_it(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    assert generate.main([str(tiny_model), "--max_new_tokens", "3", "hi", "--out", str(out)]) == EXIT_FINISHED
+    assert json.loads(out.read_text(encoding="utf-8"))["input"] == "hi"
+    assert capsys.readouterr().out == f"1 answer in {out}\n"
+    assert export.main([str(tiny_model), "--to", "hf", str(tmp_path / "out")]) == EXIT_FINISHED
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
 def test_flags_that_cannot_be_are_all_named(tiny_model: Path) -> None:
     with pytest.raises(InputError) as caught:
         generate.main([str(tiny_model), "a", "--temperature", "-1", "--top_p", "2", "--max_new_tokens", "0"])

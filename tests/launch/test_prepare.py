@@ -304,6 +304,15 @@ def test_on_a_machine_without_a_gpu_it_is_said_what_the_processes_are(settings: 
     assert (found.run.device == "cpu") == ("no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32" in found.notes)
 
 
+def test_more_cpu_processes_than_cores_are_noted_with_what_to_give(settings: Settings, tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
+    notes = prepared(settings(num_gpus=2 * cores, global_batch_size=4 * cores), tmp_path).notes
+    assert any(note.startswith(f"{2 * cores} processes share {cores} core") for note in notes)
+    assert any(note.endswith(f"and take turns; give --num_gpus {cores}") for note in notes)
+    notes = prepared(settings(num_gpus=cores, global_batch_size=4 * cores), tmp_path).notes
+    assert not any("take turns" in note for note in notes)
+
+
 def test_a_job_is_planned_with_the_memory_of_its_nodes(
     settings: Settings, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -246,7 +246,7 @@ def test_a_node_whose_gpus_cannot_be_used_is_named(place: Place) -> None:
 def test_the_doctor_lets_two_nodes_meet(place: Place) -> None:
     examined = place.finetune("doctor", "--slurm", "--num_nodes", "2")
     assert examined.returncode == 0, examined.stdout + examined.stderr
-    assert "ok   Slurm         partition gpu: 1 nodes x 8 GPUs, 32 CPUs, time limit 1-00:00:00\n" in examined.stdout
+    assert "ok   Slurm         partition gpu: 1 node x 8 GPUs, 32 CPUs, time limit 1-00:00:00\n" in examined.stdout
     for node in ("node1", "node2"):
         assert re.search(
             rf"^ok   {node} +meeting 2 nodes at 127.0.0.1:\d+ · gloo adds up \d+ MiB/s$", examined.stdout, re.MULTILINE
@@ -288,7 +288,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelle
     assert re.search(rf"^endless +running +\d+/100000 +slurm {job_id} ", listed, re.MULTILINE), listed
     shown = place.finetune("status", "endless").stdout
     assert f"slurm {job_id} · RUNNING · node" in shown
-    assert "requeued 1 times" in shown
+    assert "requeued 1 time" in shown
     assert "checkpoint saved" in place.finetune("logs", "endless").stdout
     cancelled = place.finetune("cancel", "endless")
     assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.parallel.mesh import Layout
+from finetuning.runtime.progress import Progress
+from finetuning.runtime.stop_switch import StopSwitch
+from finetuning.training import display as shown
 from finetuning.training.display import TrainingDisplay
+from finetuning.training.evaluate import Evaluation
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, StepRecord
 from finetuning.training.metrics import read_metrics
 from tests.models import build
@@ -53,15 +58,27 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         return False
 
     class Record(StepRecord):
-        def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
+        def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:
             at_saves.append((step, on_disk()))
+            return False
 
     batches = GlobalBatches(
         split, start_step=0, max_steps=MAX_STEPS, global_batch_size=2, seed=1, data_rank=0, data_parallel_size=1,
         plan=PackPlan(64, 8, 0.01),
     )  # fmt: skip
-    display = TrainingDisplay(Console(file=io.StringIO()), Console(file=io.StringIO()), MAX_STEPS, 1)
-    record = Record(run, display, None, validate=None, before_first_step=lambda: None, training_split=split, trackers=None)
+    log = io.StringIO()
+    shown.PLAIN_INTERVAL_S = 0.0
+    display = TrainingDisplay(Console(file=io.StringIO()), Console(file=log, width=200), MAX_STEPS, 1)
+    record = Record(
+        run,
+        display,
+        None,
+        validate=lambda: Evaluation(1.0, 1, 1),
+        before_first_step=lambda: None,
+        training_split=split,
+        trackers=None,
+        stop=StopSwitch(Progress()),
+    )
     strategy = MeshStrategy(Layout("cpu", Degrees()), max_steps=MAX_STEPS, identity={}, origin={})
     trainer = pl.Trainer(
         accelerator="cpu", devices=1, strategy=strategy, max_steps=MAX_STEPS, max_epochs=-1, callbacks=[record], logger=False,
@@ -70,7 +87,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     )  # fmt: skip
     with pytest.raises(ValueError, match="not my day") if fails_in_step else nullcontext():
         trainer.fit(FineTuning(run, lambda: build(model_folder), stop_requested), batches)
-    return {"at saves": at_saves, "while steps run": while_steps_run, "at the end": on_disk()}
+    return {"at saves": at_saves, "while steps run": while_steps_run, "at the end": on_disk(), "log": log.getvalue()}
 
 
 @pytest.fixture
@@ -90,6 +107,12 @@ def test_a_step_is_on_disk_before_the_checkpoint_that_claims_it_and_otherwise_wr
     assert found["at saves"] == [(step, until(step)) for step in (2, 4, 6)]
     assert found["while steps run"] == [until(step) for step in (0, 0, 2, 2, 4, 4)]
     assert found["at the end"] == until(MAX_STEPS)
+
+
+def test_the_validation_of_a_step_is_shown_after_the_step(tiny_model: Path, folder: Path) -> None:
+    (found,) = run_processes(1, train, tiny_model, folder, None)
+    words = [re.match(r"step (\d)(/6  loss|: validation loss)", line).groups() for line in found["log"].splitlines()]
+    assert words == [(str(step), kind) for step in range(1, 7) for kind in ("/6  loss", ": validation loss")]
 
 
 def test_a_step_is_on_disk_when_the_next_one_fails(tiny_model: Path, folder: Path) -> None:

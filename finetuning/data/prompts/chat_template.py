@@ -80,7 +80,7 @@ class ChatTemplate:
         except Exception as error:  # a template is a program: it may divide by zero
             raise TemplateFault(f"{type(error).__name__}: {error}") from None
         if len(text) > MAX_WRITTEN + 4 * sum(len(message["content"]) for message in messages):
-            raise TemplateFault(t("it writes {count:,} characters", count=len(text)))
+            raise TemplateFault(t("it writes {count:,} character{count:s}", count=len(text)))
         return text
 
     def pinned(self, messages: list[dict[str, str]]) -> str | None:

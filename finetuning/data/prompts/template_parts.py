@@ -116,7 +116,12 @@ def check_lengths_of_texts(**texts: str | None) -> None:
         InputError: a text of a flag is too long for a prompt.
     """
     problems = [
-        t("--{name}: {count:,} characters; at most {limit:,} are used", name=name, count=len(text), limit=MAX_CHARACTERS)
+        t(
+            "--{name}: {count:,} character{count:s}; at most {limit:,} are used",
+            name=name,
+            count=len(text),
+            limit=MAX_CHARACTERS,
+        )
         for name, text in texts.items()
         if text is not None and len(text) > MAX_CHARACTERS
     ]

@@ -225,9 +225,9 @@ def describe(code: str, values: Values) -> str:
         case "not_a_number":
             return t("{value} is not JSON; it is read as a number", **values)
         case "unknown_field" if not values["name"]:
-            return t("{count} fields of other names are not used", **values)
+            return t("not used: {count} field{count:s} of other names", **values)
         case "unknown_field":
-            return t("field '{name}' is not used ({count} times in this file)", **values)
+            return t("field '{name}' is not used ({count} time{count:s} in this file)", **values)
         case "replacement_character":
             return t("holds '\ufffd', the trace of a text read in the wrong encoding")
         case "pasted_template":
@@ -253,7 +253,10 @@ def describe(code: str, values: Values) -> str:
         case "input_cut" if "at_least" in values:
             return t("more than {at_least} tokens do not fit --seq_length {seq_length}: the input is cut", **values)
         case "input_cut":
-            return t("{tokens} tokens do not fit --seq_length {seq_length}: {removed} tokens of the input are cut", **values)
+            return t(
+                "{tokens} tokens do not fit --seq_length {seq_length}: {removed} token{removed:s} of the input are cut",
+                **values,
+            )
         case "dropped_too_long" if "at_least" in values:
             return t("more than {at_least} tokens do not fit --seq_length {seq_length}: the sample is dropped", **values)
         case "dropped_too_long":

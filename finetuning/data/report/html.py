@@ -46,9 +46,9 @@ def report_page(report: Report, facts: PackingFacts | None, previews: list[Previ
     heading = t("Training data: {subject}", subject=subject)
     body = [f"<header><h1>{escape(heading)}</h1>"]
     if errors:
-        body.append(f'<p class="error">✗ {escape(t("{count} errors stop a training", count=errors))}</p>')
+        body.append(f'<p class="error">✗ {escape(t("{count} error{count:s}: errors stop a training", count=errors))}</p>')
     elif warnings:
-        body.append(f'<p class="warning">! {escape(t("no errors, {count} warnings", count=warnings))}</p>')
+        body.append(f'<p class="warning">! {escape(t("no errors, {count} warning{count:s}", count=warnings))}</p>')
     else:
         body.append(f'<p class="good">✓ {escape(t("nothing to complain about"))}</p>')
     body.append("</header><main>")
@@ -72,10 +72,10 @@ def _cards(report: Report, facts: PackingFacts | None) -> str:
         ]
     if facts:
         cards += [
-            (t("steps per epoch, {batch} samples each", batch=facts.global_batch_size), f"{facts.steps_per_epoch:,}"),
+            (t("steps per epoch, {batch} sample{batch:s} each", batch=facts.global_batch_size), f"{facts.steps_per_epoch:,}"),
             (t("computed positions that are real tokens"), f"{facts.fill:.1%}"),
             (
-                t("work of the slowest of {ranks} ranks above the mean", ranks=facts.data_parallel_size),
+                t("work of the slowest of {ranks} rank{ranks:s} above the mean", ranks=facts.data_parallel_size),
                 f"{facts.imbalance:.1%}",
             ),
             (t("times as much, if padded instead of packed"), f"{facts.padded:.1f}"),
@@ -124,7 +124,8 @@ def _lengths(report: Report) -> str:
         return ""
     parts = [f"<h2>{escape(t('Token lengths'))}</h2>"]
     for name, split in report.splits.items():
-        facts = t("{samples:,} samples, median {median:,}, longest {longest:,} tokens", samples=split.samples,
+        facts = t("{samples:,} sample{samples:s}, median {median:,}, longest {longest:,} "
+                  "token{longest:s}", samples=split.samples,
                   median=split.median, longest=split.longest)  # fmt: skip
         parts.append(f'<h3>{escape(name)} <span class="dim">{escape(facts)}</span></h3>{_histogram(split)}')
     return "\n".join(parts)
@@ -153,7 +154,7 @@ def _previews(previews: list[Preview]) -> str:
     samples = " ".join(f'<span class="{css}">{escape(label)}</span>' for css, label in legend)
     parts = [f"<h2>{escape(t('As the model sees it'))}</h2>", f'<p class="tokens">{samples}</p>']
     for preview in previews:
-        facts = t("{tokens} tokens, {trained} of them trained", tokens=len(preview.tokens), trained=preview.trained)
+        facts = t("{tokens} token{tokens:s}, {trained} of them trained", tokens=len(preview.tokens), trained=preview.trained)
         place = f"{preview.file}:{preview.line}"
         parts.append(f'<h3>{escape(place)} <span class="dim">{escape(facts)}</span></h3>')
         spans = "".join(

@@ -76,7 +76,7 @@ def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
     `with_ids` adds a line for each token: its number, its id, whether it is trained, and its text.
     """
     text = Text()
-    text.append(t("{file}:{line} · {tokens} tokens, {trained} of them trained (in brackets)", file=preview.file,
+    text.append(t("{file}:{line} · {tokens} token{tokens:s}, {trained} of them trained (in brackets)", file=preview.file,
                   line=preview.line, tokens=len(preview.tokens), trained=preview.trained) + "\n", style="bold")  # fmt: skip
     was_trained = False
     for token in preview.tokens:

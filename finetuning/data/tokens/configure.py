@@ -195,7 +195,7 @@ def problems_of(report: Report) -> list[str]:
         problems += [str(finding) for finding in found[:LISTED_PROBLEMS]]
         total = sum(number for (name, code), number in report.findings.counts.items() if name == file and code in ERRORS)
         if total > LISTED_PROBLEMS:
-            problems.append(t("{file}: and {rest} more lines like these", file=file, rest=total - LISTED_PROBLEMS))
+            problems.append(t("{file}: and {rest} more line{rest:s} like these", file=file, rest=total - LISTED_PROBLEMS))
     return problems
 
 
@@ -210,7 +210,8 @@ def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_sample
             problems.append(t("{path}: holds no samples", path=file.name))
         elif file.samples < len(SPLITS) and report.was_split and not problems:
             problems.append(
-                t("{path}: {count} samples cannot be split into training, validation and test; 3 are needed", path=file.name,
+                t("{path}: {count} sample{count:s} cannot be split into training, validation and test; 3 are "
+                  "needed", path=file.name,
                   count=file.samples)
             )  # fmt: skip
     if not problems:
@@ -218,7 +219,7 @@ def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_sample
     usable = sum(file.samples for file in report.files)
     if usable and report.findings.count(ERROR) and not skip_bad_samples and not any(f.code in FILE_ERRORS for f in bad):
         total = sum(file.records for file in report.files)
-        problems.append(t("--skip_bad_samples would drop {bad} of {total} samples", bad=total - usable, total=total))
+        problems.append(t("--skip_bad_samples would drop {bad} of {total} sample{total:s}", bad=total - usable, total=total))
     raise InputError(problems)
 
 
@@ -253,7 +254,7 @@ def _write_megatron_splits(sources: dict[str, Source], folder: Path, seq_length:
         if source.is_shared:
             if len(documents) < len(SPLITS):
                 raise InputError(
-                    t("{path}: {count} documents cannot be split into training, validation and test; 3 are needed",
+                    t("{path}: {count} document{count:s} cannot be split into training, validation and test; 3 are needed",
                       path=source.path, count=len(documents))
                 )  # fmt: skip
             documents = documents[split_98_1_1(len(documents)) == SPLITS.index(name)]

@@ -206,7 +206,7 @@ def check_weights(model_path: Path, config: LlamaConfig) -> dict[str, TensorHead
             t(
                 "{path}: the weights do not fit config.json: {shown}",
                 path=model_path,
-                shown=t("{layers} layers, and {count} tensors", layers=config.num_hidden_layers, count=len(stored)),
+                shown=t("{layers} layer{layers:s}, and {count} tensors", layers=config.num_hidden_layers, count=len(stored)),
             )
         )
     wanted = config.parameter_shapes()

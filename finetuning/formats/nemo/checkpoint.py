@@ -196,7 +196,7 @@ def _find_folder(given: Path) -> Path:
         return (newest if len(newest) == 1 else found)[0]
     if found:
         raise InputError(
-            t("{path}: holds {count} checkpoints; give one of them: {names}", path=given, count=len(found),
+            t("{path}: holds {count} checkpoint{count:s}; give one of them: {names}", path=given, count=len(found),
               names=", ".join(str(path.relative_to(given)) for path in found[:8]))
         )  # fmt: skip
     names = ", ".join(sorted(path.name for path in given.iterdir())[:8]) or t("nothing")

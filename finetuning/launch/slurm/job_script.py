@@ -65,7 +65,7 @@ def plan_job(config: RunConfig, cluster: Cluster) -> JobPlan:
     options.append(f"--cpus-per-task={cpus}")
     if partition is not None and cpus > partition.cpus_per_node:
         plan.problems.append(
-            t("--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPUs", asked=cpus,
+            t("--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPU{found:s}", asked=cpus,
               partition=partition.name, found=partition.cpus_per_node)
         )  # fmt: skip
     mem = config.mem if config.mem is not None else ("0" if on_gpu and node_gpus == config.num_gpus else None)
@@ -190,7 +190,8 @@ def _partition(config: RunConfig, cluster: Cluster, plan: JobPlan) -> Partition 
         plan.problems.append(t("--partition {asked}: is down; the cluster has {names}", asked=asked.name, names=names))
     if config.num_nodes > asked.num_nodes:
         plan.problems.append(
-            t("--num_nodes {asked}: partition {partition} has {found} nodes", asked=config.num_nodes, partition=asked.name,
+            t("--num_nodes {asked}: partition {partition} has {found} "
+              "node{found:s}", asked=config.num_nodes, partition=asked.name,
               found=asked.num_nodes)
         )  # fmt: skip
     return asked
@@ -229,7 +230,8 @@ def _gpu_options(
         return []
     if found and config.num_gpus > found and partition is not None:
         plan.problems.append(
-            t("--num_gpus {asked}: the nodes of partition {partition} have {found} GPUs; give --num_gpus {found} and more "
+            t("--num_gpus {asked}: the nodes of partition {partition} have {found} GPU{found:s}; give --num_gpus "
+              "{found} and more "
               "--num_nodes", asked=config.num_gpus, partition=partition.name, found=found)
         )  # fmt: skip
     if asked == "auto":  # only this plugin of Slurm counts GPUs by itself
@@ -246,9 +248,12 @@ def _cpus(config: RunConfig, partition: Partition | None, on_gpu: bool) -> int:
 
 def _cpu_note(config: RunConfig, partition: Partition | None) -> str:
     if config.gpu_request == "none":
-        return t("--gpu_request none: --num_gpus {count} means {count} CPU processes on each node", count=config.num_gpus)
+        return t(
+            "--gpu_request none: --num_gpus {count} means {count} CPU process{count:es} on each node", count=config.num_gpus
+        )
     return t(
-        "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU processes on each node (GPUs that "
+        "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU process{count:es} on each "
+        "node (GPUs that "
         "Slurm does not list: --gpu_request gres)", partition=partition.name if partition else config.partition,
         count=config.num_gpus,
     )  # fmt: skip

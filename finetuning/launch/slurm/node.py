@@ -107,7 +107,8 @@ class Node:
         starts_file.write_text("\n".join(starts) + "\n")
         if starts[-STARTS_WITHOUT_PROGRESS:] == [str(first_step)] * STARTS_WITHOUT_PROGRESS:
             reason = t(
-                "the job was started {count} times at step {step} without getting to a checkpoint; it is not started again. "
+                "the job was started {count} time{count:s} at step {step} without getting to a checkpoint; it is not "
+                "started again. "
                 "Lower --save_every_n_steps, or see what ended it in {log}", count=STARTS_WITHOUT_PROGRESS, step=first_step,
                 log=self.logs / f"slurm-{self.job_id}.out",
             )  # fmt: skip

@@ -132,9 +132,9 @@ def test_an_unknown_field_is_told_once_a_file_with_its_count(write_jsonl: WriteJ
         report = scan_sources(sources, ScanSettings(None, 0))
         assert told(report) == [
             "first.jsonl:2: field 'mood' is not used (5 times in this file)",
-            f"first.jsonl:8: field '\ufffd{'x' * 39}…' is not used (1 times in this file)",
+            f"first.jsonl:8: field '\ufffd{'x' * 39}…' is not used (1 time in this file)",
             "second.jsonl:2: field 'mood' is not used (2495 times in this file)",
-            "second.jsonl:4991: field 'messages[].mood' is not used (1 times in this file)",
+            "second.jsonl:4991: field 'messages[].mood' is not used (1 time in this file)",
         ]
 
 
@@ -142,7 +142,7 @@ def test_unknown_fields_of_any_number_take_bounded_memory(write_jsonl: WriteJson
     path = write_jsonl("training.jsonl", *[{"input": f"{i}?", "output": "b", f"key {i}": 1} for i in range(MOST_UNKNOWN + 70)])
     report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
     assert report.findings.by_code() == {"unknown_field": MOST_UNKNOWN + 1}
-    assert f"training.jsonl:{MOST_UNKNOWN + 1}: 70 fields of other names are not used" in told(report)
+    assert f"training.jsonl:{MOST_UNKNOWN + 1}: not used: 70 fields of other names" in told(report)
 
 
 def test_every_command_refuses_the_same_fields(write_jsonl: WriteJsonl) -> None:

@@ -53,7 +53,7 @@ def test_a_column_beside_the_texts_may_be_of_any_type(tmp_path: Path, name: str)
     path = write(tmp_path / "x.parquet", input=TEXT, output=TEXT, id=COLUMNS[name], beside=COLUMNS[name])
     report = scan(path)
     assert [sample.output for sample in read_samples(path)] == ["a", "b"]
-    told = {"x.parquet:1: field 'beside' is not used (1 times in this file)"} if name != "nothing" else set()
+    told = {"x.parquet:1: field 'beside' is not used (1 time in this file)"} if name != "nothing" else set()
     assert {str(finding) for finding in report.findings.kept} == told
 
 
