@@ -456,6 +456,10 @@ MESSAGES: dict[str, str] = {
     ),
     "more GPUs (weights and optimizer are spread over them)": "更多 GPU（權重與最佳化器狀態會分散到各 GPU）",
     "Out of memory. What helps, in this order: {advice}": "記憶體不足。依序可以試：{advice}",
+    "{file}: cut short: it has {size} bytes, and {name} ends at {end}; copy or download it again": (
+        "{file}：檔案不完整：只有 {size} 位元組，而 {name} 到第 {end} 位元組才結束；請重新複製或下載"
+    ),
+    "{problem}; download it again": "{problem}；請重新下載",
     "{problem}; remove the file, it is written anew": "{problem}；請刪除該檔，程式會重新寫入",
     "it has left no readable error ({reason})": "沒有留下可讀的錯誤（{reason}）",
     "{file}: a link to nowhere": "{file}：連結指向不存在的地方",

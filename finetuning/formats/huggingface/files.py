@@ -89,7 +89,10 @@ def read_index(index: Path) -> dict[str, str]:
     Raises:
         InputError: it is broken, or names a file outside its folder, or one that no weights are in.
     """
-    found = read_json(index, _Index).weight_map
+    try:
+        found = read_json(index, _Index).weight_map
+    except InputError as error:
+        raise InputError([t("{problem}; download it again", problem=problem) for problem in error.problems]) from None
     outside = next((name for name in found.values() if Path(name).name != name), None)
     if outside is not None:
         raise InputError(t("{folder}: names a file outside itself ({file})", folder=index, file=outside))

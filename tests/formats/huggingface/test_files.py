@@ -181,12 +181,12 @@ def an_index_of_another_save(folder: Path) -> str:
 
 def an_index_of_a_list(folder: Path) -> str:
     (folder / INDEX_FILE).write_text('{"weight_map": ["a"]}', encoding="utf-8")
-    return f"MODEL/{INDEX_FILE}: weight_map is a list, but must be a mapping"
+    return f"MODEL/{INDEX_FILE}: weight_map is a list, but must be a mapping; download it again"
 
 
 def an_index_without_files(folder: Path) -> str:
     (folder / INDEX_FILE).write_text('{"weight_map": {"a": null}}', encoding="utf-8")
-    return f"MODEL/{INDEX_FILE}: weight_map[...] is null, but must be text"
+    return f"MODEL/{INDEX_FILE}: weight_map[...] is null, but must be text; download it again"
 
 
 def an_index_that_names_the_configuration(folder: Path) -> str:
