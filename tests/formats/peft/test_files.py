@@ -72,14 +72,23 @@ def test_an_adapter_of_codes_is_refused_by_every_reader(adapter: Path, tiny_mode
     save_file({name: tensor.to(torch.int8) for name, tensor in load_file(str(file)).items()}, str(file))
     with pytest.raises(InputError, match=r"is stored as I8 \(8 of 8 weights are no plain numbers\)"):
         read_adapter(adapter)
-    run = RunConfig(str(tiny_model), "", peft="lora", lora_rank=2, lora_alpha=4.0, lora_targets=("q_proj", "v_proj"))
+    run = RunConfig(
+        hf_model_id=str(tiny_model),
+        dataset_path="",
+        peft="lora",
+        lora_rank=2,
+        lora_alpha=4.0,
+        lora_targets=("q_proj", "v_proj"),
+    )
     with pytest.raises(InputError, match="is stored as I8"):
         check_adapter(adapter, run)
 
 
 def test_an_adapter_that_holds_more_than_it_says_is_refused_before_the_start(adapter: Path, tiny_model: Path) -> None:
     change(adapter, target_modules=["q_proj"])
-    run = RunConfig(str(tiny_model), "", peft="lora", lora_rank=2, lora_alpha=4.0, lora_targets=("q_proj",))
+    run = RunConfig(
+        hf_model_id=str(tiny_model), dataset_path="", peft="lora", lora_rank=2, lora_alpha=4.0, lora_targets=("q_proj",)
+    )
     assert check_adapter(adapter, run) == [
         f"{adapter}: adapter_config.json names the layers q_proj, but adapter_model.safetensors holds q_proj,v_proj"
     ]
