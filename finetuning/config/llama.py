@@ -30,6 +30,7 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "hidden_act": ("silu",),
+    "is_causal": (True,),  # transformers lets every token see all others where it is false
     "partial_rotary_factor": (1.0, None),
     "per_layer_config": (None,),
     "transformers_weights": (None, "model.safetensors"),  # the name of the weight file
@@ -166,6 +167,7 @@ class _ConfigFile(msgspec.Struct):
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
     rope_theta: float | UnsetType = UNSET
+    original_max_position_embeddings: int | UnsetType = UNSET
     rope_parameters: RopeSettings | None = None
     rope_scaling: RopeSettings | None = None
     bos_token_id: int | None = None
@@ -206,7 +208,9 @@ def _quantized(settings: Any, key: str, file: Path) -> str:
 
 def _parse(raw: _ConfigFile, file: Path, problems: list[str]) -> LlamaConfig:
     """`problems`: what is wrong already."""
-    rope_theta, rope_scaling, wrong = parse_rope(raw.rope_scaling, raw.rope_parameters, raw.rope_theta, file)
+    rope_theta, rope_scaling, wrong = parse_rope(
+        raw.rope_scaling, raw.rope_parameters, raw.rope_theta, raw.original_max_position_embeddings, file
+    )
     heads = raw.num_attention_heads
     key_value_heads = heads if raw.num_key_value_heads is None else raw.num_key_value_heads
     sizes = {

@@ -45,15 +45,22 @@ class RopeSettings(msgspec.Struct, rename={"old_type": "type"}):
 
 
 def parse_rope(
-    rope_scaling: RopeSettings | None, rope_parameters: RopeSettings | None, outer_theta: float | UnsetType, file: Path
+    rope_scaling: RopeSettings | None,
+    rope_parameters: RopeSettings | None,
+    outer_theta: float | UnsetType,
+    outer_length: int | UnsetType,
+    file: Path,
 ) -> tuple[float, RopeScaling | None, list[str]]:
     """Base, scaling, and a message for everything that is wrong; with messages the rest is worth nothing.
 
     Args:
         outer_theta: `rope_theta` beside the two.
+        outer_length: `original_max_position_embeddings` beside the two; transformers reads it at one place and not at another.
     """
     found = rope_scaling or rope_parameters or RopeSettings()
-    problems = list(_contradictions(rope_scaling, rope_parameters, outer_theta, file))
+    outer = {"rope_theta": outer_theta, "original_max_position_embeddings": outer_length}
+    given = {name: value for name, value in outer.items() if not isinstance(value, UnsetType)}
+    problems = list(_contradictions(rope_scaling, rope_parameters, given, file))
     theta = next((value for value in (found.rope_theta, outer_theta) if not isinstance(value, UnsetType)), DEFAULT_THETA)
     if not 0 < theta < math.inf:
         problems.append(
@@ -91,19 +98,18 @@ def parse_rope(
 
 
 def _contradictions(
-    rope_scaling: RopeSettings | None, rope_parameters: RopeSettings | None, outer_theta: float | UnsetType, file: Path
+    rope_scaling: RopeSettings | None, rope_parameters: RopeSettings | None, outer: dict[str, float], file: Path
 ) -> Iterator[str]:
     there = {name: rope for name, rope in zip(NAMES, (rope_scaling, rope_parameters), strict=True) if rope is not None}
-    places: dict[str, dict[str, Any]] = {}  # setting -> place -> value
-    if not isinstance(outer_theta, UnsetType):
-        places["rope_theta"] = {"rope_theta": outer_theta}
+    # setting -> place -> value
+    places: dict[str, dict[str, Any]] = {name: {name: value} for name, value in outer.items()}
     for name, rope in there.items():
         for setting, value in _settings(rope):
             places.setdefault(setting, {})[f"{name}.{setting}"] = value
     for setting, values in places.items():
         found = set(values.values())
         # Of two mappings one is not looked at: what only it says would be lost.
-        lost = len(there) == 2 and len(values) == 1 and (setting != "rope_theta" or isinstance(outer_theta, UnsetType))
+        lost = len(there) == 2 and len(values) == 1 and setting not in outer
         if len(found) > 1 or lost:
             said = [f"{place} {value}" for place, value in values.items()]
             said += [t("nothing in the other")] if lost else []

@@ -144,7 +144,7 @@ def test_a_size_that_is_no_positive_whole_number_is_refused(tmp_path: Path, valu
 
 @pytest.mark.parametrize(
     ("name", "value", "supported"),
-    [("attention_bias", True, False), ("mlp_bias", True, False), ("hidden_act", "gelu", "silu")],
+    [("attention_bias", True, False), ("mlp_bias", True, False), ("hidden_act", "gelu", "silu"), ("is_causal", False, True)],
 )
 def test_a_decoder_that_computes_something_else_is_refused(tmp_path: Path, name: str, value: Any, supported: Any) -> None:
     assert refused(tmp_path, {**LLAMA_3_1_8B, name: value}) == [f"{name} is {value!r}; only {supported!r} is supported"]
@@ -285,6 +285,7 @@ SAID_ONCE_OR_EQUALLY = [
     {"rope_theta": 500000.0},
     {"rope_scaling": SCALING},
     {"rope_parameters": {"rope_type": "default"}, "rope_theta": 500000.0},
+    {"rope_parameters": NEW, "original_max_position_embeddings": NEW["original_max_position_embeddings"]},
     {},
 ]  # fmt: skip
 
@@ -304,6 +305,10 @@ CONTRADICTIONS = [
     (
         {"rope_scaling": SCALING, "rope_parameters": NEW | {"factor": 32.0}, "rope_theta": 500000.0},
         "rope_scaling.factor 8.0, rope_parameters.factor 32.0",
+    ),
+    (
+        {"rope_parameters": NEW, "original_max_position_embeddings": 4096},
+        "original_max_position_embeddings 4096, rope_parameters.original_max_position_embeddings 8192",
     ),
     ({"rope_scaling": SCALING, "rope_parameters": NEW}, "rope_parameters.rope_theta 500000.0, nothing in the other"),
 ]  # fmt: skip
