@@ -73,7 +73,8 @@ def copy_config(base: Path, target: Path, dtype: str | None = None) -> None:
         shutil.copyfile(base / CONFIG_FILE, target / CONFIG_FILE)
         return
     config = read_json(base / CONFIG_FILE, dict[str, Any])
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+    for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
+        config[name] = dtype
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

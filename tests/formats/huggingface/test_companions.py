@@ -9,7 +9,7 @@ import pytest
 
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.companions import check_companions, special_token_ids
+from finetuning.formats.huggingface.companions import check_companions, copy_config, special_token_ids
 from finetuning.formats.huggingface.export import export_hugging_face
 from finetuning.formats.recognize import open_model
 from finetuning.launch.prepare import prepare
@@ -109,3 +109,16 @@ def test_a_damaged_origin_is_one_sentence(folder: Path, content: str, sentence: 
     with pytest.raises(InputError) as caught:
         open_model(folder)
     assert caught.value.problems == [f"{folder / 'finetuning.json'}: {sentence}"]
+
+
+@pytest.mark.parametrize("names", [("dtype",), ("torch_dtype",), ("dtype", "torch_dtype"), ()], ids=str)
+def test_another_dtype_stands_in_the_copy_wherever_the_base_named_one(
+    folder: Path, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    plain = {name: value for name, value in config.items() if name not in ("dtype", "torch_dtype")}
+    (folder / "config.json").write_text(json.dumps(plain | dict.fromkeys(names, "float32")), encoding="utf-8")
+    copy_config(folder, tmp_path, "bfloat16")
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == plain | dict.fromkeys(
+        names or ("dtype",), "bfloat16"
+    )
