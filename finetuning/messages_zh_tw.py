@@ -367,6 +367,9 @@ MESSAGES: dict[str, str] = {
     ),
     "{file}: cannot read the weights: {error}": "{file}：無法讀取權重：{error}",
     "{name} should be {wanted}, found {found}": "{name} 應為 {wanted}，實際為 {found}",
+    "{path}: holds a whole model and an adapter ({adapter}); move one of them into a folder of its own": (
+        "{path}：裡面有完整的模型，也有 adapter（{adapter}）；請把其中一個移到自己的資料夾"
+    ),
     "{path}: holds two models, {single} and the {count} files that {index} names; transformers reads the first. "
     "Move the one that is not meant away": (
         "{path}：裡面有兩個模型，{single} 以及 {index} 列出的 {count} 個檔案；transformers 會讀前者。請移走不要的那一個"
@@ -395,8 +398,8 @@ MESSAGES: dict[str, str] = {
         "請把 tie_word_embeddings 設為 false，或移除不要的那一個"
     ),
     "not usable": "無法使用",
-    "{file}: alpha_pattern {pattern!r} is not understood; name the layers": (
-        "{file}：無法理解 alpha_pattern {pattern!r}；請直接寫出層的名稱"
+    "{file}: {name} {pattern!r} is not understood; name the layers": (
+        "{file}：無法理解 {name} {pattern!r}；請直接寫出層的名稱"
     ),
     "a finite number": "有限的數字",
     "between {least} and {most}": "介於 {least} 與 {most} 之間",
@@ -1613,6 +1616,13 @@ MESSAGES: dict[str, str] = {
     "{path}: cannot be made: {reason}": ("{path}：無法建立：{reason}"),
     "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}": ("{path}：需要 {needed:.1f} GiB，磁碟只剩 {free:.1f}"),
     "{name} is {found} there, the model's is {wanted}": ("{name} 在那裡是 {found}，模型的是 {wanted}"),
+    "{folder}: {name} has the shape {found}, which is no adapter of rank {ranks}": (
+        "{folder}：{name} 的形狀是 {found}，不是秩為 {ranks} 的 adapter"
+    ),
+    "{folder}: {name} and its lora_B have ranks that differ": "{folder}：{name} 與它的 lora_B 的秩不同",
+    "{file}: names no adapter of {names}, but {weights} holds one, which PEFT would pass over": (
+        "{file}：沒有指定 {names} 的 adapter，但 {weights} 裡有；PEFT 會略過它"
+    ),
     "{folder}: what is stored is not only LoRA of linear layers: {shown}": ("{folder}：存的不只是線性層的 LoRA：{shown}"),
     "{file} is missing (other weight files: {there}); weights must be in safetensors format": (
         "缺少 {file}（其他權重檔：{there}）；權重必須是 safetensors 格式"

@@ -58,11 +58,15 @@ def load_net(source: WeightSource, device: torch.device, dtype: torch.dtype) -> 
 
 
 def attach_adapter(net: Llama, adapter: Adapter) -> None:
-    """Puts the adapter beside the weights it updates, in their dtype and on their device."""
+    """Puts the adapter beside the weights it updates, in their dtype and on their device; into the head it is merged."""
     for name, update in adapter.updates.items():
         path = name.removesuffix(".weight")
         linear = net.get_submodule(path)
-        assert isinstance(linear, nn.Linear)
+        if not isinstance(linear, nn.Linear):  # the head
+            weight = net.get_parameter(name)
+            with torch.no_grad():
+                weight.copy_(update.merged(weight.cpu(), 0, len(weight)))
+            continue
         rank = len(update.a)
         with torch.device("meta"):
             low_rank = LoraLinear(linear.in_features, linear.out_features, rank, update.scale * rank)

@@ -23,6 +23,7 @@ from finetuning.i18n import t
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+EMBEDDED_ADAPTER_FILE = "adapter_config.json"  # of PEFT
 MAX_HEADER_BYTES = 2**24  # of one file; Llama 3.1-405B's have 30 KiB
 # What safetensors calls the dtypes that are numbers as they stand.
 DTYPE_OF_CODE = dict(zip(("F64", "F32", "F16", "BF16"), DTYPES, strict=True))
@@ -50,8 +51,9 @@ def weight_files(model_path: Path) -> list[Path]:
     """The safetensors files that hold the weights.
 
     Raises:
-        InputError: there are none, the index is broken, it names a missing one, or two models lie here.
+        InputError: there are none, the index is broken, it names a missing one, or two models or an adapter lie here.
     """
+    refuse_embedded_adapter(model_path)
     single, index = model_path / SINGLE_FILE, model_path / INDEX_FILE
     names = sorted(set(read_index(index).values())) if index.is_file() else [SINGLE_FILE]
     if single.is_file():
@@ -81,6 +83,22 @@ def weight_files(model_path: Path) -> list[Path]:
             )
         )
     return [model_path / name for name in names]
+
+
+def refuse_embedded_adapter(folder: Path) -> None:
+    """
+    Raises:
+        InputError: a whole model and an adapter lie in one folder: transformers adds the one to the other, PEFT takes the base
+            that the adapter names.
+    """
+    if (folder / EMBEDDED_ADAPTER_FILE).is_file() and any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        raise InputError(
+            t(
+                "{path}: holds a whole model and an adapter ({adapter}); move one of them into a folder of its own",
+                path=folder,
+                adapter=EMBEDDED_ADAPTER_FILE,
+            )
+        )
 
 
 def read_index(index: Path) -> dict[str, str]:

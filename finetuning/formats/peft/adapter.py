@@ -18,20 +18,21 @@ from torch import Tensor
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.errors import InputError
-from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, read_adapter_header, read_settings
+from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, PREFIX, check_layers, read_adapter_header, read_settings
 from finetuning.formats.weight_source import WeightSource, table_dtype_problems
 from finetuning.i18n import t
 from finetuning.storage.dcp_reader import ShardedFiles
 
-PREFIX = "base_model.model."  # PEFT's wrapper in front of our names
 # PEFT settings that do not change what a stored adapter computes, or that its tensors say themselves.
 DESCRIPTIVE = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "layers_to_transform", "layers_pattern",
+    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "layers_to_transform",
     "megatron_core", "qalora_group_size", "eva_config", "loftq_config", "ensure_weight_tying", "runtime_config",
 }  # fmt: skip
 # Computed here as PEFT does.
 SUPPORTED = {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
+# Besides null, false and what is empty.
+PLAIN_VALUES = (("bias", "none"), ("layers_pattern", "layers"), ("layers_pattern", ["layers"]))
 # Other values of `init_lora_weights` change the base weights when the adapter is made.
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
@@ -113,9 +114,10 @@ def read_adapter(folder: Path) -> Adapter:
     problems = unsupported_settings(folder, settings)
     if problems:
         raise InputError(problems)
+    check_layers(folder, settings, read_adapter_header(folder))
     tensors = read_tensors(folder)
     updates: dict[str, LowRank] = {}
-    for key in [key for key in tensors if key.endswith(".lora_A.weight")]:
+    for key in [key for key in tensors if key.startswith(PREFIX) and key.endswith(".lora_A.weight")]:
         module = key.removesuffix(".lora_A.weight")
         name = module.removeprefix(PREFIX)
         if module + ".lora_B.weight" not in tensors:
@@ -160,7 +162,7 @@ def unsupported_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
               "(path_initial_model_for_weight_conversion)", folder=folder, value=start)
         )  # fmt: skip
     for name, value in settings.items():
-        plain = value in (None, False, {}, []) or (name == "bias" and value == "none")
+        plain = value in (None, False, {}, []) or (name, value) in PLAIN_VALUES
         if not plain and name not in DESCRIPTIVE | SUPPORTED | {"init_lora_weights"}:
             supported = "none" if name == "bias" else None
             problems.append(

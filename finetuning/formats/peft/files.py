@@ -9,9 +9,11 @@ import msgspec
 
 from finetuning.errors import InputError
 from finetuning.files.documents import as_schema, read_json
-from finetuning.formats.huggingface.files import TensorHeader, dtype_problems, read_header
+from finetuning.formats.huggingface.files import TensorHeader, dtype_problems, read_header, refuse_embedded_adapter
+from finetuning.formats.peft.targets import untargeted
 from finetuning.i18n import t
 
+PREFIX = "base_model.model."  # PEFT's wrapper in front of our names
 ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_RANK = 2**16
 # Keys of alpha_pattern are regular expressions, and somebody else's: without groups, and with few repetitions, none takes long.
@@ -29,6 +31,9 @@ class _Lora(_AnyAdapter, kw_only=True):
     r: int
     lora_alpha: float
     target_modules: str | list[str] | None = None
+    exclude_modules: str | list[str] | None = None
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
     use_rslora: bool | None = None
     use_dora: bool | None = None
     init_lora_weights: bool | str | None = None
@@ -42,6 +47,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing or damaged, or a value has the wrong type.
     """
+    refuse_embedded_adapter(folder)
     file = folder / ADAPTER_CONFIG_FILE
     try:
         settings = read_json(file, dict[str, Any])
@@ -63,7 +69,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for pattern in lora.alpha_pattern or {}:
         if not QUICK_PATTERN.fullmatch(pattern) or not _is_pattern(pattern):
             problems.append(
-                t("{file}: alpha_pattern {pattern!r} is not understood; name the layers", file=file, pattern=pattern)
+                t(
+                    "{file}: {name} {pattern!r} is not understood; name the layers",
+                    file=file,
+                    name="alpha_pattern",
+                    pattern=pattern,
+                )
             )
     if problems:
         raise InputError(problems)
@@ -86,6 +97,48 @@ def read_adapter_header(folder: Path) -> dict[str, TensorHeader]:
     if problems := dtype_problems({(file, name): header.dtype for name, header in found.items()}):
         raise InputError(problems)
     return found
+
+
+def check_layers(folder: Path, settings: dict[str, Any], header: dict[str, TensorHeader]) -> None:
+    """
+    Raises:
+        InputError: an adapter is stored for a layer that the settings do not name, where PEFT would pass over it, or with
+            another rank than theirs.
+    """
+    file, ranks = folder / ADAPTER_CONFIG_FILE, {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+    wrong = [
+        t(
+            "{folder}: {name} has the shape {found}, which is no adapter of rank {ranks}",
+            folder=folder,
+            name=name,
+            found=list(tensor.shape),
+            ranks=", ".join(map(str, sorted(ranks))),
+        )
+        for name, tensor in header.items()
+        for dim, end in ((0, ".lora_A.weight"), (1, ".lora_B.weight"))
+        if name.endswith(end) and not (len(tensor.shape) == 2 and tensor.shape[dim] in ranks)
+    ]
+    # A and B may both have a rank that is allowed, and not the same.
+    ranks_of_b = {
+        name.replace(".lora_B.", ".lora_A."): tensor.shape[-1:] for name, tensor in header.items() if ".lora_B." in name
+    }
+    wrong += [
+        t("{folder}: {name} and its lora_B have ranks that differ", folder=folder, name=name)
+        for name, tensor in header.items()
+        if name in ranks_of_b and not wrong and ranks_of_b[name] != tensor.shape[:1]
+    ]
+    if wrong:
+        raise InputError(wrong[:3])
+    modules = [name.removeprefix(PREFIX).removesuffix(".lora_A.weight") for name in header if name.endswith(".lora_A.weight")]
+    if unused := untargeted(settings, modules, file):
+        raise InputError(
+            t(
+                "{file}: names no adapter of {names}, but {weights} holds one, which PEFT would pass over",
+                file=file,
+                names=", ".join(unused[:3]) + (f", … ({len(unused)})" if len(unused) > 3 else ""),
+                weights=ADAPTER_WEIGHTS_FILE,
+            )
+        )
 
 
 def _is_pattern(text: str) -> bool:

@@ -13,8 +13,15 @@ from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import copy_companions
 from finetuning.formats.huggingface.sharded import begin_shared_folder, finish_shared_folder
-from finetuning.formats.peft.adapter import PREFIX, read_tensors, unsupported_settings
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_adapter_header, read_settings
+from finetuning.formats.peft.adapter import read_tensors, unsupported_settings
+from finetuning.formats.peft.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    PREFIX,
+    check_layers,
+    read_adapter_header,
+    read_settings,
+)
 from finetuning.i18n import t
 from finetuning.model.lora import initial_adapter, is_adapter
 from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
@@ -71,7 +78,11 @@ def write_adapter(
 
 
 def check_adapter(folder: Path, config: RunConfig) -> list[str]:
-    """What keeps this PEFT adapter from being the start of the run; empty when it fits."""
+    """What keeps this PEFT adapter from being the start of the run; empty when it fits.
+
+    Raises:
+        InputError: a file is damaged, or its weights are not those that its settings name.
+    """
     settings = read_settings(folder)
     problems = [
         t("{folder}: {name} is {value!r}; only {supported!r} is supported", folder=folder, name=name,
@@ -108,6 +119,7 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
                 stored=_shown(tuple(sorted(stored))),
             )
         ]
+    check_layers(folder, settings, read_adapter_header(folder))
     return []
 
 

@@ -179,6 +179,11 @@ def an_index_of_another_save(folder: Path) -> str:
     )
 
 
+def an_adapter_inside(folder: Path) -> str:
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    return "MODEL: holds a whole model and an adapter (adapter_config.json); move one of them into a folder of its own"
+
+
 def an_index_of_a_list(folder: Path) -> str:
     (folder / INDEX_FILE).write_text('{"weight_map": ["a"]}', encoding="utf-8")
     return f"MODEL/{INDEX_FILE}: weight_map is a list, but must be a mapping; download it again"
@@ -233,9 +238,9 @@ def a_header_of_half_the_file(folder: Path) -> str:
 
 
 REFUSED = [
-    two_models, a_weight_in_both_shards, an_index_of_another_save, an_index_of_a_list, an_index_without_files,
-    an_index_that_names_the_configuration, only_a_variant, a_bias, another_head_beside_a_tied_table, too_few_layers,
-    a_header_of_half_the_file,
+    two_models, an_adapter_inside, a_weight_in_both_shards, an_index_of_another_save, an_index_of_a_list,
+    an_index_without_files, an_index_that_names_the_configuration, only_a_variant, a_bias,
+    another_head_beside_a_tied_table, too_few_layers, a_header_of_half_the_file,
 ]  # fmt: skip
 
 

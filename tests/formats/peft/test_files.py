@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.peft.adapter import read_adapter
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_settings
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, PREFIX, read_settings
 from finetuning.formats.peft.sharded import check_adapter
-from finetuning.formats.recognize import named_base
-from tests.references import write_random_adapter
+from finetuning.formats.recognize import named_base, open_model
+from finetuning.inference.loading import attach_adapter, load_net
+from tests.references import load_peft_reference, write_random_adapter
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +93,64 @@ def test_an_adapter_that_holds_more_than_it_says_is_refused_before_the_start(ada
     assert check_adapter(adapter, run) == [
         f"{adapter}: adapter_config.json names the layers q_proj, but adapter_model.safetensors holds q_proj,v_proj"
     ]
+
+
+def test_an_adapter_of_layers_that_its_settings_leave_out_is_refused_by_every_reader(adapter: Path, tiny_model: Path) -> None:
+    """PEFT would pass over them."""
+    change(adapter, exclude_modules=["layers.0.self_attn.v_proj"])
+    run = RunConfig(
+        hf_model_id=str(tiny_model),
+        dataset_path="",
+        peft="lora",
+        lora_rank=2,
+        lora_alpha=4.0,
+        lora_targets=("q_proj", "v_proj"),
+    )
+    said = "names no adapter of model.layers.0.self_attn.v_proj, but adapter_model.safetensors holds one"
+    for read in (read_adapter, lambda folder: check_adapter(folder, run)):
+        with pytest.raises(InputError, match=said):
+            read(adapter)
+
+
+def test_an_adapter_of_another_rank_than_its_settings_name_is_refused_by_every_reader(adapter: Path, tiny_model: Path) -> None:
+    change(adapter, r=4)
+    run = RunConfig(
+        hf_model_id=str(tiny_model),
+        dataset_path="",
+        peft="lora",
+        lora_rank=4,
+        lora_alpha=4.0,
+        lora_targets=("q_proj", "v_proj"),
+    )
+    for read in (read_adapter, lambda folder: check_adapter(folder, run)):
+        with pytest.raises(InputError, match=r"lora_A\.weight has the shape \[2, \d+\], which is no adapter of rank 4"):
+            read(adapter)
+
+
+def test_an_adapter_whose_two_halves_differ_in_rank_is_refused(adapter: Path) -> None:
+    change(adapter, rank_pattern={"q_proj": 1})
+    file = adapter / ADAPTER_WEIGHTS_FILE
+    tensors = load_file(str(file))
+    name = next(name for name in tensors if "q_proj.lora_A" in name)
+    save_file(tensors | {name: tensors[name][:1].contiguous()}, str(file))
+    with pytest.raises(InputError, match=r"q_proj\.lora_A\.weight and its lora_B have ranks that differ"):
+        read_adapter(adapter)
+
+
+def test_adapters_without_the_prefix_of_peft_are_refused(adapter: Path) -> None:
+    file = adapter / ADAPTER_WEIGHTS_FILE
+    save_file({name.removeprefix(PREFIX): tensor for name, tensor in load_file(str(file)).items()}, str(file))
+    with pytest.raises(InputError, match=r"what is stored is not only LoRA of linear layers: model\.layers"):
+        read_adapter(adapter)
+
+
+def test_a_head_with_an_adapter_answers_as_in_peft(tiny_model: Path, tmp_path: Path) -> None:
+    write_random_adapter(tiny_model, tmp_path / "adapter", 2, 4.0, ("lm_head",))
+    file = tmp_path / "adapter" / ADAPTER_WEIGHTS_FILE
+    save_file({name: tensor for name, tensor in load_file(str(file)).items() if ".lora_" in name}, str(file))
+    stored = open_model(tmp_path / "adapter", tiny_model)
+    net = load_net(stored.base, torch.device("cpu"), torch.float32)
+    assert stored.adapter is not None
+    attach_adapter(net, stored.adapter)
+    theirs = load_peft_reference(tiny_model, tmp_path / "adapter").merge_and_unload().state_dict()["lm_head.weight"]
+    torch.testing.assert_close(net.lm_head.weight, theirs.float())
