@@ -108,7 +108,7 @@ def write_results(
 def _answers(model: LoadedModel, samples: list[Sample], sampling: Sampling, batch_size: int) -> list[str]:
     prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
     tokens = generate_answers(model.net, prompts, sampling, model.prompt_format.end_token_ids, batch_size=batch_size)
-    return [model.prompt_format.decode(answer) for answer in tokens]
+    return model.prompt_format.decode_all(tokens)
 
 
 def _show(

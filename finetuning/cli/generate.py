@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     if streams:
         print(printable(stream.end()))
         return EXIT_FINISHED
-    texts = [model.prompt_format.decode(answer) for answer in answers]
+    texts = model.prompt_format.decode_all(answers)
     if given.out is None:
         _write(sys.stdout, samples, texts)
     else:

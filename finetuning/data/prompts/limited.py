@@ -1,6 +1,7 @@
-"""The process in which a model folder's chat template is run, and its tokenizer tried and applied.
+"""The process in which a model folder's chat template is run, and its tokenizer opened, tried and applied.
 
-`python -m finetuning.data.prompts.limited` answers the requests of `ask`.
+`python -m finetuning.data.prompts.limited` answers the requests of `_ask`. Only processes that have limits themselves,
+those that read large data, open the tokenizer too (`tokenizer_here`).
 """
 
 from datetime import date
@@ -13,7 +14,15 @@ from tokenizers import Tokenizer
 
 from finetuning.data.prompts.chat_template import ChatTemplate, TemplateFault
 from finetuning.data.prompts.template_parts import INPUT_MARK, TemplateParts, chat_parts, difference
-from finetuning.data.prompts.tokenizer import TOKENIZER_FILE, Segments, encode_each, open_tokenizer, token_starts
+from finetuning.data.prompts.tokenizer import (
+    TOKENIZER_FILE,
+    Segments,
+    TokenizerFault,
+    decode_tokens,
+    encode_each,
+    open_tokenizer,
+    token_starts,
+)
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, cpu_limit, serve
@@ -21,6 +30,8 @@ from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, cp
 Conversation = tuple[str | None, list[tuple[str, str]]]  # a sample's own system message, and its turns
 OPEN_S, TRY_S = 20.0, 2.0  # CPU time for opening a tokenizer, and for a few short texts
 CHARACTERS_PER_S = 20_000  # a slow tokenizer does some 500 000
+MAX_ID = 1 << 32  # the tokenizers library counts in 32 bits
+CHARACTERS_PER_TOKEN = 16  # more than any has on average
 # Where a regular expression goes wrong, it mostly does on a run of one character.
 TRIED_TEXTS = [character * 40 + "!" for character in "ax0_- .\n\t中"]
 
@@ -45,7 +56,13 @@ class FormatSource(msgspec.Struct, frozen=True):
     def template(self) -> ChatTemplate | None:
         if self.chat_template is None:
             return None
-        return ChatTemplate(self.chat_template, self.tokens, date.fromisoformat(self.day))
+        return _compiled(self.chat_template, tuple(self.tokens.items()), self.day)
+
+
+@lru_cache(maxsize=4)
+def _compiled(text: str, tokens: tuple[tuple[str, str], ...], day: str) -> ChatTemplate:
+    """A template is compiled once, not for each of many requests."""
+    return ChatTemplate(text, dict(tokens), date.fromisoformat(day))
 
 
 class Settled(msgspec.Struct):
@@ -55,13 +72,23 @@ class Settled(msgspec.Struct):
     pinned: str | None  # the template with its date, where it needs one
 
 
-def check_opening(source: FormatSource) -> None:
-    """Opens the tokenizer in the other process first: files may be made to end the one that reads them.
+class TokenizerFacts(msgspec.Struct, frozen=True):
+    """What is asked of a tokenizer again and again."""
 
-    Raises:
-        InputError: it cannot be read.
+    special_tokens: tuple[str, ...]
+    special_ids: tuple[int, ...]
+    vocab_size: int
+    ids: dict[str, int]  # of the texts that were asked for; those that it knows
+    texts: dict[int, str]  # of the ids that were asked for
+
+
+def find_facts(source: FormatSource, texts: list[str], ids: list[int]) -> TokenizerFacts:
     """
-    _ask(source, "open", 0.0)
+    Raises:
+        InputError: the tokenizer cannot be read, or takes too much time or memory.
+    """
+    found: TokenizerFacts = msgspec.convert(_ask(source, "facts", TRY_S, texts, ids), TokenizerFacts, strict=False)
+    return found
 
 
 def settle(source: FormatSource) -> Settled:
@@ -98,6 +125,18 @@ def token_starts_limited(source: FormatSource, text: str) -> list[int]:
     return found
 
 
+def decode_limited(source: FormatSource, tokens: list[list[int]], *, skip_special_tokens: bool) -> list[str]:
+    """The text of each list of tokens."""
+    count = sum(map(len, tokens))
+    found: list[str] = _ask(source, "decode", _time_for(CHARACTERS_PER_TOKEN * count), tokens, skip_special_tokens)
+    return found
+
+
+def token_text_limited(source: FormatSource, token: int) -> str | None:
+    found: str | None = _ask(source, "token text", TRY_S, token)
+    return found
+
+
 def differences_limited(
     source: FormatSource, parts: TemplateParts, conversations: list[Conversation], *, with_answer: bool
 ) -> list[list[str] | None]:
@@ -127,15 +166,22 @@ def _time_for(characters: int) -> float:
 
 def _answer(request: dict[str, Any]) -> Any:
     source = msgspec.convert(request["source"], FormatSource)
-    tokenizer = _open(source.tokenizer_file, source.tokenizer_digest)
+    tokenizer = tokenizer_here(source)
     with cpu_limit(request["cpu_s"]):  # after opening, which has a limit of its own
-        return _do(request["do"], source, tokenizer, request["arguments"])
+        try:
+            return _do(request["do"], source, tokenizer, request["arguments"])
+        except TokenizerFault as error:
+            raise InputError(t("{file}: the tokenizer fails: {error}", file=source.tokenizer_file, error=error)) from None
 
 
 def _do(what: str, source: FormatSource, tokenizer: Tokenizer, arguments: list[Any]) -> Any:
     match what:
-        case "open":
-            return None
+        case "facts":
+            return msgspec.to_builtins(_facts(tokenizer, *arguments), str_keys=True)
+        case "decode":
+            return [decode_tokens(tokenizer, tokens, skip_special_tokens=arguments[1]) for tokens in arguments[0]]
+        case "token text":
+            return tokenizer.id_to_token(arguments[0])
         case "settle":
             return msgspec.to_builtins(_settle(source))
         case "encode":
@@ -150,6 +196,14 @@ def _do(what: str, source: FormatSource, tokenizer: Tokenizer, arguments: list[A
                 for system, turns in arguments[1]
             ]
     raise AssertionError(what)
+
+
+def _facts(tokenizer: Tokenizer, texts: list[str], ids: list[int]) -> TokenizerFacts:
+    found_ids = {text: found for text in texts if (found := tokenizer.token_to_id(text)) is not None}
+    asked = {*ids, *found_ids.values()}
+    found_texts = {number: text for number in asked if 0 <= number < MAX_ID and (text := tokenizer.id_to_token(number))}
+    special = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    return TokenizerFacts(tuple(special.values()), tuple(special), tokenizer.get_vocab_size(), found_ids, found_texts)
 
 
 def _settle(source: FormatSource) -> Settled:
@@ -167,6 +221,11 @@ def _settle(source: FormatSource) -> Settled:
                 error=error,
             )
         ) from None
+
+
+def tokenizer_here(source: FormatSource) -> Tokenizer:
+    """The tokenizer in this process, which must have limits."""
+    return _open(source.tokenizer_file, source.tokenizer_digest)
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ def unknown_token(tokens: np.ndarray, prompt_format: PromptFormat) -> Problem | 
     if size is None or int(tokens.max(initial=0)) < size:
         return None
     token = int(tokens[tokens >= size][0])
-    text = prompt_format.tokenizer.id_to_token(token)
+    text = prompt_format.token_text(token)
     return Problem("token_beyond_table", {"token": text or "", "id": token, "size": size})
 
 

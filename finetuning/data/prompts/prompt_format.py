@@ -12,20 +12,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import date
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from finetuning.data.prompts.chat_template import DATE, read_chat_template
 from finetuning.data.prompts.limited import (
     FormatSource,
-    check_opening,
+    TokenizerFacts,
+    decode_limited,
     differences_limited,
     encode_limited,
+    find_facts,
     settle,
     token_starts_limited,
+    token_text_limited,
+    tokenizer_here,
     try_tokenizer,
 )
 from finetuning.data.prompts.template_parts import TemplateParts, check_lengths_of_texts, custom_parts, difference
@@ -34,12 +36,10 @@ from finetuning.data.prompts.tokenizer import (
     Segments,
     decode_tokens,
     encode_each,
-    open_tokenizer,
     read_end_token_ids,
     read_table_size,
     read_tokenizer_settings,
     special_pattern,
-    special_tokens,
     token_starts,
 )
 from finetuning.data.reading.findings import Problem, excerpt
@@ -56,7 +56,7 @@ class PromptFormat:
     """What surrounds questions and answers, and how text becomes tokens."""
 
     source: FormatSource
-    tokenizer: Tokenizer
+    facts: TokenizerFacts
     parts: TemplateParts
     pinned_template: str | None  # the chat template with its date, where transformers would render another
     begin_token_id: int | None
@@ -70,9 +70,9 @@ class PromptFormat:
         """From --prompt_template, not the tokenizer's own."""
         return self.source.chat_template is None
 
-    @cached_property
+    @property
     def special_tokens(self) -> tuple[str, ...]:
-        return special_tokens(self.tokenizer)
+        return self.facts.special_tokens
 
     @property
     def template_digest(self) -> str:
@@ -175,7 +175,22 @@ class PromptFormat:
         return sample
 
     def decode(self, tokens: list[int], *, skip_special_tokens: bool = True) -> str:
-        return decode_tokens(self.tokenizer, tokens, skip_special_tokens=skip_special_tokens)
+        return self.decode_all([tokens], skip_special_tokens=skip_special_tokens)[0]
+
+    def decode_all(self, tokens: list[list[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """`decode` of many at once.
+
+        Raises:
+            InputError: the tokenizer fails on them.
+        """
+        if not is_limited():
+            return decode_limited(self.source, tokens, skip_special_tokens=skip_special_tokens)
+        tokenizer = tokenizer_here(self.source)
+        return [decode_tokens(tokenizer, each, skip_special_tokens=skip_special_tokens) for each in tokens]
+
+    def token_text(self, token: int) -> str | None:
+        """The tokenizer's name of a token; None: it has none of this number."""
+        return tokenizer_here(self.source).id_to_token(token) if is_limited() else token_text_limited(self.source, token)
 
     def chat_template(self) -> str | None:
         """Jinja chat template that writes the same prompts, where the tokenizer's own does not (None: it does)."""
@@ -199,11 +214,13 @@ class PromptFormat:
 
     def _encode(self, entries: list[Segments]) -> list[list[int] | str]:
         if is_limited():
-            return [found if isinstance(found, list) else str(found) for found in encode_each(self.tokenizer, entries)]
+            return [
+                found if isinstance(found, list) else str(found) for found in encode_each(tokenizer_here(self.source), entries)
+            ]
         return encode_limited(self.source, entries)
 
     def _token_starts(self, text: str) -> list[int]:
-        return token_starts(self.tokenizer, text) if is_limited() else token_starts_limited(self.source, text)
+        return token_starts(tokenizer_here(self.source), text) if is_limited() else token_starts_limited(self.source, text)
 
     def _whole(self, found: list[int] | str) -> list[int]:
         if isinstance(found, str):
@@ -234,27 +251,26 @@ def load_prompt_format(
         prompt_template = "{input}{output}"
     digest = _digest_of(file)
     source = FormatSource(str(model_path), digest, tokens, (), chat_template, system_prompt, day.isoformat())
-    check_opening(source)
-    tokenizer = open_tokenizer(file)
     begin, end = tokens.get("bos_token", ""), tokens.get("eos_token", "")
     end_token_ids = read_end_token_ids(model_path)
-    if (own_end := tokenizer.token_to_id(end)) is not None:
-        end_token_ids.add(own_end)
-    ends = tuple(text for number in sorted(end_token_ids) if number >= 0 and (text := tokenizer.id_to_token(number)))
+    facts = find_facts(source, [begin, end], sorted(end_token_ids))
+    if end in facts.ids:
+        end_token_ids.add(facts.ids[end])
+    ends = tuple(facts.texts[number] for number in sorted(end_token_ids) if number in facts.texts)
     source = _with_ends(source, ends)
     pinned = None
     if prompt_template is not None:
         parts = custom_parts(prompt_template, system_prompt if has_text else None, begin, end, ends)
     else:
         parts, pinned = _chat_parts(source)
-    begin_id = tokenizer.token_to_id(begin)
+    begin_id = facts.ids.get(begin)
     opens_turns = bool(begin) and (begin in parts.between or begin in (parts.again or ""))
     _check_control_text(source, parts, begin, begin_id, opens_turns, end_token_ids)
     table_size = read_table_size(model_path)
     settled = hashlib.sha256((digest + json.dumps(parts[:-1])).encode()).hexdigest()[:16]
     return PromptFormat(
         source,
-        tokenizer,
+        facts,
         parts,
         pinned,
         begin_id,

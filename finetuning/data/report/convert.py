@@ -86,7 +86,7 @@ def write_megatron_parts(
         wanted = set(zip(files, lines, strict=True))
         if wanted:
             documents = _documents(paths, wanted, prompt_format)
-            count = write_megatron(folder / f"{name}_text_document", documents, prompt_format.tokenizer.get_vocab_size())
+            count = write_megatron(folder / f"{name}_text_document", documents, prompt_format.facts.vocab_size)
             parts.append(Part(name, count))
     return parts
 

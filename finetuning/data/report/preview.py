@@ -37,7 +37,7 @@ class Preview:
 
 def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Preview:
     tokens, trained = prompt_format.encode(sample)
-    special = {prompt_format.tokenizer.token_to_id(token) for token in prompt_format.special_tokens}
+    special = set(prompt_format.facts.special_ids)
     texts = _texts(tokens.tolist(), prompt_format)
     shown = [
         PreviewToken(token, text, bool(is_trained), token in special)
@@ -100,7 +100,7 @@ def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
 def _texts(tokens: list[int], prompt_format: PromptFormat) -> list[str]:
     """The text of each token; a character made of several tokens is put into the first of them."""
     decode = prompt_format.decode
-    texts = [decode([token], skip_special_tokens=False) for token in tokens]
+    texts = prompt_format.decode_all([[token] for token in tokens], skip_special_tokens=False)
     index = 0
     while index < len(tokens):
         if "\ufffd" in texts[index]:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
+from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 
@@ -28,7 +29,7 @@ def encode(prompt_format: PromptFormat, question: str, answer: str) -> tuple[lis
 
 
 def ids(prompt_format: PromptFormat, *tokens: str) -> list[int | None]:
-    return [prompt_format.tokenizer.token_to_id(token) for token in tokens]
+    return [open_tokenizer(prompt_format.source.tokenizer_file).token_to_id(token) for token in tokens]
 
 
 def test_tokens_are_those_of_transformers_chat_template(prompt_format: PromptFormat, model_path: Path) -> None:
@@ -37,7 +38,7 @@ def test_tokens_are_those_of_transformers_chat_template(prompt_format: PromptFor
     whole = tokenizer.apply_chat_template(messages, tokenize=False)
     prompt = tokenizer.apply_chat_template(messages[:1], tokenize=False, add_generation_prompt=True)
     tokens, prompt_length = encode(prompt_format, QUESTION, ANSWER)
-    assert prompt_format.tokenizer.decode(tokens, skip_special_tokens=False) == whole
+    assert prompt_format.decode(tokens, skip_special_tokens=False) == whole
     assert tokens[:prompt_length] == tokenizer(prompt, add_special_tokens=False)["input_ids"]
 
 
@@ -58,7 +59,7 @@ def test_special_tokens_inside_text_are_plain_text(prompt_format: PromptFormat, 
     plain, _ = encode(prompt_format, "什麼是？", "是記號")
     special = set(ids(prompt_format, *prompt_format.special_tokens))
     assert [t for t in tokens if t in special] == [t for t in plain if t in special]
-    decoded = prompt_format.tokenizer.decode(tokens, skip_special_tokens=False)
+    decoded = prompt_format.decode(tokens, skip_special_tokens=False)
     assert f"什麼是 {literal}？" in decoded and f"{literal} 是記號" in decoded
     assert encode(prompt_format, QUESTION, ANSWER) == encode(prompt_format, QUESTION, ANSWER)
 
@@ -74,16 +75,13 @@ def test_a_system_prompt_is_rendered_as_the_chat_template_does(model_path: Path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model_path)
     messages = [{"role": "system", "content": "你是一位老師。"}, {"role": "user", "content": QUESTION}]
     expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert (
-        prompt_format.tokenizer.decode(prompt_format.encode_prompt(Sample(1, QUESTION, ANSWER)), skip_special_tokens=False)
-        == expected
-    )
+    assert prompt_format.decode(prompt_format.encode_prompt(Sample(1, QUESTION, ANSWER)), skip_special_tokens=False) == expected
 
 
 def test_a_chinese_template_with_escapes_stays_chinese(model_path: Path) -> None:
     prompt_format = load_prompt_format(model_path, r"問題：{input}\n回答：{output}", None)
     tokens, prompt_length = encode(prompt_format, QUESTION, ANSWER)
-    decode = prompt_format.tokenizer.decode
+    decode = prompt_format.decode
     assert decode(tokens[:prompt_length], skip_special_tokens=False) == f"<|begin_of_text|>問題：{QUESTION}\n回答："
     assert decode(tokens[prompt_length:], skip_special_tokens=False) == f"{ANSWER}<|eot_id|>"
 

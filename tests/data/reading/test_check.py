@@ -82,7 +82,7 @@ def test_a_long_sample_is_refused_cut_or_dropped_and_always_listed(
     assert len(split) == (2 if truncation == "cut_input" else 1)
     if truncation == "cut_input":
         tokens, trained = split.sample(1)
-        decode = prompt_format.tokenizer.decode
+        decode = prompt_format.decode
         assert decode(tokens[trained].tolist(), skip_special_tokens=False) == answer + "<|eot_id|>"
         assert 200 < len(tokens) <= 256
         kept = decode(tokens[~trained].tolist()).partition("user")[2].partition("assistant")[0].strip()

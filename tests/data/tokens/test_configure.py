@@ -35,7 +35,7 @@ def test_lines_tokens_and_counts_belong_together(model_path: Path, tmp_path: Pat
     assert split.lines.tolist() == [1, 3, 4, 5, 6], "blank lines are skipped and counted"
     for index, record in enumerate(records):
         tokens, trained = split.sample(index)
-        decode = dataset.prompt_format.tokenizer.decode
+        decode = dataset.prompt_format.decode
         assert decode(tokens[trained].tolist(), skip_special_tokens=False) == record["output"] + "<|eot_id|>"
         assert record["input"] in decode(tokens[~trained].tolist())
         assert split.lengths[index] == len(tokens) - 1

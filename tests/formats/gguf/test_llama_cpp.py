@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finetuning.config.llama import LlamaConfig
+from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.data.reading.records import Sample
 from finetuning.formats.huggingface.export import export_hugging_face
 from finetuning.formats.recognize import StoredModel, open_model
@@ -71,7 +72,7 @@ def test_llama_cpp_gives_our_greedy_tokens_and_its_file_our_weights(
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["answers"] == expected and max(map(len, expected)) == LENGTH
-    tokenizer = model.prompt_format.tokenizer
+    tokenizer = open_tokenizer(folder / "tokenizer.json")
     assert found["texts"] == [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
 
     back, original = open_model(file).weights(), open_model(folder).weights()
