@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from benchmarks.export_memory import COMMAND, make_checkpoint
 from finetuning.config.llama import read_llama_config
 from finetuning.formats.gguf.weights import gguf_name, rope_divisors
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 
 RANK = 16
 

@@ -1639,7 +1639,6 @@ MESSAGES: dict[str, str] = {
         "point}）或有檢查點的實驗；找到的是 {found}"
     ),
     "--base {base}: {path} is a whole model and has none": ("--base {base}：{path} 是完整的模型，沒有基礎模型"),
-    "{path}: there is no such folder": ("{path}：沒有這個資料夾"),
     "{path}: the model that it was trained from is not here ({named}); give it as --base": (
         "{path}：當初用來訓練的模型不在這裡（{named}）；請用 --base 指定"
     ),

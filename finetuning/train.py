@@ -40,7 +40,7 @@ from finetuning.files.atomic import write_text
 from finetuning.formats.huggingface.sharded import export_model, load_base_weights
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
+from finetuning.formats.peft import door as peft
 from finetuning.formats.peft.sharded import export_adapters, initialize_adapters, load_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
@@ -216,7 +216,7 @@ class Worker:
                 load_base_weights(self.model_path, model)
         if lora and not trained_come_later:
             initialize_adapters(model, config.seed)
-        if start is not None and (start / ADAPTER_CONFIG_FILE).is_file():
+        if start is not None and peft.is_here(start):
             load_adapters(start, model)
         elif start is not None:
             load_weights(start, model)

@@ -14,7 +14,8 @@ from finetuning.cli.model_argument import open_given_model
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.export import DTYPES, export_hugging_face, export_peft, stored_dtypes
 from finetuning.formats.nemo.write import export_nemo
-from finetuning.formats.recognize import ADAPTER, CHECKPOINT, StoredModel, named_base
+from finetuning.formats.peft import door as peft
+from finetuning.formats.stored_model import StoredModel
 from finetuning.i18n import t
 from finetuning.terminal import open_console
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         export_nemo_with_progress(model, target, given.dtype, console)
         console.print(t("model in NeMo 2's format: {path}", path=target))
     elif keeps_adapter:
-        export_peft(model, target, given.base or named_base(model.path) or str(model.base_folder))
+        export_peft(model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder))
         console.print(t("adapter in PEFT format: {path}", path=target))
     else:
         export_with_progress(model, target, given.dtype, console)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 def default_target(model: StoredModel, suffix: str) -> Path:
     """A folder beside the model; of a checkpoint, beside its experiment's `checkpoints`."""
-    inside = model.kind == CHECKPOINT and model.path.resolve().parent.name == "checkpoints"
+    inside = model.is_checkpoint and model.path.resolve().parent.name == "checkpoints"
     folder = model.path.resolve().parent.parent if inside else model.path.resolve().parent
     return folder / f"{model.path.resolve().name.replace('=', '-')}-{suffix}"
 
@@ -82,7 +83,7 @@ def _problems(model: StoredModel, dtype: str | None, *, merge: bool) -> list[str
     if merge and model.adapter is None:
         problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
     if model.adapter is not None and not merge:
-        if model.kind == ADAPTER:
+        if model.found.kind is peft:
             problems.append(t("{path}: is in PEFT format already; give --merge for a whole model", path=model.path))
         if dtype is not None:
             problems.append(t("--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model"))

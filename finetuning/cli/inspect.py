@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetuning.cli.common_flags import verb_parser
-from finetuning.formats.inspection import Inspection, inspect
-from finetuning.formats.nemo.checkpoint import cache_folder
+from finetuning.formats.inspection import Inspection
+from finetuning.formats.recognize import inspect
 from finetuning.i18n import t
 from finetuning.terminal import open_console
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text, with every tensor"))
     parser.add_argument("--tensors", action="store_true", help=t("list every tensor"))
     given = parser.parse_args(argv)
-    found = inspect(given.path, cache_folder())
+    found = inspect(given.path)
     console = open_console()
     if given.json:
         console.print(json.dumps(found.plain(), ensure_ascii=False))

@@ -1,11 +1,11 @@
 """The model that a command is given: a folder, the name of an experiment, or a hub name; its base is found as well."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from finetuning.errors import InputError
-from finetuning.formats.gguf.header import is_gguf
-from finetuning.formats.nemo.checkpoint import is_nemo
-from finetuning.formats.recognize import StoredModel, find_model_in, named_base, open_model
+from finetuning.formats.recognize import format_at, recognize, recognize_base
+from finetuning.formats.stored_model import StoredModel, open_found
 from finetuning.i18n import t
 from finetuning.launch.experiments import DEFAULT_FOLDER
 from finetuning.launch.hub import MODEL_ID, find_model
@@ -20,19 +20,16 @@ def open_given_model(given: str, base: str | None = None) -> StoredModel:
     Raises:
         InputError: there is nothing of this name, or it cannot be used.
     """
-    path = find_model_in(find_folder(given))
-    if base is None:
-        named = named_base(path)
-        base_path = _find_base(path, named) if named is not None else None
-    else:
-        base_path = find_folder(base)
-    return open_model(path, base_path)
+    found = recognize(find_folder(given), find_folder(base) if base is not None else None)
+    if found.base is None and (named := found.kind.named_base(found.path)) is not None:
+        found = replace(found, base=recognize_base(_find_base(found.path, named)))
+    return open_found(found)
 
 
 def find_folder(given: str) -> Path:
     """The folder of a model, downloaded where it is a hub name."""
     for folder in (Path(given), Path(DEFAULT_FOLDER) / given):
-        if folder.is_dir() or (folder.is_file() and (is_gguf(folder) or is_nemo(folder))):
+        if folder.is_dir() or (folder.is_file() and format_at(folder) is not None):
             return folder
     if given.startswith((".", "/", "~")) or not MODEL_ID.fullmatch(given) or given.count("/") != 1:
         raise InputError(

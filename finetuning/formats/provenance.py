@@ -16,9 +16,8 @@ from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import InputError
 from finetuning.files.documents import as_schema, read_json
+from finetuning.formats.found_model import FoundModel
 from finetuning.formats.huggingface.companions import ORIGIN_FILE
-from finetuning.formats.huggingface.files import fingerprint
-from finetuning.formats.nemo.checkpoint import cache_folder, is_nemo, nemo_fingerprint, open_nemo
 from finetuning.i18n import t
 
 
@@ -80,21 +79,20 @@ class _Info(msgspec.Struct):
     origin: _Origin | None = None
 
 
-def check_base(path: Path, origin: dict[str, Any] | None, base: Path) -> bool:
-    """Whether it is known that the base is the one that the adapter was trained on.
+def check_base(found: FoundModel, expected: str | None) -> bool:
+    """Whether it is known that the base is the one that the adapter was trained on, by its fingerprint.
 
     Raises:
         InputError: it is another one.
     """
-    expected = (origin or {}).get("base_fingerprint")
     if expected is None:
         return False
-    is_own_format = (base / "config.json").is_file() or not is_nemo(base)
-    found = fingerprint(base) if is_own_format else nemo_fingerprint(open_nemo(base, cache_folder()))
-    if found != expected:
+    actual = found.kind.fingerprint(found)
+    if actual != expected:
         raise InputError(
             t("{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "
-              "gives wrong answers; give the right one as --base", path=path, name=(origin or {}).get("base_model"),
-              expected=expected, base=base, found=found)
+              "gives wrong answers; give the right one as --base", path=found.path,
+              name=(found.origin or {}).get("base_model") or found.kind.named_base(found.path), expected=expected,
+              base=found.required_base().path, found=actual)
         )  # fmt: skip
     return True

@@ -25,7 +25,6 @@ from finetuning.formats.huggingface.files import (
 )
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
-from finetuning.storage.dcp_reader import ShardedFiles
 from finetuning.storage.file_parts import TensorTable
 
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_OF_CODE.items()}  # of safetensors
@@ -92,45 +91,6 @@ class HuggingFaceSource:
             return self._open[file].get_slice(name)[start:stop]
         except (SafetensorError, OSError) as error:
             raise InputError(t("{file}: cannot read the weights: {error}", file=file, error=error)) from None
-
-
-@dataclass(frozen=True)
-class CheckpointSource:
-    """A checkpoint of ours with all weights trained, of any layout."""
-
-    folder: Path
-    config: LlamaConfig
-    prefix: str = "model."
-
-    @cached_property
-    def files(self) -> ShardedFiles:
-        return ShardedFiles(self.folder)
-
-    def shapes(self) -> dict[str, torch.Size]:
-        return self._checked_shapes
-
-    @cached_property
-    def _checked_shapes(self) -> dict[str, torch.Size]:
-        wanted = llama_shapes(self.config)
-        stored = self.files.sizes
-        wrong = [
-            t("{name} should be {wanted}, found {found}", name=name, wanted=list(shape),
-              found=list(stored[self.prefix + name]) if self.prefix + name in stored else t("nothing"))
-            for name, shape in wanted.items()
-            if stored.get(self.prefix + name) != shape
-        ]  # fmt: skip
-        if wrong:
-            shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
-            raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.folder, shown=shown))
-        if problems := table_dtype_problems(self.files, [self.prefix + name for name in wanted]):
-            raise InputError(problems)
-        return wanted
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.files.dtype(self.prefix + name)
-
-    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        return self.files.read(self.prefix + name, start, stop)
 
 
 @cache

@@ -9,7 +9,7 @@ from typing_extensions import override
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.formats.huggingface.export import pieces
 from finetuning.formats.peft.adapter import Adapter
-from finetuning.formats.recognize import StoredModel
+from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource
 from finetuning.model.llama import Llama
 from finetuning.model.lora import LoraLinear

@@ -10,7 +10,10 @@ from finetuning.config.degrees import Degrees, degrees_of
 from finetuning.config.run import read_run
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from finetuning.formats.huggingface import door as huggingface
+from finetuning.formats.peft import door as peft
+from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE
+from finetuning.formats.recognize import format_at
 from finetuning.i18n import t
 from finetuning.runtime.status import FINISHED, read_status
 
@@ -96,12 +99,13 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
     """
     assert config.restore_config is not None
     given = Path(config.restore_config)
-    if (given / ADAPTER_CONFIG_FILE).is_file():
+    kind = format_at(given)
+    if kind is peft:
         problems = _adapter_problems(given, config)
         if problems:
             raise InputError(problems)
         return given.resolve(), t("starts from the adapter {path}", path=given)
-    if (given / "config.json").is_file():
+    if kind is huggingface:
         raise InputError(
             t("--restore_config {path}: this is a whole model in Hugging Face format; give it as --hf_model_id", path=given)
         )
@@ -135,7 +139,7 @@ def with_adapter_settings(settings: dict[str, Any]) -> dict[str, Any]:
         InputError: the adapter's settings cannot be read.
     """
     start = settings.get("restore_config")
-    if settings.get("peft") != "lora" or not isinstance(start, str) or not (Path(start) / ADAPTER_CONFIG_FILE).is_file():
+    if settings.get("peft") != "lora" or not isinstance(start, str) or not peft.is_here(Path(start)):
         return settings
     from finetuning.formats.peft.sharded import adapter_settings  # with torch, which takes a second
 

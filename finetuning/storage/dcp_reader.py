@@ -29,8 +29,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.storage.file_parts import FileParts, StoredTensor, folder_parts
 from finetuning.storage.safe_pickle import read_pickle, read_stored
-
-METADATA_FILE = ".metadata"
+from finetuning.storage.signs import METADATA_FILE
 
 
 class ShardedFiles:

@@ -13,18 +13,10 @@ from pathlib import Path, PurePosixPath
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.storage.file_parts import FilePart, FileParts
+from finetuning.storage.signs import GZIP
 
-GZIP = b"\x1f\x8b"
 COPIED_AT_ONCE = 16 * 2**20  # bytes
 LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**30  # weights hardly shrink; what grows beyond both is no archive of weights
-
-
-def is_archive(file: Path) -> bool:
-    """A tar, compressed by gzip or not."""
-    with file.open("rb") as stream:
-        if stream.read(2) == GZIP:
-            return True
-    return tarfile.is_tarfile(file)
 
 
 def archive_parts(file: Path, scratch: Path) -> FileParts:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 from finetuning.inference import evaluate
 from finetuning.inference.evaluate import mean_loss, sample_losses
 from finetuning.inference.loading import load_model

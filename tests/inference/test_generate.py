@@ -8,7 +8,7 @@ import transformers
 
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.tokenizer import open_tokenizer
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers
 from finetuning.inference.loading import load_net
 from finetuning.model.llama import Llama

@@ -59,11 +59,6 @@ class GgufHeader:
     tensors: dict[str, GgufTensor]
 
 
-def is_gguf(file: Path) -> bool:
-    with file.open("rb") as stream:
-        return stream.read(len(MAGIC)) == MAGIC
-
-
 def read_gguf_header(file: Path) -> GgufHeader:
     """
     Raises:

@@ -18,7 +18,7 @@ from finetuning.formats.huggingface.files import weight_files
 from finetuning.formats.huggingface.safetensors_writer import SafetensorsFile, Stored, converted, plan_files
 from finetuning.formats.huggingface.sharded import write_description
 from finetuning.formats.peft.sharded import write_adapter
-from finetuning.formats.recognize import CHECKPOINT, StoredModel
+from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
 from finetuning.i18n import t
 
@@ -85,7 +85,7 @@ def export_peft(model: StoredModel, target: Path, base_name: str) -> None:
     Args:
         base_name: the base model as the adapter is to name it, a folder or a hub name.
     """
-    assert model.kind == CHECKPOINT and model.adapter is not None
+    assert model.is_checkpoint and model.adapter is not None
     first = next(iter(model.adapter.updates.values()))
     rank = len(first.a)
     tensors: dict[str, torch.Tensor] = {}

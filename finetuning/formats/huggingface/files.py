@@ -8,7 +8,7 @@ Imports no torch, so that a launch answers soon. Reading tensors is left to `wei
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ MAX_HEADER_BYTES = 2**24  # of one file; Llama 3.1-405B's have 30 KiB
 # What safetensors calls the dtypes that are numbers as they stand.
 DTYPE_OF_CODE = dict(zip(("F64", "F32", "F16", "BF16"), DTYPES, strict=True))
 BYTES_AT_ONCE = 2**24
+SAMPLED = 65536  # bytes of a file that a fingerprint looks at, at each of three places
 # Of a rotary embedding, which early versions of transformers saved with every layer; later ones compute it.
 COMPUTED_SUFFIX = "rotary_emb.inv_freq"
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -262,15 +263,20 @@ def check_weights(model_path: Path, config: LlamaConfig) -> dict[str, TensorHead
 
 
 def fingerprint(model_path: Path) -> str:
-    """Identifies the weights without reading them all: config, names and sizes, and 64 KiB at three places of each file."""
-    digest = hashlib.sha256((model_path / "config.json").read_bytes())
-    for file in weight_files(model_path):
+    """Identifies the weights without reading them all, and the configuration."""
+    return sampled_digest((model_path / "config.json").read_bytes(), weight_files(model_path))
+
+
+def sampled_digest(begin: bytes, files: Iterable[Path]) -> str:
+    """Of some bytes, and of names, sizes, and SAMPLED bytes at three places of each file."""
+    digest = hashlib.sha256(begin)
+    for file in files:
         size = file.stat().st_size
         digest.update(f"{file.name} {size}\n".encode())
         with file.open("rb") as stream:
-            for position in (0, size // 2, max(0, size - 65536)):
+            for position in (0, size // 2, max(0, size - SAMPLED)):
                 stream.seek(position)
-                digest.update(stream.read(65536))
+                digest.update(stream.read(SAMPLED))
     return digest.hexdigest()[:16]
 
 

@@ -7,32 +7,31 @@
 - NeMo 1: a `.nemo` archive with `model_config.yaml` and `model_weights.ckpt`, or torch_dist files in `model_weights/`.
 """
 
-import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetuning.checkpoint.files import INFO_FILE
 from finetuning.config.llama import LlamaConfig, read_llama_config, write_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import CONFIG_FILE, copy_companions, copy_config, special_token_ids
+from finetuning.formats.huggingface.files import sampled_digest
+from finetuning.formats.inspection import TOKENIZER_FILES
+from finetuning.formats.nemo.find import BACKEND_FILE, TRACKER_FILES, checkpoints_below, is_checkpoint
 from finetuning.formats.nemo.settings import differences, llama_config, read_io_json, read_yaml
 from finetuning.formats.nemo.weights import TABLE, MegatronSource, find_prefix
 from finetuning.i18n import t
-from finetuning.storage.dcp_reader import METADATA_FILE, ShardedFiles
+from finetuning.storage.dcp_reader import ShardedFiles
 from finetuning.storage.file_parts import FilePart, FileParts, StoredTable, StoredTensor, TensorTable, folder_parts
 from finetuning.storage.safe_pickle import fields_of, read_torch_file
-from finetuning.storage.tar import archive_parts, is_archive
+from finetuning.storage.signs import METADATA_FILE, is_archive
+from finetuning.storage.tar import archive_parts
 
 NEMO_2, BRIDGE, TORCH_DIST, NEMO_1 = "NeMo 2", "Megatron-Bridge", "Megatron torch_dist", "NeMo 1"
-OWN_INFO_FILE = "checkpoint.json"  # of a checkpoint of this command, which torch.distributed.checkpoint wrote as well
-BACKEND_FILE, COMMON_FILE = "metadata.json", "common.pt"
-TRACKER_FILES = ("latest_checkpointed_iteration.txt", "latest_train_state.pt")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-SAMPLED = 65536  # bytes of each file that the fingerprint looks at, at three places
+COMMON_FILE = "common.pt"
 
 
 @dataclass(frozen=True)
@@ -116,20 +115,11 @@ def nemo_source(checkpoint: NemoCheckpoint, config: LlamaConfig | None) -> Megat
 
 
 def nemo_fingerprint(checkpoint: NemoCheckpoint) -> str:
-    """Identifies the weights without reading them all: names, sizes, and 64 KiB at three places of each file."""
-    digest = hashlib.sha256()
+    """Identifies the weights without reading them all."""
     path = checkpoint.path
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file() or (file.suffix != ".distcp" and file.name != METADATA_FILE and file != path):
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for position in (0, size // 2, max(0, size - SAMPLED)):
-                stream.seek(position)
-                digest.update(stream.read(SAMPLED))
-    return digest.hexdigest()[:16]
+    weights = (file for file in files if file.suffix == ".distcp" or file.name == METADATA_FILE or file == path)
+    return sampled_digest(b"", [file for file in weights if file.is_file()])
 
 
 def describe_nemo(checkpoint: NemoCheckpoint, scratch: Path) -> Path:
@@ -158,30 +148,15 @@ def describe_nemo(checkpoint: NemoCheckpoint, scratch: Path) -> Path:
     return target
 
 
-def cache_folder() -> Path:
-    """Where tools other than training keep what had to be decompressed or described."""
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "llama-finetuning"
-
-
-def is_nemo(path: Path) -> bool:
-    """Looks like a checkpoint of NeMo or Megatron, or a folder with some; `open_nemo` may still refuse it."""
-    if path.is_file():
-        return is_archive(path)
-    return path.is_dir() and (
-        _is_checkpoint(path) or bool(_below(path)) or any((path / name).exists() for name in TRACKER_FILES)
-    )
-
-
 def _find_folder(given: Path) -> Path:
     """The folder of the one checkpoint that is meant."""
-    if (given / "config.json").is_file():
+    if (given / CONFIG_FILE).is_file():
         raise InputError(t("{path}: this is a model in Hugging Face format; give it as --hf_model_id", path=given))
-    if (given / OWN_INFO_FILE).is_file():
+    if (given / INFO_FILE).is_file():
         raise InputError(t("{path}: this is a checkpoint of this command; give it as --restore_config", path=given))
     if given.name == "weights" and (given.parent / "context").is_dir() and (given / METADATA_FILE).is_file():
         return given.parent
-    if _is_checkpoint(given):
+    if is_checkpoint(given):
         return given
     tracked = _tracked(given)
     if tracked is not None:
@@ -190,7 +165,7 @@ def _find_folder(given: Path) -> Path:
                 t("{path}: names {folder} as its newest checkpoint, which is not there", path=given, folder=tracked.name)
             )
         return tracked
-    found = _below(given)
+    found = checkpoints_below(given)
     newest = [path for path in found if path.stem.endswith("-last")]
     if len(newest) == 1 or len(found) == 1:
         return (newest if len(newest) == 1 else found)[0]
@@ -204,24 +179,6 @@ def _find_folder(given: Path) -> Path:
         t("{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found "
           "{names}", path=given, metadata=METADATA_FILE, names=names)
     )  # fmt: skip
-
-
-def _is_checkpoint(folder: Path) -> bool:
-    weights = folder / "weights"
-    here = weights if weights.is_dir() else folder
-    if (folder / OWN_INFO_FILE).is_file():
-        return False
-    return (here / METADATA_FILE).is_file() or (here / BACKEND_FILE).is_file() or any(here.glob("*.distcp"))
-
-
-def _below(folder: Path) -> list[Path]:
-    """The checkpoints one level below, or in `checkpoints/`; archives too."""
-    found: list[Path] = []
-    for place in (folder, folder / "checkpoints"):
-        if place.is_dir():
-            entries = sorted(place.iterdir())
-            found += [path for path in entries if (path.is_dir() and _is_checkpoint(path)) or path.suffix == ".nemo"]
-    return found
 
 
 def _tracked(folder: Path) -> Path | None:

@@ -30,9 +30,9 @@ from finetuning.formats.huggingface.companions import check_companions, copy_com
 from finetuning.formats.huggingface.export import whole_folder
 from finetuning.formats.huggingface.safetensors_writer import converted
 from finetuning.formats.nemo.weights import GATE_UP, INNER, LAYERS, OUTER, QKV
-from finetuning.formats.recognize import StoredModel
+from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource
-from finetuning.storage.dcp_reader import METADATA_FILE
+from finetuning.storage.signs import METADATA_FILE
 
 PREFIX = "module."  # NeMo 2 has it before Megatron's names
 FILE_BYTES = 4 * 2**30  # a new file begins when one has grown beyond

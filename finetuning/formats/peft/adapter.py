@@ -1,4 +1,4 @@
-"""Adapters as plain tensors: out of a PEFT folder or a checkpoint of ours, and merged into the rows of a weight.
+"""Adapters as plain tensors: out of a PEFT folder, and merged into the rows of a weight.
 
 For one process: export, merge, evaluate and generate. Read are LoRA, also rank-stabilised (scaled by alpha / sqrt(rank)),
 with patterns of rank and alpha, for some layers only, and DoRA (Liu et al. 2024). What else PEFT can express is refused.
@@ -19,9 +19,8 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.errors import InputError
 from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, PREFIX, check_layers, read_adapter_header, read_settings
-from finetuning.formats.weight_source import WeightSource, table_dtype_problems
+from finetuning.formats.weight_source import WeightSource
 from finetuning.i18n import t
-from finetuning.storage.dcp_reader import ShardedFiles
 
 # PEFT settings that do not change what a stored adapter computes, or that its tensors say themselves.
 DESCRIPTIVE = {
@@ -87,6 +86,7 @@ class MergedSource:
 
     base: WeightSource
     adapter: Adapter
+    base_is_checked: bool = False  # its fingerprint is that of the training
 
     @property
     def config(self) -> LlamaConfig:
@@ -170,23 +170,6 @@ def unsupported_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
                   supported=supported)
             )  # fmt: skip
     return problems
-
-
-def checkpoint_adapter(files: ShardedFiles, alpha: float, rank: int) -> Adapter:
-    """The adapters of a checkpoint that was trained with --peft lora.
-
-    Raises:
-        InputError: a file is damaged, or holds what is no plain number.
-    """
-    if problems := table_dtype_problems(files, [key for key in files.tensors if ".lora_" in key and key.startswith("model.")]):
-        raise InputError(problems)
-    updates = {}
-    for key in files.tensors:
-        if key.startswith("model.") and key.endswith(".lora_A.weight"):
-            module = key.removesuffix(".lora_A.weight")
-            name = module.removeprefix("model.") + ".weight"
-            updates[name] = LowRank(files.read(key), files.read(module + ".lora_B.weight"), alpha / rank)
-    return Adapter(updates)
 
 
 def _scale(settings: dict[str, Any], module: str, rank: int) -> float:

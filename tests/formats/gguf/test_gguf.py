@@ -20,8 +20,8 @@ from finetuning.data.reading.records import Sample
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.formats.gguf.header import read_gguf_header
 from finetuning.formats.gguf.weights import META_SCALING, gguf_name, open_gguf, rope_divisors
-from finetuning.formats.inspection import inspect
-from finetuning.formats.recognize import open_model
+from finetuning.formats.recognize import inspect
+from finetuning.formats.stored_model import open_model
 from finetuning.i18n import printable
 from finetuning.launch.hub import find_model
 
@@ -164,7 +164,7 @@ def test_the_commands_take_a_file(tiny_model: Path, tmp_path: Path, capsys: pyte
     capsys.readouterr()
     assert generate.main([str(file), TEXTS[0], "--max_new_tokens", "8"]) == EXIT_FINISHED
     assert capsys.readouterr().out.rstrip("\n") == printable(tokenizer.decode(answer, skip_special_tokens=True))
-    found = inspect(file, tmp_path)
+    found = inspect(file)
     assert found.model is not None and found.model.num_hidden_layers == 2 and found.tokenizer == "gpt2, llama-bpe"
     with pytest.raises(InputError, match=r"x\.gguf: is a GGUF file; write it as a model folder first, by finetune export"):
         find_model(str(file), None, with_weights=True)

@@ -13,7 +13,7 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.data.reading.records import Sample
 from finetuning.formats.huggingface.export import export_hugging_face
-from finetuning.formats.recognize import StoredModel, open_model
+from finetuning.formats.stored_model import StoredModel, open_model
 from finetuning.inference.generate import Sampling, generate_answers
 from finetuning.inference.loading import load_model
 from tests.references import write_random_adapter

@@ -21,7 +21,7 @@ from finetuning.formats.huggingface.files import fingerprint
 from finetuning.formats.huggingface.safetensors_writer import Stored, plan_files
 from finetuning.formats.peft.adapter import MergedSource
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from finetuning.model.attention import make_documents
 from finetuning.training.optimizer import build_optimizer, optimizer_state
@@ -232,5 +232,5 @@ def test_what_is_no_model_is_refused_with_what_was_found(tmp_path: Path) -> None
         open_model(tmp_path)
     with pytest.raises(InputError, match=r"weights\.gguf: cannot be read"):
         open_model(tmp_path / "weights.gguf")
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="there is no such file or folder"):
         open_model(tmp_path / "nothing")

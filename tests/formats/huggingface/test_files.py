@@ -16,7 +16,7 @@ from finetuning.cli import inspect as inspect_command
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.files import HEAD, INDEX_FILE, SINGLE_FILE, TABLE, fingerprint, weight_files
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 from finetuning.formats.weight_source import HuggingFaceSource
 from finetuning.launch.prepare import prepare
 from tests.models import build, whole_parameters

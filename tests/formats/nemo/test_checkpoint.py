@@ -20,10 +20,10 @@ import yaml
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.export import stored_dtypes
-from finetuning.formats.inspection import inspect
 from finetuning.formats.nemo.checkpoint import NEMO_1, NEMO_2, describe_nemo, nemo_fingerprint, nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo, megatron_pieces
-from finetuning.formats.recognize import open_model
+from finetuning.formats.recognize import inspect
+from finetuning.formats.stored_model import open_model
 from finetuning.storage.file_parts import FilePart
 from finetuning.storage.safe_pickle import read_pickle
 
@@ -145,7 +145,7 @@ def test_megatron_bridge_is_described_by_its_run_config(exported: Path, tiny_mod
     }  # fmt: skip
     (folder / "run_config.yaml").write_text(yaml.safe_dump({"model": model, "train": {}}))
     assert open_nemo(folder, tmp_path).own_config() == config
-    found = inspect(folder, tmp_path)
+    found = inspect(folder)
     assert (found.format, found.step, found.layout) == ("Megatron-Bridge", 7, {"tensor": 4})
 
 

@@ -25,7 +25,7 @@ from finetuning.formats.huggingface.export import export_hugging_face, stored_dt
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo
-from finetuning.formats.recognize import open_model
+from finetuning.formats.stored_model import open_model
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import build_model
 from finetuning.training.metrics import read_metrics

@@ -14,7 +14,8 @@ from finetuning.errors import InputError
 from finetuning.formats.peft.adapter import read_adapter
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, PREFIX, read_settings
 from finetuning.formats.peft.sharded import check_adapter
-from finetuning.formats.recognize import named_base, open_model
+from finetuning.formats.recognize import recognize
+from finetuning.formats.stored_model import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from tests.references import load_peft_reference, write_random_adapter
 
@@ -65,7 +66,8 @@ def test_an_adapter_without_settings_is_refused(tmp_path: Path) -> None:
 
 def test_a_base_without_a_name_is_none(adapter: Path) -> None:
     change(adapter, base_model_name_or_path="")
-    assert named_base(adapter) is None
+    found = recognize(adapter)
+    assert found.base is None and found.kind.named_base(adapter) is None
 
 
 def test_an_adapter_of_codes_is_refused_by_every_reader(adapter: Path, tiny_model: Path) -> None:

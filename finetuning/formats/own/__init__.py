@@ -1,0 +1,1 @@
+"""Checkpoints and experiments of this command, as models for every tool."""
