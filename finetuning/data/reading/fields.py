@@ -42,7 +42,7 @@ def unsupported(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
             problems += [
                 _problem(f"messages[].{name}", message[name])
                 for name in message
-                if name in MEANT_OF_MESSAGE and not _is_absent(message[name]) and not _is_usual(name, message[name], is_answer)
+                if name in MEANT_OF_MESSAGE and not is_absent(message[name]) and not _is_usual(name, message[name], is_answer)
             ]
         if len(problems) >= MOST_TOLD:
             break
@@ -55,7 +55,7 @@ def of_other_formats(value: dict[str, Any], used: Iterable[str], texts: Iterable
     others = [
         name
         for name in OF_FORMATS
-        if name in value and name not in used and not _is_absent(value[name])
+        if name in value and name not in used and not is_absent(value[name])
         and not (isinstance(value[name], str) and value[name].strip() in known)
     ]  # fmt: skip
     if not others:
@@ -66,26 +66,24 @@ def of_other_formats(value: dict[str, Any], used: Iterable[str], texts: Iterable
 def unknown(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
     """A problem for each key that nobody knows, in the record and in its messages."""
     found = {
-        excerpt(name): None
-        for name in value
-        if name not in KNOWN_OF_RECORD and name not in used and not _is_absent(value[name])
+        excerpt(name): None for name in value if name not in KNOWN_OF_RECORD and name not in used and not is_absent(value[name])
     }
     messages = value.get("messages")
     for message in messages if isinstance(messages, list) else ():
         for name in message:
-            if name not in KNOWN_OF_MESSAGE and not _is_absent(message[name]):
+            if name not in KNOWN_OF_MESSAGE and not is_absent(message[name]):
                 found[excerpt(f"messages[].{name}")] = None
     return [Problem("unknown_field", {"name": name, "count": 1}) for name in found]
 
 
-def _is_absent(value: Any) -> bool:
+def is_absent(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
 def _has_meaning(name: str, value: Any) -> bool:
     if name == "label":
         return isinstance(value, bool)
-    return name in MEANT_OF_RECORD and not _is_absent(value) and not _is_usual(name, value, is_answer=True)
+    return name in MEANT_OF_RECORD and not is_absent(value) and not _is_usual(name, value, is_answer=True)
 
 
 def _is_usual(name: str, value: Any, is_answer: bool) -> bool:

@@ -75,28 +75,34 @@ def parse_record(value: Any, line: int, *, needs_answer: bool = True) -> tuple[S
 
 def _format_of(value: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     """The format of a record, and the keys that are read of it."""
-    if "messages" in value:
+    # Tables have every column in every row.
+    there = {key for key in fields.OF_FORMATS if not fields.is_absent(value.get(key))} or value.keys()
+    if "messages" in there:
         return MESSAGES, ("messages", "system")
-    if "instruction" in value:
+    if "instruction" in there:
         return ALPACA, ("instruction", "input", "output", "system")
-    if "prompt" in value or "completion" in value:
+    if "prompt" in there or "completion" in there:
         return PROMPT_COMPLETION, ("prompt", "completion", "system")
     return INPUT_OUTPUT, ("input", "output", "system")
 
 
 def _from_pair(value: dict[str, Any], question: str, answer: str, line: int, needs_answer: bool) -> Sample | Problem:
+    problem = _wrong_text(value, question)  # first, as the message lists the fields that are there
     value = _with_answer(value, answer, needs_answer)
-    problem = _wrong_text(value, question) or _wrong_text(value, answer) or _wrong_system(value)
+    problem = problem or _wrong_text(value, answer) or _wrong_system(value)
     problem = problem or _empty(value, question, answer, needs_answer)
     return problem or Sample(line, value[question], value[answer], _system_of(value))
 
 
 def _from_alpaca(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
+    problem = _wrong_text(value, "instruction")  # first, as the message lists the fields that are there
     value = _with_answer(value, "output", needs_answer)
+    problem = problem or _wrong_text(value, "output")
     if value.get("input") is None:
         value = {**value, "input": ""}
-    problem = _wrong_text(value, "instruction") or _wrong_text(value, "input") or _wrong_text(value, "output")
-    problem = problem or _wrong_system(value) or _empty(value, "instruction", "output", needs_answer)
+    problem = (
+        problem or _wrong_text(value, "input") or _wrong_system(value) or _empty(value, "instruction", "output", needs_answer)
+    )
     if problem:
         return problem
     question = value["instruction"] + ("\n\n" + value["input"] if value["input"].strip() else "")

@@ -160,3 +160,16 @@ def test_a_json_array_is_told_how_to_convert(tmp_path: Path, text: str) -> None:
 def test_every_kind_of_finding_has_a_name() -> None:
     names = [title(code) for code in (*ERRORS, *WARNINGS)]
     assert all(names) and len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}], ids=str)
+@pytest.mark.parametrize("other", ["messages", "instruction", "prompt", "conversations"])
+def test_a_column_of_another_format_that_is_empty_in_this_row_says_nothing(other: str, empty: object) -> None:
+    sample, name, problems = parse_record({other: empty, "input": "q", "output": "a"}, 1)
+    assert (sample, name, problems) == (Sample(1, "q", "a"), "input/output", [])
+
+
+def test_a_missing_field_is_told_with_the_fields_that_are_there_and_no_others() -> None:
+    for record, needs_answer in (({"instruction": "i", "response": "r"}, True), ({"question": "q"}, False)):
+        _, _, problems = parse_record(record, 1, needs_answer=needs_answer)
+        assert [problem.values["found"] for problem in problems] == [", ".join(map(repr, record))]
