@@ -61,7 +61,7 @@ def test_the_small_model_differs_in_its_numbers_only() -> None:
 
 @pytest.mark.dist
 def test_a_case_runs_on_cpu_processes_and_tells_speed_memory_and_messages(tmp_path: Path) -> None:
-    row = train(Bench(tmp_path, "cpu", small=True, layers=1), "full-tp2-overlap", 2)
+    row = train(Bench(tmp_path, "cpu", small=True, layers=1), "full-tp2", 2)
     assert row["exit_code"] == 0
     assert row["tokens_per_second_of_each"] == pytest.approx(row["tokens_per_second"] / 2, abs=0.5)
     assert 0 < row["waits"]["only_messages"] <= row["waits"]["messages"] < 1
