@@ -9,8 +9,9 @@ import re
 import string
 from typing import Any
 
-# All control characters but tab and line feed, and halves of characters, which no terminal's encoding knows.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+# All control characters but tab and line feed, those that turn the order of what follows on the screen (bidirectional
+# embeddings, overrides, isolates), and halves of characters, which no terminal's encoding knows.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _language = "en"
 

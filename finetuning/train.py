@@ -117,7 +117,7 @@ class Worker:
         self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
             self.model_path, self.config.prompt_template, self.config.system_prompt,
-            has_text=not run.sources["training"].endswith(".bin"),
+            has_text=not run.sources["training"].endswith(".bin"), day=run.prompt_date,
         )  # fmt: skip
         self.origin = make_origin(run, self.prompt_format)
         self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")

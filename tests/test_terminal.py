@@ -8,7 +8,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from finetuning.cli import data
+from finetuning.cli import data, logs
+from finetuning.cli.main import main
 from finetuning.i18n import printable, t
 from finetuning.terminal import SafeConsole, open_console
 
@@ -19,6 +20,7 @@ EVIL = "a\x1b[2J\x1b]0;title\x07\x9b1m\rb"
 
 def test_control_characters_and_halves_of_characters_are_replaced_and_lines_stay() -> None:
     assert printable("a\x1b[2J\tb\n\x07\x7f\x9b\udcff") == "a\ufffd[2J\tb\n\ufffd\ufffd\ufffd\ufffd"
+    assert printable("a\u202eb\u202a\u2066c\u2069") == "a\ufffdb\ufffd\ufffdc\ufffd", "nothing turns a line around"
     assert printable("👩‍👧 עברית 中文\u200f") == "👩‍👧 עברית 中文\u200f", "what writes a text is no control character"
 
 
@@ -44,6 +46,14 @@ def test_a_console_takes_brackets_and_colons_as_they_are() -> None:
     written = io.StringIO()
     open_console(written).print("[bold] :smile: " + "x" * 200)
     assert written.getvalue() == "[bold] :smile: " + "x" * 200 + "\n"
+
+
+def test_what_was_given_is_shown_without_escape_codes_where_argparse_refuses_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse in (main, data.main, logs.main):
+        with pytest.raises(SystemExit):
+            parse([*(["check", "x"] if parse is data.main else ["x"]), f"--unknown{EVIL}"])
+        shown = capsys.readouterr().err
+        assert "--unknown" in shown and "\x1b" not in shown and "\x9b" not in shown
 
 
 def test_findings_of_data_and_of_file_names_hold_no_escape_codes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,25 @@
 """What the parsers of all verbs share. The language must be set before, as texts are translated when they are given."""
 
 import argparse
+from typing import NoReturn
+
+from typing_extensions import override
 
 from finetuning.config.settings import CHOICES
-from finetuning.i18n import t
+from finetuning.i18n import printable, t
+
+
+class FlagParser(argparse.ArgumentParser):
+    """argparse's, which shows what was given to it in its errors, without escape codes."""
+
+    @override
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     """The parser of `finetune VERB`, with help and language."""
-    parser = argparse.ArgumentParser(prog=f"finetune {verb}", description=description, allow_abbrev=False, add_help=False)
+    parser = FlagParser(prog=f"finetune {verb}", description=description, allow_abbrev=False, add_help=False)
     add_common_flags(parser)
     return parser
 

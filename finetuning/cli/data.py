@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from finetuning.cli.common_flags import add_common_flags
+from finetuning.cli.common_flags import FlagParser, add_common_flags
 from finetuning.config.llama import read_llama_config
 from finetuning.config.rules import check_settings
 from finetuning.config.run import read_run
@@ -64,7 +64,7 @@ def _refuse_bad_numbers(given: argparse.Namespace) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog="finetune data", description=t("Training data, looked at before and after a training."), add_help=False
     )
     parser.add_argument("-h", "--help", action="help", help=t("show this help and stop"))

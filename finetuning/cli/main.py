@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from finetuning import __version__
+from finetuning.cli.common_flags import FlagParser
 from finetuning.config.flag import MODEL_AND_DATA, Flag
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import CHOICES, FLAGS, RunConfig, config_from_dict, field_types, read_config_file
@@ -26,7 +27,7 @@ from finetuning.runtime.output import open_output
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser, with its help in the language that is set now."""
-    parser = argparse.ArgumentParser(
+    parser = FlagParser(
         prog=program,
         usage=f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
         description=t('Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.'),
@@ -145,7 +146,7 @@ def _prepare_process() -> None:
 
 def _language_asked_for(arguments: list[str]) -> str:
     """The language of `--help`, which answers while the flags are still being parsed."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = FlagParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--lang", nargs="?")
     given = parser.parse_known_args(arguments)[0].lang
     return given if given in CHOICES["lang"] else language_of_environment()
@@ -226,7 +227,7 @@ def _say_why_it_ended(error: RunError | OSError) -> int:
         if error.errno not in NO_ROOM:
             raise error
         error = no_room(Path(error.filename).absolute().parent if isinstance(error.filename, str) else Path.cwd(), error)
-    print(error, file=sys.stderr)
+    print(printable(str(error)), file=sys.stderr)
     return EXIT_FAILED
 
 

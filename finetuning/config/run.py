@@ -6,6 +6,7 @@ weights come from, how it computes. Imports no torch.
 
 import dataclasses
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Run:
     end_token_ids: tuple[int, ...]  # any of them ends a generated answer
     initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
     identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
+    prompt_date: date = date(2024, 7, 26)  # which chat templates are told that ask for it; runs of before knew this one only
     nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
 
 

@@ -4,6 +4,7 @@ The base model with the fingerprint of its weights, so that an adapter is not pu
 model was prompted (finetuning.data.prompts.prompt_record).
 """
 
+import datetime
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Prompt(msgspec.Struct):
     system_prompt: str | None
     template_hash: str
     example: _Example
-    date: str | None = None
+    date: datetime.date | None = None
 
 
 class _Origin(msgspec.Struct):

@@ -106,5 +106,6 @@ def _origin_of_run(path: Path, folder: Path) -> dict[str, Any] | None:
     if run is None:
         return None
     has_text = not run.sources["training"].endswith(".bin")
-    prompt = load_prompt_format(folder, run.config.prompt_template, run.config.system_prompt, has_text=has_text)
+    texts = run.config.prompt_template, run.config.system_prompt
+    prompt = load_prompt_format(folder, *texts, has_text=has_text, day=run.prompt_date)
     return make_origin(run, prompt)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,6 +121,7 @@ def prepare(
         end_token_ids=dataset.prompt_format.end_token_ids,
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,
+        prompt_date=date.fromisoformat(dataset.prompt_format.source.day),
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
     )
     step = start.checkpoint.step if start.checkpoint is not None else 0

@@ -140,7 +140,8 @@ class LimitedProcess:
 def serve(answer: Callable[[Any], Any]) -> None:
     """The loop of the process: answers requests on its standard output until there are no more for a while."""
     end_with_parent()
-    for number in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to every process; the parent is enough
+    # A terminal and Slurm send them to every process of a run; its end is the parent's, which may still need answers.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     replies = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print is no reply

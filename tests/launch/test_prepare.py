@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from finetuning.config.llama import read_llama_config
 from finetuning.config.resolve import resolve
-from finetuning.config.run import write_run
+from finetuning.config.run import read_run, write_run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
@@ -63,6 +64,13 @@ def test_a_run_names_absolute_folders_of_this_machine(
     assert run.sources == {name: str(tiny_dataset / f"{name}.jsonl") for name in ("training", "validation", "test")}
     assert Path(run.tokens_dir).parent == tmp_path / "tokens"
     assert run.device in ("cpu", "cuda")
+
+
+def test_a_run_records_the_date_that_chat_templates_are_told(settings: Settings, tmp_path: Path) -> None:
+    run = prepared(settings(), tmp_path).run
+    write_run(run, tmp_path / "run.yaml")
+    assert run.prompt_date == date(2024, 7, 26) and "prompt_date: 2024-07-26" in (tmp_path / "run.yaml").read_text("utf-8")
+    assert read_run(tmp_path / "run.yaml") == run
 
 
 def test_a_fresh_run_starts_from_the_weights_of_the_model(settings: Settings, tmp_path: Path) -> None:

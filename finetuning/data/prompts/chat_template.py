@@ -6,7 +6,6 @@ not be another one tomorrow.
 """
 
 import json
-import re
 from datetime import date, datetime, time
 from functools import cached_property
 from pathlib import Path
@@ -23,11 +22,10 @@ from finetuning.files.documents import read_text
 from finetuning.i18n import t
 
 DATE = date(2024, 7, 26)  # that of Llama 3.1's own template
-OTHER_DATE = date(2001, 2, 3)
+OTHER_MOMENT = datetime.combine(date(1995, 2, 4), time(16, 5, 6, 789))  # differs from DATE in whatever can be asked for
 DATE_FORMAT = "%d %b %Y"
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_WRITTEN = 1 << 20  # characters that a template may write around the texts
-ASKED_FORMATS = re.compile(r"""strftime_now\(\s*(?:format\s*=\s*)?(?:'([^'\\]*)'|"([^"\\]*)")""")
 
 
 def read_chat_template(model_path: Path, settings: TokenizerSettings) -> str | None:
@@ -59,10 +57,12 @@ class ChatTemplate:
     To be used in a process with limits (finetuning.runtime.limited_process) only.
     """
 
-    def __init__(self, text: str, tokens: dict[str, str], day: date = DATE, *, tells_date: bool = True):
+    def __init__(self, text: str, tokens: dict[str, str], moment: date = DATE, *, tells_date: bool = True):
         """`tokens`: texts by the names of TOKEN_NAMES. Without `tells_date` the template has to ask the clock."""
-        self.text, self.tokens, self.day = text, tokens, day
-        self.date_string = {"date_string": day.strftime(DATE_FORMAT)} if tells_date else {}
+        self.text, self.tokens = text, tokens
+        self.moment = moment if isinstance(moment, datetime) else datetime.combine(moment, time())
+        self.date_string = {"date_string": self.moment.strftime(DATE_FORMAT)} if tells_date else {}
+        self.asked: set[str] = set()  # formats in which it has asked the clock
 
     def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         """The text of a conversation.
@@ -83,24 +83,40 @@ class ChatTemplate:
             raise TemplateFault(t("it writes {count:,} character{count:s}", count=len(text)))
         return text
 
-    def pinned(self, messages: list[dict[str, str]]) -> str | None:
+    def pinned(self, conversations: list[tuple[list[dict[str, str]], bool]]) -> str | None:
         """The same template with its date written into it, where transformers would render another; None: it would not.
 
+        Args:
+            conversations: of the kinds that matter, with whether an answer is asked for; those that it refuses do not count.
+
         Raises:
-            TemplateFault: it fails, or asks for the date in a way that is not understood.
+            TemplateFault: it asks for the date in a way that is not understood.
         """
-        elsewhere = ChatTemplate(self.text, self.tokens, OTHER_DATE, tells_date=False)
-        ours, theirs = (each.render(messages, add_generation_prompt=True) for each in (self, elsewhere))
-        if ours == theirs:
+        ours = self._rendered_all(conversations)
+        elsewhere = ChatTemplate(self.text, self.tokens, OTHER_MOMENT, tells_date=False)
+        if elsewhere._rendered_all(conversations) == ours:
             return None
-        asked = {first or second for first, second in ASKED_FORMATS.findall(self.text)}
-        dates = {form: _escaped(_strftime(self.day, form)) for form in sorted(asked)}
-        cases = "".join(f"{{% if format == {json.dumps(form)} %}}{text}{{% endif %}}" for form, text in dates.items())
-        set_date = f"{{% set date_string = {json.dumps(self.day.strftime(DATE_FORMAT))} %}}"
+        dates = {form: _escaped(self.moment.strftime(form)) for form in sorted(self.asked | elsewhere.asked)}
+        cases = "".join(f"{{% if format == {_quoted(form)} %}}{text}{{% endif %}}" for form, text in dates.items())
+        set_date = f"{{% set date_string = {_quoted(self.moment.strftime(DATE_FORMAT))} %}}"
         text = f"{set_date}{{% macro strftime_now(format) %}}{cases}{{% endmacro +%}}{self.text}"
-        if ChatTemplate(text, self.tokens, OTHER_DATE, tells_date=False).render(messages, add_generation_prompt=True) != ours:
+        if ChatTemplate(text, self.tokens, OTHER_MOMENT, tells_date=False)._rendered_all(conversations) != ours:
             raise TemplateFault(t("it asks for the date in a way that cannot be fixed for an export"))
         return text
+
+    def _rendered_all(self, conversations: list[tuple[list[dict[str, str]], bool]]) -> list[str | None]:
+        """Each conversation; None where the template refuses it."""
+        texts: list[str | None] = []
+        for messages, asks in conversations:
+            try:
+                texts.append(self.render(messages, add_generation_prompt=asks))
+            except TemplateFault:
+                texts.append(None)
+        return texts
+
+    def _strftime_now(self, format: str) -> str:  # the name is transformers', as a template may use it
+        self.asked.add(format)
+        return self.moment.strftime(format)
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -109,7 +125,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {
-            "raise_exception": _raise, "strftime_now": lambda form: _strftime(self.day, form), "dict": _Dictionary(),
+            "raise_exception": _raise, "strftime_now": self._strftime_now, "dict": _Dictionary(),
             "namespace": _Namespace,
         }  # fmt: skip
         return environment.from_string(self.text)
@@ -161,13 +177,14 @@ def _raise(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def _strftime(day: date, form: str) -> str:
-    return datetime.combine(day, time()).strftime(form)
-
-
 def _escaped(text: str) -> str:
     """The text as a template that writes it."""
-    return "{{ " + json.dumps(text) + " }}"
+    return "{{ " + _quoted(text) + " }}"
+
+
+def _quoted(text: str) -> str:
+    """The text as a string of Jinja."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,

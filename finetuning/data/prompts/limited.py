@@ -13,7 +13,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from finetuning.data.prompts.chat_template import ChatTemplate, TemplateFault
-from finetuning.data.prompts.template_parts import INPUT_MARK, TemplateParts, chat_parts, difference
+from finetuning.data.prompts.template_parts import TemplateParts, chat_parts, difference, kinds_of_conversations
 from finetuning.data.prompts.tokenizer import (
     TOKENIZER_FILE,
     Segments,
@@ -209,10 +209,9 @@ def _facts(tokenizer: Tokenizer, texts: list[str], ids: list[int]) -> TokenizerF
 def _settle(source: FormatSource) -> Settled:
     template = source.template()
     assert template is not None
-    system = [{"role": "system", "content": source.system_prompt}] if source.system_prompt else []
     try:
         parts = chat_parts(template, source.system_prompt, source.ends)
-        return Settled(parts, template.pinned([*system, {"role": "user", "content": INPUT_MARK}]))
+        return Settled(parts, template.pinned(kinds_of_conversations(source.system_prompt)))
     except TemplateFault as error:
         raise InputError(
             t(

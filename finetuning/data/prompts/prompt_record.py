@@ -48,7 +48,7 @@ def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
     Raises:
         InputError: the folder's tokenizer or chat template writes the example otherwise than in training.
     """
-    day = date.fromisoformat(record["date"]) if "date" in record else DATE  # earlier versions knew one date only
+    day = date.fromisoformat(record["date"]) if record.get("date") else DATE  # earlier versions knew one date only
     found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"], day=day)
     example = record["example"]
     sample = Sample(1, example["input"], example["output"])

@@ -76,11 +76,23 @@ def chat_parts(template: ChatTemplate, system_prompt: str | None, ends: Iterable
     before, between = prompt.split(question)
     after, rest = _cut_at_end(whole[len(prompt) + len(answer) :], ends)
     head = prompt + answer + after
-    two_turns = _rendered(template, system_prompt, [turn, turn])[1]
+    try:
+        two_turns = _rendered(template, system_prompt, [turn, turn])[1]
+    except TemplateFault:  # some templates refuse a second question
+        two_turns = ""
     again = two_turns.removeprefix(head).partition(question)[0]
     repeats = two_turns == head + again + question + between + answer + after + rest
     own_system = _system_parts(template, turn, trims, between)
     return TemplateParts(before, between, after, again if repeats else None, own_system, trims, rest)
+
+
+def kinds_of_conversations(system_prompt: str | None) -> list[tuple[list[dict[str, str]], bool]]:
+    """Messages, and whether an answer is asked for: with and without a system message, one turn and two, prompt and whole."""
+    turn = [{"role": "user", "content": INPUT_MARK}, {"role": "assistant", "content": OUTPUT_MARK}]
+    system = {"role": "system", "content": system_prompt or SYSTEM_MARK}
+    starts = [[system]] if system_prompt else [[], [system]]
+    wholes = [[*start, *turns] for start in starts for turns in (turn, turn + turn)]
+    return [kind for whole in wholes for kind in ((whole[:-1], True), (whole, False))]
 
 
 def custom_parts(template: str, system_prompt: str | None, begin: str, end: str, ends: Iterable[str]) -> TemplateParts:

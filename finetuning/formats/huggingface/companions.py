@@ -19,9 +19,10 @@ from finetuning.i18n import t
 
 ORIGIN_FILE = "finetuning.json"
 CONFIG_FILE = "config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (
     "tokenizer.json",
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
@@ -43,6 +44,7 @@ def copy_companions(base: Path, target: Path, chat_template: str | None, origin:
     for name in (*TOKENIZER_FILES, *LICENCE_FILES):
         if (base / name).is_file() and not _leads_elsewhere(base / name):
             shutil.copyfile(base / name, target / name)
+    _drop_code(target / TOKENIZER_CONFIG_FILE)
     if chat_template is not None:
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     if origin is not None:
@@ -116,6 +118,13 @@ def special_token_ids(folder: Path) -> dict[str, Any]:
         "bos_token_id": bos if found.bos_token_id is None else found.bos_token_id,
         "eos_token_id": eos if found.eos_token_id is None else found.eos_token_id,
     }
+
+
+def _drop_code(file: Path) -> None:
+    """Takes `auto_map` out of a result: the code that it names is not part of it, and was not used."""
+    settings = read_json(file, dict[str, Any]) if file.is_file() else {}
+    if settings.pop("auto_map", None) is not None:
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _leads_elsewhere(file: Path) -> bool:

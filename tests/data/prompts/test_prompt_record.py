@@ -11,6 +11,8 @@ from tokenizers import Tokenizer
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.prompt_record import open_prompt_format, prompt_record
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.companions import ORIGIN_FILE
+from finetuning.formats.provenance import read_origin
 
 pytestmark = pytest.mark.unit
 
@@ -52,3 +54,15 @@ def test_a_changed_tokenizer_is_refused(tiny_model: Path, tmp_path: Path) -> Non
     (folder / "tokenizer.json").write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(InputError, match="the tokenizer is not the one that the model was trained with"):
         open_prompt_format(folder, record_of(tiny_model))
+
+
+@pytest.mark.parametrize("day", ["yesterday", "2024-13-40", 5])
+def test_a_date_that_is_none_is_told_with_its_file(tiny_model: Path, tmp_path: Path, day: Any) -> None:
+    origin = {"base_model": "m", "prompt": record_of(tiny_model) | {"date": day}}
+    (tmp_path / ORIGIN_FILE).write_text(json.dumps(origin), encoding="utf-8")
+    with pytest.raises(InputError, match=rf"{ORIGIN_FILE}: .*date"):
+        read_origin(tmp_path)
+
+
+def test_a_record_without_a_date_has_the_only_one_there_was(tiny_model: Path) -> None:
+    open_prompt_format(tiny_model, record_of(tiny_model) | {"date": None})

@@ -14,6 +14,7 @@ from tests.data.prompts.folders import (
     ASKS_THE_CLOCK,
     DROPS_THOUGHTS,
     PLAIN,
+    WITH_HEADER_WHERE_ASKED,
     chatml,
     variant,
 )
@@ -103,10 +104,47 @@ def test_another_date_of_a_record_is_the_one_that_is_written(model_path: Path, t
         open_prompt_format(folder, record | {"date": "2001-02-03"})
 
 
+CLOCKS = {  # ways to ask, and what stands for "PRE"
+    "the time only": "{{ strftime_now('%H:%M') }}",
+    "a format put together": "{% set f = '%d ' ~ '%b' %}{{ strftime_now(f) }}",
+    "quotes and other characters": "{{ strftime_now('%d \\'%b\\' \\\\ 年 👋') }}",
+    "by another name": "{% set now = strftime_now %}{{ now(format='%A, %j') }}",
+    "with a system message only": "{% if messages[0].role == 'system' %}{{ strftime_now('%Y') }}{% endif %}",
+    "in a later turn only": "{% if messages | length > 2 %}{{ strftime_now('%p') }}{% endif %}",
+    "one out of the other": "{{ strftime_now(strftime_now('%H') ~ '%M') }}",
+}
+
+
+@pytest.mark.parametrize("name", CLOCKS)
+def test_an_export_renders_as_trained_however_the_clock_is_asked(model_path: Path, tmp_path: Path, name: str) -> None:
+    folder = variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", CLOCKS[name]))
+    prompt_format = load_prompt_format(folder, None, None)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = prompt_format.chat_template()
+    assert tokenizer.chat_template is not None
+    for sample in (Sample(1, "q", ""), Sample(1, "q", "", system="Be brief."), Sample(1, "q2", "", history=(("q1", "a1"),))):
+        if prompt_format.problem_of(sample) is not None:
+            continue
+        messages = [{"role": "system", "content": sample.system}] if sample.system else []
+        for question, answer in sample.turns:
+            messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        theirs = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        assert theirs == prompt_format.encode_prompt(sample)
+
+
 def test_a_date_that_no_export_can_keep_is_refused(model_path: Path, tmp_path: Path) -> None:
-    template = ASKS_THE_CLOCK.replace("'%d %b %Y %H:%M:%S'", "'%d ' ~ '%b'")
+    template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{{ strftime_now }}")
     with pytest.raises(InputError, match="asks for the date in a way that cannot be fixed for an export"):
         load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
+
+
+def test_a_template_that_refuses_a_second_question_trains_single_turns(model_path: Path, tmp_path: Path) -> None:
+    refuses = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}"
+    folder = variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", refuses))
+    prompt_format = load_prompt_format(folder, None, None)
+    assert prompt_format.problem_of(Sample(1, "q", "a")) is None
+    problem = prompt_format.problem_of(Sample(1, "q2", "a2", history=(("q1", "a1"),)))
+    assert problem is not None and problem.code == "turns_have_no_place"
 
 
 def test_a_record_whose_example_the_template_writes_otherwise_is_refused(model_path: Path, tmp_path: Path) -> None:

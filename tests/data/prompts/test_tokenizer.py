@@ -8,8 +8,10 @@ import pytest
 
 from finetuning.cli import data
 from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
+from finetuning.formats.huggingface.companions import copy_companions
 from tests.data.prompts.folders import DROPS_THOUGHTS, change, chatml, variant
 
 pytestmark = pytest.mark.unit
@@ -77,6 +79,25 @@ def test_a_folders_own_code_is_neither_run_nor_offered(
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asks whether to run it"))
     load_prompt_format(folder, None, None).differences([LONG])
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_result_names_no_code_of_the_folder(model_path: Path, tmp_path: Path) -> None:
+    folder = variant(model_path, tmp_path / "m", auto_map={"AutoTokenizer": ["evil.Evil", None]}, note="繁體")
+    (tmp_path / "result").mkdir()
+    copy_companions(folder, tmp_path / "result", None)
+    before, after = (json.loads((each / "tokenizer_config.json").read_text("utf-8")) for each in (folder, tmp_path / "result"))
+    assert before.pop("auto_map") and after == before
+
+
+def test_a_tokenizer_that_cannot_decode_says_so(model_path: Path, tmp_path: Path) -> None:
+    replace = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": "b"}
+    decoder = {"type": "Sequence", "decoders": [{"type": "Fuse"}, replace]}
+    prompt_format = load_prompt_format(
+        variant(model_path, tmp_path / "m", tokenizer=lambda value: value.update(decoder=decoder)), None, None
+    )  # fmt: skip
+    tokens = open_tokenizer(model_path / "tokenizer.json").encode("a" * 40 + "!", add_special_tokens=False).ids
+    with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer (fails|takes too much time or memory)"):
+        prompt_format.decode(tokens)
 
 
 def write(folder: Path, *records: dict[str, str]) -> str:
