@@ -64,6 +64,7 @@ class PromptFormat:
     end_token_ids: tuple[int, ...]
     table_size: int | None  # rows of the embedding table
     fingerprint: str  # changes with the tokenizer's file and the text that the template writes
+    was_asked_for: bool  # by --prompt_template; tokens of a base model need none, and get none
 
     @property
     def is_custom(self) -> bool:
@@ -194,7 +195,7 @@ class PromptFormat:
 
     def chat_template(self) -> str | None:
         """Jinja chat template that writes the same prompts, where the tokenizer's own does not (None: it does)."""
-        if not self.is_custom:
+        if not self.was_asked_for:
             return self.pinned_template
         assert self.parts.again is not None
         before, between, after, again = (
@@ -247,6 +248,7 @@ def load_prompt_format(
     settings = read_tokenizer_settings(model_path)
     tokens = settings.special_tokens()
     chat_template = read_chat_template(model_path, settings) if prompt_template is None else None
+    was_asked_for = prompt_template is not None
     if prompt_template is None and chat_template is None and not has_text:
         prompt_template = "{input}{output}"
     digest = _digest_of(file)
@@ -278,6 +280,7 @@ def load_prompt_format(
         tuple(sorted(end_token_ids)),
         table_size,
         settled,
+        was_asked_for,
     )
 
 

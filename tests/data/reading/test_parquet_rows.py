@@ -32,7 +32,6 @@ COLUMNS = {
     "map": pa.array([[("k", 1_700_000_000_000_000_001)], None], pa.map_(pa.string(), pa.timestamp("ns"))),
     "list": pa.array([[1_700_000_000_000_000_001], None], pa.list_(pa.timestamp("ns"))),
     "large list": pa.array([["x"], None], pa.large_list(pa.string())),
-    "fixed list": pa.array([[1, 2], None], pa.list_(pa.int64(), 2)),
     "struct": pa.array([{"at": 1_700_000_000_000_000_001}, None], pa.struct([("at", pa.timestamp("ns"))])),
     "category": pa.array([7, None]).dictionary_encode(),
     "nothing": pa.array([None, None]),
