@@ -129,6 +129,7 @@ MESSAGES: dict[str, str] = {
     "an address with a password": "帶有密碼的網址",
     "a value of {name}": "{name} 的值",
     "a header with a key": "帶有金鑰的標頭",
+    "a user with a password": "帶有密碼的使用者",
     "--{name} holds the Hugging Face token; it must not come into a file. Jobs need no token": (
         "--{name} 含有 Hugging Face token，不可寫入檔案。工作不需要 token"
     ),

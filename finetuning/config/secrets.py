@@ -35,6 +35,8 @@ OPTION = re.compile(rf"(?<![\w-])--([A-Za-z][\w-]*)[ \t]+(?!-){LITERAL}")
 HEADER = re.compile(
     r"(?i)\b(?:authorization|[\w-]*api-?key|[\w-]+-token)\s*:\s*(?:(?:bearer|basic|token)\s+)?(?!bearer|basic|token)" + LITERAL
 )
+# The user and password of `curl -u`, not of `docker run -u 1000:1000` or `chown`.
+USER_OPTION = re.compile(r"""\b(?:curl|wget|http)\b[^\n;|&]*\s(?:-u|--user)[= ]?\s*["']?[^\s"':]+:(?!\$)[^\s"'$]+""")
 PROSE = ("system_prompt", "prompt_template")  # text to learn from, where `password: …` is a word like others
 
 
@@ -54,6 +56,8 @@ def find_secret(text: str, *, prose: bool = False) -> str | None:
             name = match[1].replace("-", "_").replace(".", "_")
             if SECRET_NAME.search(name):
                 return t("a value of {name}", name=match[1])
+    if USER_OPTION.search(text):
+        return t("a user with a password")
     return t("a header with a key") if HEADER.search(text) else None
 
 

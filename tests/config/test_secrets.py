@@ -78,6 +78,9 @@ def test_an_ordinary_variable_is_not_taken_for_a_secret(name: str) -> None:
         ("https://host/?a=1&api_key=abc", "a value of api_key"),
         ("curl -H 'Authorization: Bearer abc' host", "a header with a key"),
         ('curl -H "X-Api-Key: abc" host', "a header with a key"),
+        ("curl -s -u me:abc https://host", "a user with a password"),
+        ("curl --user='me:abc' https://host", "a user with a password"),
+        ("curl -u $USER:abc https://host", "a user with a password"),
     ],
 )
 def test_a_secret_in_a_text_is_found_and_not_shown(text: str, what: str) -> None:
@@ -97,6 +100,8 @@ def test_a_secret_in_a_text_is_found_and_not_shown(text: str, what: str) -> None
         "export A_KEY=$KEY",
         "http://me:$PASS@proxy",
         'curl -H "Authorization: Bearer $TOKEN"',
+        "curl -u me:$PASS https://host",
+        "curl https://host && docker run -u 1000:1000 image",
         "/data/max_tokens=8192/",
         "/scratch/secret=1/x",
         "/data/hf_llama",
