@@ -32,7 +32,7 @@ from one_gpu import machine
 from torch import Tensor
 
 from finetuning.config.strategy import FUSED, HEAD_GRADIENT, LINEAR, Strategy
-from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.load_sharded import load_base_weights
 from finetuning.model import cross_entropy, frozen, trained
 from finetuning.model.llama import Head
 from finetuning.parallel.parallelize import ParallelLlama, build_model

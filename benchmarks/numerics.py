@@ -49,7 +49,7 @@ from finetuning.config.settings import config_from_dict  # noqa: E402
 from finetuning.config.strategy import Strategy  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.errors import InputError  # noqa: E402
-from finetuning.formats.huggingface.sharded import load_base_weights  # noqa: E402
+from finetuning.formats.load_sharded import load_base_weights  # noqa: E402
 from finetuning.formats.peft.sharded import initialize_adapters  # noqa: E402
 from finetuning.launch.prepare import prepare  # noqa: E402
 from finetuning.parallel.parallelize import ParallelLlama, build_model  # noqa: E402

@@ -37,11 +37,12 @@ from finetuning.data.sample_texts import answered_split, first_samples, read_sam
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import EXIT_FINISHED, RunError, StopRequested
 from finetuning.files.atomic import write_text
-from finetuning.formats.huggingface.sharded import export_model, load_base_weights
-from finetuning.formats.load_sharded import load_source
+from finetuning.formats.huggingface.write import export_model
+from finetuning.formats.load_sharded import load_base_weights, load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.peft import door as peft
-from finetuning.formats.peft.sharded import export_adapters, initialize_adapters, load_adapters
+from finetuning.formats.peft.sharded import initialize_adapters, load_adapters
+from finetuning.formats.peft.write import export_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
 from finetuning.parallel.mesh import Layout

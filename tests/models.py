@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 from finetuning.config.degrees import Degrees
 from finetuning.config.llama import read_llama_config
 from finetuning.config.strategy import Strategy, spread
-from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.load_sharded import load_base_weights
 from finetuning.formats.peft.sharded import initialize_adapters, load_adapters
 from finetuning.model.attention import make_documents
 from finetuning.parallel.mesh import Layout

@@ -7,6 +7,7 @@ import torch.distributed.checkpoint  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import finetuning.formats.peft.sharded
+import finetuning.formats.peft.write
 import finetuning.training.evaluate
 import finetuning.training.sample_answers
 import finetuning.training.step  # noqa: F401

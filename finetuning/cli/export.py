@@ -12,9 +12,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from finetuning.cli.common_flags import verb_parser
 from finetuning.cli.model_argument import open_given_model
 from finetuning.errors import EXIT_FINISHED, InputError
-from finetuning.formats.huggingface.export import DTYPES, export_hugging_face, export_peft, stored_dtypes
+from finetuning.formats.huggingface.write import DTYPES, export_hugging_face, stored_dtypes
 from finetuning.formats.nemo.write import export_nemo
 from finetuning.formats.peft import door as peft
+from finetuning.formats.peft.write import export_peft
 from finetuning.formats.stored_model import StoredModel
 from finetuning.i18n import t
 from finetuning.terminal import open_console

@@ -15,7 +15,7 @@ from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, chosen_device
 from finetuning.config.run import read_run
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
-from finetuning.formats.huggingface.export import DTYPES
+from finetuning.formats.huggingface.write import DTYPES
 from finetuning.formats.stored_model import StoredModel, open_model
 from finetuning.i18n import t
 from finetuning.inference.compare import Behaviour, Comparison, compare, observe

@@ -5,7 +5,7 @@ import argparse
 import torch
 
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.export import DTYPES
+from finetuning.formats.huggingface.write import DTYPES
 from finetuning.i18n import t
 from finetuning.inference.generate import BATCH_SIZE, Sampling
 from finetuning.inference.loading import default_device, default_dtype

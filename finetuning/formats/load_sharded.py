@@ -1,5 +1,6 @@
 """Fills a sharded model from any source of weights: each process reads the rows that it holds, in any layout."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorPr
 from torch.futures import Future
 from typing_extensions import override
 
-from finetuning.formats.weight_source import WeightSource
+from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
 from finetuning.parallel.parallelize import ParallelLlama, base_tensors
 
 # Of the rows on their way from the file into a weight. Larger blocks are fresh memory each time, which the kernel has to
@@ -21,6 +22,12 @@ def load_source(source: WeightSource, model: ParallelLlama) -> None:
     """Fills all weights but the adapters; every rank must call it and reads its own rows."""
     dcp.load(base_tensors(model), storage_reader=_SourceReader(source))
     model.base_loaded()
+
+
+def load_base_weights(model_path: Path, model: ParallelLlama) -> None:
+    """Fills all weights but the adapters from a local folder; every rank must call it and reads its own slices."""
+    # Not by torch's HuggingFaceStorageReader (2.11-2.13): it takes every .safetensors in the folder, and the last one wins.
+    load_source(HuggingFaceSource(model_path), model)
 
 
 class _SourceReader(StorageReader):

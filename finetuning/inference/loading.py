@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from finetuning.data.prompts.prompt_format import PromptFormat
-from finetuning.formats.huggingface.export import pieces
+from finetuning.formats.huggingface.write import pieces
 from finetuning.formats.peft.adapter import Adapter
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource

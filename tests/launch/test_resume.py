@@ -21,9 +21,10 @@ from finetuning.config.run import write_run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.sharded import load_base_weights
+from finetuning.formats.load_sharded import load_base_weights
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
-from finetuning.formats.peft.sharded import export_adapters, initialize_adapters
+from finetuning.formats.peft.sharded import initialize_adapters
+from finetuning.formats.peft.write import export_adapters
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.resume import Start, decide_start
 from finetuning.parallel.mesh import Layout

@@ -17,8 +17,8 @@ from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.config.strategy import FUSED, PLAIN, PackPlan, Strategy, plan_context
 from finetuning.data.batches.global_batch import make_step_batch
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.formats.huggingface.sharded import export_model
-from finetuning.formats.peft.sharded import export_adapters
+from finetuning.formats.huggingface.write import export_model
+from finetuning.formats.peft.write import export_adapters
 from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.training.evaluate import evaluate
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state

@@ -27,8 +27,8 @@ from torch.distributed.checkpoint.metadata import (
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.formats.huggingface.companions import check_companions, copy_companions, copy_config
-from finetuning.formats.huggingface.export import whole_folder
 from finetuning.formats.huggingface.safetensors_writer import converted
+from finetuning.formats.huggingface.write import whole_folder
 from finetuning.formats.nemo.weights import GATE_UP, INNER, LAYERS, OUTER, QKV
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource

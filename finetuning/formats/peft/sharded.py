@@ -1,18 +1,11 @@
-"""LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`."""
+"""An adapter in PEFT's format as the start of a run: whether it fits, its settings, its weights into the sharded model."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.companions import copy_companions
-from finetuning.formats.huggingface.sharded import begin_shared_folder, finish_shared_folder
 from finetuning.formats.peft.adapter import read_tensors, unsupported_settings
 from finetuning.formats.peft.files import (
     ADAPTER_CONFIG_FILE,
@@ -39,42 +32,6 @@ def initialize_adapters(model: ParallelLlama, seed: int) -> None:
     for name, parameter in adapter_parameters(model).items():
         view = model.view(name, parameter.data)
         fill(view, initial_adapter(name, view.shape, seed))
-
-
-def export_adapters(
-    model: ParallelLlama, target: Path, config: RunConfig, base: Path, chat_template: str | None,
-    origin: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
-    """Writes the adapters and the tokenizer to `target`; every rank must call it, rank 0 writes."""
-    shapes = {name: shape for name, shape in model.all_shapes().items() if is_adapter(name)}
-    temporary = begin_shared_folder(target, sum(4 * shape.numel() for shape in shapes.values()))
-    held = adapter_parameters(model)
-    tensors = {}
-    for name, shape in shapes.items():
-        whole = model.whole(name, held[name].data if name in held else None, shape, torch.float32)
-        if whole is not None:
-            tensors[name] = whole.cpu().contiguous()
-
-    def write() -> None:
-        base_name = str(base.resolve()) if Path(config.hf_model_id).is_dir() else config.hf_model_id  # PEFT opens it anywhere
-        write_adapter(temporary, tensors, base_name, config.lora_rank, config.lora_alpha, config.lora_targets)
-        copy_companions(base, temporary, chat_template, origin)
-
-    finish_shared_folder(temporary, target, write)
-
-
-def write_adapter(
-    folder: Path, tensors: dict[str, Tensor], base_name: str, rank: int, alpha: float, targets: tuple[str, ...]
-) -> None:
-    """The two files of an adapter in PEFT format; tensors by our names."""
-    stored = {PREFIX + name: tensor for name, tensor in tensors.items()}
-    # Not by save_file, which hides what the system said in an error of its own.
-    (folder / ADAPTER_WEIGHTS_FILE).write_bytes(save(stored, metadata={"format": "pt"}))
-    settings = PLAIN_SETTINGS | {
-        "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": base_name, "r": rank, "lora_alpha": alpha,
-        "lora_dropout": 0.0, "use_rslora": False, "target_modules": list(targets),
-    }  # fmt: skip
-    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def check_adapter(folder: Path, config: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from finetuning.config.llama import LlamaConfig
 from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.data.reading.records import Sample
-from finetuning.formats.huggingface.export import export_hugging_face
+from finetuning.formats.huggingface.write import export_hugging_face
 from finetuning.formats.stored_model import StoredModel, open_model
 from finetuning.inference.generate import Sampling, generate_answers
 from finetuning.inference.loading import load_model

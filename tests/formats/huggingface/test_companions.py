@@ -10,7 +10,7 @@ import pytest
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import check_companions, copy_config, special_token_ids
-from finetuning.formats.huggingface.export import export_hugging_face
+from finetuning.formats.huggingface.write import export_hugging_face
 from finetuning.formats.stored_model import open_model
 from finetuning.launch.prepare import prepare
 

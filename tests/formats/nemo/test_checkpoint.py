@@ -19,7 +19,7 @@ import yaml
 
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.export import stored_dtypes
+from finetuning.formats.huggingface.write import stored_dtypes
 from finetuning.formats.nemo.checkpoint import NEMO_1, NEMO_2, describe_nemo, nemo_fingerprint, nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo, megatron_pieces
 from finetuning.formats.recognize import inspect

@@ -21,7 +21,7 @@ from finetuning.config.strategy import Strategy, spread
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.export import export_hugging_face, stored_dtypes
+from finetuning.formats.huggingface.write import export_hugging_face, stored_dtypes
 from finetuning.formats.load_sharded import load_source
 from finetuning.formats.nemo.checkpoint import nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo

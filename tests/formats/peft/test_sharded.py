@@ -15,7 +15,8 @@ from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
-from finetuning.formats.peft.sharded import check_adapter, export_adapters
+from finetuning.formats.peft.sharded import check_adapter
+from finetuning.formats.peft.write import export_adapters
 from finetuning.model.lora import initial_adapter
 from tests.closeness import assert_near
 from tests.models import build, whole_logits, whole_parameters

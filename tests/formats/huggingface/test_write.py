@@ -15,12 +15,13 @@ from finetuning.checkpoint.store import save_checkpoint
 from finetuning.config.degrees import Degrees
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
-from finetuning.formats.huggingface import export
-from finetuning.formats.huggingface.export import export_hugging_face, export_peft
+from finetuning.formats.huggingface import write
 from finetuning.formats.huggingface.files import fingerprint
 from finetuning.formats.huggingface.safetensors_writer import Stored, plan_files
+from finetuning.formats.huggingface.write import export_hugging_face
 from finetuning.formats.peft.adapter import MergedSource
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE
+from finetuning.formats.peft.write import export_peft
 from finetuning.formats.stored_model import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from finetuning.model.attention import make_documents
@@ -69,7 +70,7 @@ def test_a_checkpoint_of_tensor_and_pipeline_stages_gives_the_weights_it_was_fil
 ) -> None:
     base = tiny_tied_model if tied else tiny_model
     run_processes(4, save_trained, base, tmp_path / "step=000001", Degrees(tp=2, pp=2), Strategy())
-    monkeypatch.setattr(export, "PIECE_BYTES", 10_000)  # several pieces of a weight, across its parts
+    monkeypatch.setattr(write, "PIECE_BYTES", 10_000)  # several pieces of a weight, across its parts
     out = export_to(tmp_path / "step=000001", tmp_path / "out")
     assert (out / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert (out / "config.json").read_bytes() == (base / "config.json").read_bytes()

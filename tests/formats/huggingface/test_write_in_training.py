@@ -16,7 +16,8 @@ from finetuning.config.strategy import LINEAR, LOW_MEMORY, Strategy
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
 from finetuning.formats.huggingface import safetensors_writer as safetensors_files
-from finetuning.formats.huggingface.sharded import export_model, load_base_weights
+from finetuning.formats.huggingface.write import export_model
+from finetuning.formats.load_sharded import load_base_weights
 from finetuning.model.blocks.frozen_linear import SmallFp8Matrix
 from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.parallel.mesh import Layout
