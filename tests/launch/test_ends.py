@@ -140,9 +140,10 @@ def test_a_stopped_worker_is_told_about_and_ends_the_run_with_the_stacks_of_all(
     command.wait_until(lambda: is_training(experiment, after_step=20))
     frozen = command.workers()[1]
     subprocess.run(["kill", "-STOP", str(frozen)], check=True)
-    command.wait_until(lambda: "No step for 10 s (usually " in command.output())
+    # Of the status: the output may hold an earlier one, of a busy machine.
+    command.wait_until(lambda: "SIGSTOP" in (read_status(experiment).get("stall") or ""))
     notice = read_status(experiment)["stall"]
-    assert notice.startswith("No step for 10 s (usually ")
+    assert notice.startswith("No step for ")
     assert f"stopped by a signal (SIGSTOP): rank 1, process {frozen}" in notice
     assert "the run is ended after 20 s of it (--stall_timeout_s)" in notice
     assert notice in run_verb(tmp_path, "status", "e")
