@@ -71,6 +71,7 @@ check: $(STAMP)
 fix: $(STAMP)
 	$(BIN)/ruff check --fix --exit-zero --quiet
 	$(BIN)/ruff format
+	$(BIN)/python tools/catalogue.py
 	$(BIN)/python -m finetuning.cli.flags_page
 	$(BIN)/ruff check
 

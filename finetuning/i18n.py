@@ -1,12 +1,15 @@
 """Messages in English and in Traditional Chinese (Taiwan).
 
-`t("… {name} …", name=value)` looks its English template up in `messages_zh_tw.py` when Chinese is asked for by
-`--lang` or the locale; a template without a translation is shown in English.
+`t("… {name} …", name=value)` looks its English template up in the catalogue `locale/zh_TW` when Chinese is asked for by
+`--lang` or the locale; a template without a translation is shown in English. `tools/catalogue.py` keeps the catalogue.
 """
 
+import gettext
 import os
 import re
 import string
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 # All control characters but tab and line feed, those that turn the order of what follows on the screen (bidirectional
@@ -59,8 +62,9 @@ def printable(text: str) -> str:
 
 def translated(text: str) -> str:
     """`text` in the chosen language, as it stands: for texts of a table, which have nothing to put in."""
-    if _language == "zh-TW":
-        from finetuning.messages_zh_tw import MESSAGES
+    return _catalogue().gettext(text) if _language == "zh-TW" else text
 
-        return MESSAGES.get(text, text)
-    return text
+
+@cache
+def _catalogue() -> gettext.NullTranslations:
+    return gettext.translation("finetuning", Path(__file__).parent / "locale", languages=["zh_TW"])

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 ENTRIES = [["finetune.py"], ["finetuning/finetuning.py"], ["-m", "finetuning"], ["-m", "finetuning.launch.slurm"]]
 READ_BY_OLD_PYTHONS = ["finetune.py", *(
     f"finetuning/{name}.py" for name in
-    ("__init__", "__main__", "errors", "finetuning", "i18n", "interpreter", "launch/slurm/__main__", "messages_zh_tw")
+    ("__init__", "__main__", "errors", "finetuning", "i18n", "interpreter", "launch/slurm/__main__")
 )]  # fmt: skip
 
 

@@ -4,19 +4,18 @@ import ast
 import importlib
 import string
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
-import finetuning
 from finetuning.cli.main import VERBS, build_parser
 from finetuning.config.settings import FLAGS
 from finetuning.i18n import set_language, t
-from finetuning.messages_zh_tw import MESSAGES
+from tools import catalogue
+from tools.catalogue import calls_of_t, translated_texts
 
 pytestmark = pytest.mark.unit
 
-PACKAGE = Path(finetuning.__file__).parent
+MESSAGES = {message.id: message.string for message in catalogue.read_catalogue() if message.id}
 
 
 def test_every_message_is_a_literal_template() -> None:
@@ -25,15 +24,21 @@ def test_every_message_is_a_literal_template() -> None:
 
 
 def test_every_message_has_a_translation() -> None:
-    missing = {text: place for place, text in translated_texts() if text not in MESSAGES}
-    assert not missing, "finetuning/messages_zh_tw.py lacks:\n" + "\n".join(
-        f"{place}: {text!r}" for text, place in missing.items()
-    )
+    missing = {text: place for place, text in translated_texts() if not MESSAGES.get(text)}
+    listed = "\n".join(f"{place}: {text!r}" for text, place in missing.items())
+    assert not missing, f"not translated in {catalogue.CATALOGUE} (`python tools/catalogue.py` adds what is new):\n{listed}"
+
+
+def test_the_compiled_catalogue_is_that_of_the_text() -> None:
+    mo = catalogue.CATALOGUE.with_suffix(".mo").read_bytes()
+    assert mo == catalogue.compiled(), "run `python tools/catalogue.py`"
 
 
 def test_no_translation_is_left_without_a_message() -> None:
     stale = MESSAGES.keys() - {text for _, text in translated_texts()}
-    assert not stale, f"finetuning/messages_zh_tw.py translates what no source says: {sorted(stale)}"
+    assert not stale, (
+        f"{catalogue.CATALOGUE} translates what no source says (`python tools/catalogue.py` removes it): {sorted(stale)}"
+    )
 
 
 def test_a_translation_puts_in_the_same_values() -> None:
@@ -72,10 +77,10 @@ def test_a_message_appears_in_the_language_that_is_set() -> None:
 
 def test_every_help_text_goes_through_the_translations() -> None:
     plain = []
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in sorted(catalogue.PACKAGE.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.keyword) and node.arg in ("help", "description") and not is_translated(node.value):
-                plain.append(f"{file.relative_to(PACKAGE.parent)}:{node.value.lineno}")
+                plain.append(f"{file.relative_to(catalogue.ROOT)}:{node.value.lineno}")
     assert not plain
 
 
@@ -96,28 +101,6 @@ def test_every_verb_has_help_in_chinese(verb: str, capsys: pytest.CaptureFixture
     assert MESSAGES["show this help and stop"] in " ".join(printed.split())
     words = printed[printed.index("options:") :]
     assert "show this help message" not in words and "left out" not in words
-
-
-def translated_texts() -> list[tuple[str, str]]:
-    """(place, English text) of everything that is shown through the translations: templates of t(…) and the flags' help."""
-    texts = [(place, template) for place, template in calls_of_t() if template is not None]
-    for name, flag in FLAGS.items():
-        of_flag = (flag.group, flag.help, flag.default_means, flag.details)
-        texts += [(f"finetuning/config/settings.py {name}", text) for text in of_flag if text is not None]
-    texts += [("finetuning/cli/main.py VERBS", text) for _, text in VERBS.values()]
-    return texts
-
-
-def calls_of_t() -> list[tuple[str, str | None]]:
-    """(file:line, template) of every call t(…) in the package; None where the template is not a literal."""
-    calls: list[tuple[str, str | None]] = []
-    for file in sorted(PACKAGE.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "t":
-                first = node.args[0] if node.args else None
-                literal = isinstance(first, ast.Constant) and isinstance(first.value, str)
-                calls.append((f"{file.relative_to(PACKAGE.parent)}:{node.lineno}", first.value if literal else None))
-    return calls
 
 
 def placeholders(template: str) -> list[tuple[str, str, str]]:
