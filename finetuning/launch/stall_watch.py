@@ -19,7 +19,7 @@ SILENT_FACTOR = 10  # of --stall_timeout_s
 USUAL_FACTOR, LEAST_USUAL_FACTOR = 20, 4  # limits in steps: the default one; the least, whatever was asked for
 SHORTEST_NOTICE_S, NOTICE_USUAL_FACTOR = 10.0, 5
 LONGEST_LOOK_S = 1.0  # what counts of the time between two looks: this process may itself have been stopped
-SIGN_OF_IO = 2**20  # bytes that are read or written are progress, this many
+SIGN_OF_IO = 2**20  # so many bytes that are read or written are progress
 
 
 @dataclass
@@ -31,14 +31,15 @@ class StallWatch:
     first_rank: int = 0  # of this machine
     waited_s: float = 0.0  # since the last sign of progress
     announced_s: float = 0.0  # what it was when it was last told; 0: not since then
-    _seen: tuple[int, int] = (-1, -1)
+    _beats: int = -1  # when it last was a sign of progress
+    _moved: int = 0
 
     def look(self, elapsed_s: float) -> str | None:
         """`elapsed_s` since the last look. Returns what is to be told now, if anything."""
         slots = self.board.read()
-        seen = (sum(slot.beats for slot in slots), sum(_bytes_moved(slot.pid) for slot in slots if slot.pid) // SIGN_OF_IO)
-        if seen != self._seen:
-            self._seen = seen
+        beats, moved = sum(slot.beats for slot in slots), sum(_bytes_moved(slot.pid) for slot in slots if slot.pid)
+        if beats != self._beats or moved - self._moved >= SIGN_OF_IO:
+            self._beats, self._moved = beats, moved
             waited_s, self.waited_s = self.waited_s, 0.0
             if self.announced_s:
                 self.announced_s = 0.0

@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from finetuning.files.atomic import tells_no_room
 from finetuning.i18n import t
 
 BOARD_FILE = "FINETUNE_PROGRESS"  # environment variable of the workers
@@ -75,13 +76,17 @@ class ProgressBoard:
     """The launcher's side: memory with a slot for each worker of this machine, until `close`."""
 
     def __init__(self, num_workers: int):
+        """
+        Raises:
+            NoRoom: the disk with the temporary files is full.
+        """
         self.num_workers = num_workers
-        descriptor, self.file = tempfile.mkstemp(prefix="finetune-progress-")
-        try:
-            os.write(descriptor, bytes(num_workers * SLOT_BYTES))
-            self._memory = mmap.mmap(descriptor, num_workers * SLOT_BYTES)
-        finally:
-            os.close(descriptor)
+        with tells_no_room(Path(tempfile.gettempdir())):
+            descriptor, self.file = tempfile.mkstemp(prefix="finetune-progress-")
+            with os.fdopen(descriptor, "r+b") as file:
+                file.write(bytes(num_workers * SLOT_BYTES))
+                file.flush()
+                self._memory = mmap.mmap(file.fileno(), num_workers * SLOT_BYTES)
 
     def read(self) -> list[Slot]:
         """By local rank."""
