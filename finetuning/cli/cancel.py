@@ -37,9 +37,10 @@ def main(argv: Sequence[str]) -> int:
     console = open_console()
     mark = found.folder / "logs" / STOP_MARK
     if mark.exists() and not given.now:
+        doing, seconds = found.reason or found.status.get("doing") or found.state, time.time() - mark.stat().st_mtime
         console.print(
             t("{name} was asked to stop {seconds:.0f} s ago: {doing}; finetune cancel --now {name} kills it, without saving",
-              name=found.name, seconds=time.time() - mark.stat().st_mtime, doing=found.reason or found.state)
+              name=found.name, seconds=seconds, doing=doing)
         )  # fmt: skip
     if found.job_id:
         _cancel_job(found, now=given.now)

@@ -44,6 +44,8 @@ def _lines(found: Experiment) -> list[tuple[str, str]]:
     lines = [(t("experiment"), found.name), (t("state"), f"{found.state} · {found.reason}" if found.reason else found.state)]
     if found.state == BROKEN:
         return [*lines, (t("folder"), str(found.folder))]
+    if status.get("doing") and found.is_live:
+        lines.append((t("now"), status["doing"]))
     step = f"{found.progress}, {newest_checkpoint(found.folder)}"
     loss = status.get("train_loss")
     lines.append((t("step"), step if loss is None else t("{step}, loss {loss:.4f}", step=step, loss=loss)))

@@ -118,7 +118,7 @@ def _look(folder: Path) -> Experiment:
         raise InputError(t("{file}: a link to nowhere", file=folder if folder.is_symlink() else folder / STATUS_FILE))
     state, reason = status["state"], status.get("reason") or ""
     if state == RUNNING:
-        reason = status.get("stall") or status.get("doing") or ""
+        reason = status.get("stall") or ""
     if state not in LIVE_STATES:
         return Experiment(folder, status, state, reason, None)
     if status.get("job_id"):
