@@ -72,7 +72,7 @@ class StallWatch:
         stopped = [
             t("rank {rank}, process {pid}", rank=self.first_rank + index, pid=slot.pid)
             for index, slot in enumerate(slots)
-            if slot.pid and _state(slot.pid) == "T"
+            if slot.pid and process_state(slot.pid) == "T"
         ]
         return text + (t("; stopped by a signal (SIGSTOP): {ranks}", ranks=", ".join(stopped)) if stopped else "")
 
@@ -112,7 +112,7 @@ def _bytes_moved(pid: int) -> int:
     return 0
 
 
-def _state(pid: int) -> str:
+def process_state(pid: int) -> str:
     """R running, S sleeping, T stopped … (Linux; empty elsewhere, or where it is gone)."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

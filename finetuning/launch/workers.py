@@ -17,7 +17,7 @@ from pathlib import Path
 
 from finetuning.errors import InputError, NoRoom
 from finetuning.i18n import t
-from finetuning.launch.stall_watch import StallWatch
+from finetuning.launch.stall_watch import StallWatch, process_state
 from finetuning.launch.stop_requests import StopRequests
 from finetuning.runtime.failures import first_failure, write_hung, write_killed
 from finetuning.runtime.process_lifetime import SHOW_STACKS, end_with_parent
@@ -154,18 +154,18 @@ class Workers:
             self._kill()
 
     def _show_stacks(self) -> None:
-        """Makes every worker write where each of its threads is; one that was stopped has to go on for that."""
+        """Makes every worker write where each of its threads is; one that was stopped has to go on for a moment for that."""
         pids = [slot.pid for slot in self.board.read() if slot.pid]
+        stopped = [pid for pid in pids if process_state(pid) == "T"]
         logs = [self.logs / f"rank_{self.first_rank + rank}.log" for rank in range(len(pids))]
         before = [_size(log) for log in logs]
-        for number in (SHOW_STACKS, signal.SIGCONT):
-            for pid in pids:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        _send(pids, SHOW_STACKS)
+        _send(stopped, signal.SIGCONT)
         deadline = time.monotonic() + STACKS_S
         while any(_size(log) == size for log, size in zip(logs, before, strict=True)) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
-        time.sleep(POLL_INTERVAL_S)  # for the rest of the lines
+        _send(stopped, signal.SIGSTOP)
+        time.sleep(2 * LOOK_INTERVAL_S)  # the launchers of other nodes ask theirs before these are gone
 
     def _tell_signals(self) -> None:
         """Says what becomes of the signals that have arrived since the last call."""
@@ -205,9 +205,13 @@ def signal_workers(torchrun_pid: int, number: int) -> None:
         children = Path(f"/proc/{torchrun_pid}/task/{torchrun_pid}/children").read_text().split()
     except FileNotFoundError:
         children = []
-    for pid in children or [str(torchrun_pid)]:
+    _send([int(pid) for pid in children] or [torchrun_pid], number)
+
+
+def _send(pids: Sequence[int], number: int) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(int(pid), number)
+            os.kill(pid, number)
 
 
 def _record_killed(logs: Path, log_name: str, start: int) -> None:

@@ -143,21 +143,60 @@ def test_a_rank_that_is_killed_ends_the_job_and_is_the_one_that_is_named(place: 
     launcher = place.train("killed", *["-N", "2", "--max_steps", "100000", "--save_every_n_steps", "100000"])
     job_id = place.wait_for_step("killed", 1)
     # The last but not the first rank: rank 0 sees the loss of its partner long before anybody sees the kill.
-    (victim,) = [
-        pid
-        for pid, command in processes()
-        if b"finetuning.train" in command
-        and b"torch.distributed" not in command
-        and f"{place.experiments}/killed/run.yaml".encode() in command
-        and b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
-    ]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(worker(place, "killed", rank=1), signal.SIGKILL)
     output = launcher.communicate()[0]
     assert launcher.returncode == EXIT_FAILED, output
     assert "Rank 1 failed: its process was killed (SIGKILL)" in output
     assert "logs/rank_1.log" in output
     assert place.status("killed")["state"] == "failed"
     assert job_state(job_id).name == "FAILED"
+
+
+def test_a_rank_that_hangs_ends_the_job_with_the_stacks_of_all_nodes(place: Place) -> None:
+    arguments = ["-N", "2", "--max_steps", "100000", "--save_every_n_steps", "100000", "--stall_timeout_s", "20"]
+    launcher = place.train("hung", *arguments)
+    job_id = place.wait_for_step("hung", 4)
+    os.kill(worker(place, "hung", rank=1), signal.SIGSTOP)
+    output = launcher.communicate()[0]
+    assert launcher.returncode == EXIT_FAILED, output
+    assert "the run hung and was ended. No step for " in output
+    for rank in (0, 1):
+        log = (place.experiments / "hung" / "logs" / f"rank_{rank}.log").read_text(encoding="utf-8", errors="replace")
+        assert "(most recent call first):" in log
+    status = place.status("hung")
+    assert (status["state"], status["exit_code"]) == ("failed", EXIT_FAILED)
+    state = job_state(job_id)
+    assert (state.name, state.restarts) == ("FAILED", 0)
+
+
+def test_a_job_that_is_cancelled_while_it_saves_for_its_time_limit_is_not_requeued(place: Place) -> None:
+    launcher = place.train("both", *["--max_steps", "100000", "--save_every_n_steps", "100000"])
+    job_id = place.wait_for_step("both", 1)
+    frozen = worker(place, "both", rank=0)
+    os.kill(frozen, signal.SIGSTOP)
+    log = place.experiments / "both" / "logs" / f"slurm-{job_id}.out"
+    for name, told in (("USR1", "saving; finetune cancel --now both kills it"), ("INT", "still in step ")):
+        subprocess.run(["scancel", f"--signal={name}", job_id], check=True)
+        place.wait("both", lambda status, told=told: told in log.read_text(encoding="utf-8"))
+    os.kill(frozen, signal.SIGCONT)
+    output = launcher.communicate()[0]
+    assert launcher.returncode == EXIT_STOPPED, output
+    assert re.search(r"saved at step \d+ of 100000; run the same command to go on", output)
+    assert place.status("both")["state"] == "stopped"
+    assert job_state(job_id).restarts == 0
+
+
+def worker(place: Place, name: str, rank: int) -> int:
+    """The process id of a rank."""
+    (pid,) = [
+        pid
+        for pid, command in processes()
+        if b"finetuning.train" in command
+        and b"torch.distributed" not in command
+        and f"{place.experiments}/{name}/run.yaml".encode() in command
+        and f"\0RANK={rank}\0".encode() in Path(f"/proc/{pid}/environ").read_bytes()
+    ]
+    return pid
 
 
 def test_a_node_that_cannot_start_fails_the_job_which_is_not_requeued(place: Place, tmp_path: Path) -> None:
