@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("model", help="local model folder, for its tokenizer")
     parser.add_argument("--samples", type=int, default=200_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--peer_python", help="interpreter with datasets, transformers and jinja2; left out: only ours")
+    parser.add_argument("--peer_python", help="interpreter with datasets, transformers and jinja2; default: only ours")
     given = parser.parse_args()
     model, cores = str(Path(given.model).resolve()), str(len(os.sched_getaffinity(0)))
     results: dict[str, list[dict]] = {}

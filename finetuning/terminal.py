@@ -11,7 +11,7 @@ from finetuning.i18n import printable
 
 
 class SafeConsole(Console):
-    """rich's console, whose own colours and cursor movements are the only control codes that reach the terminal."""
+    """rich's console, whose own colors and cursor movements are the only control codes that reach the terminal."""
 
     @override
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:

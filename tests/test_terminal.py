@@ -30,7 +30,7 @@ def test_messages_are_printable_whatever_is_put_into_them() -> None:
 
 
 @pytest.mark.parametrize("shown", [EVIL, Text(EVIL)])
-def test_a_screen_writes_its_own_colours_and_nobody_elses(shown: str | Text) -> None:
+def test_a_screen_writes_its_own_colors_and_nobody_elses(shown: str | Text) -> None:
     written = io.StringIO()
     console = SafeConsole(file=written, force_terminal=True, color_system="standard", markup=False)
     table = Table()

@@ -27,4 +27,4 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
 def add_common_flags(parser: argparse.ArgumentParser) -> None:
     """To a parser with `add_help=False`; the language itself is set by whoever builds it (`finetuning.cli.main.console`)."""
     parser.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
-    parser.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; left out: the locale's"))
+    parser.add_argument("--lang", choices=CHOICES["lang"], help=t("language of the messages; default: the locale's"))

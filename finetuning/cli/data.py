@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("-m", "--micro_batch_size", type=int, default=DEFAULTS.micro_batch_size, metavar="N",
                        help=t("a packed row may hold micro_batch_size x seq_length tokens"))  # fmt: skip
     check.add_argument("--row_length", type=int, metavar="N",
-                       help=t("tokens of a packed row; left out: micro_batch_size x seq_length"))  # fmt: skip
+                       help=t("tokens of a packed row; default: micro_batch_size x seq_length"))  # fmt: skip
     check.add_argument("--data_parallel_size", type=int, default=1, metavar="N", help=t("ranks that share a global batch"))
     check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
     check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))
@@ -92,7 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("path", type=Path, metavar="PATH", help=t("data folder or file"))
     _add_sample_flags(preview, needs_model=True)
     preview.add_argument("--split", choices=SPLITS, default="training", help=t("file of the folder"))
-    preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; left out: the first that can be used"))
+    preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; default: the first that can be used"))
     preview.add_argument("--ids", action="store_true", help=t("also list every token with its id"))
     preview.add_argument("--html", type=Path, metavar="FILE", help=t("also write a page for a browser"))
 
@@ -113,7 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
     ledger.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
                         help=t("folder that holds the experiments"))  # fmt: skip
-    ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; left out: a line for each step"))
+    ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; default: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
 
     prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"), add_help=False)

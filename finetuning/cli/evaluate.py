@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser = verb_parser("evaluate", t("How well a model answers a data file."))
     add_model_flags(parser)
     parser.add_argument("data", type=Path, help=t("a data file as for training, or a data folder, of which test is taken"))
-    parser.add_argument("--out", type=Path, help=t("folder for the results; left out: evaluation/MODEL-DATA"))
+    parser.add_argument("--out", type=Path, help=t("folder for the results; default: evaluation/MODEL-DATA"))
     parser.add_argument("--limit", type=int, help=t("only this many samples, from the beginning"))
     parser.add_argument("--no_answers", action="store_true", help=t("only loss and perplexity, which is much faster"))
     add_sampling_flags(parser, max_new_tokens=256)

@@ -26,17 +26,15 @@ FORMATS = ("hf", "nemo")
 def main(argv: Sequence[str]) -> int:
     parser = verb_parser("export", t("Writes a model in the format of other tools."))
     parser.add_argument("model", help=t("a checkpoint, an experiment, an adapter, a model folder or a GGUF file"))
-    parser.add_argument(
-        "out", nargs="?", type=Path, help=t("folder to write; left out: beside it, with the format in its name")
-    )
+    parser.add_argument("out", nargs="?", type=Path, help=t("folder to write; default: beside it, with the format in its name"))
     parser.add_argument(
         "--to", choices=FORMATS, default="hf", help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2")
     )
     parser.add_argument(
         "--merge", action="store_true", help=t("merge the adapter into its base; to check it as well: finetune merge")
     )
-    parser.add_argument("--base", help=t("the model that it was trained from; left out: the one it names"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; left out: the base model's"))
+    parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)

@@ -21,9 +21,9 @@ from finetuning.inference.samples import check_characters, check_prompts, check_
 def main(argv: Sequence[str]) -> int:
     parser = verb_parser("generate", t("Answers prompts; one prompt streams."))
     add_model_flags(parser)
-    parser.add_argument("prompts", nargs="*", help=t("questions; left out: --file, or each line of standard input is one"))
+    parser.add_argument("prompts", nargs="*", help=t("questions; default: --file, or each line of standard input is one"))
     parser.add_argument("--file", type=Path, help=t("questions: data as for training, or a text file with one on each line"))
-    parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; left out: the terminal"))
+    parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; default: the terminal"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments

@@ -23,7 +23,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(t("no experiments in {folder}", folder=folder))
         return 0
     table = Table(box=None, pad_edge=False, show_edge=False)
-    for heading in (t("experiment"), t("state"), t("step"), t("where"), t("last sign of life")):
+    for heading in (t("experiment"), t("state"), t("step"), t("where"), t("last update")):
         table.add_column(heading, no_wrap=True)
     table.add_column(t("reason"), overflow="fold")
     for found in experiments:

@@ -95,8 +95,8 @@ VERBS = {
     "train": ("finetuning.cli.main", "fine-tune a model; `finetune train --help` lists the flags"),
     "selftest": ("finetuning.cli.selftest", "compare a parallel layout with one process, on this machine"),
     "data": ("finetuning.cli.data", "check, preview and convert training data; what a step was trained on"),
-    "list": ("finetuning.cli.list", "all experiments and how they are"),
-    "status": ("finetuning.cli.status", "how an experiment is, or how it ended"),
+    "list": ("finetuning.cli.list", "all experiments and their status"),
+    "status": ("finetuning.cli.status", "status of an experiment, or how it ended"),
     "logs": ("finetuning.cli.logs", "what an experiment has printed; -f follows it"),
     "cancel": ("finetuning.cli.cancel", "make an experiment save and stop"),
     "evaluate": ("finetuning.cli.evaluate", "loss, perplexity and answers of a model on a data file"),
@@ -232,6 +232,6 @@ def _say_why_it_ended(error: RunError | OSError) -> int:
 
 
 def _print_problems(problems: list[str]) -> None:
-    print(t("Nothing was started. {count} to mend:", count=len(problems)), file=sys.stderr)
+    print(t("Nothing was started. {count} to fix:", count=len(problems)), file=sys.stderr)
     for problem in problems:
         print(f"  - {printable(problem)}", file=sys.stderr)

@@ -18,7 +18,7 @@ from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.write import DTYPES
 from finetuning.formats.stored_model import StoredModel, open_model
 from finetuning.i18n import t
-from finetuning.inference.compare import Behaviour, Comparison, compare, observe
+from finetuning.inference.compare import Behavior, Comparison, compare, observe
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_prompts, check_tokens, read_samples
 from finetuning.terminal import open_console
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     parser = verb_parser("merge", t("Merges an adapter and compares before and after."))
     add_model_flags(parser)
     parser.add_argument("out", type=Path, help=t("folder for the merged model in Hugging Face format"))
-    parser.add_argument("--data", type=Path, help=t("prompts to compare on; left out: the run's test split"))
+    parser.add_argument("--data", type=Path, help=t("prompts to compare on; default: the run's test split"))
     parser.add_argument("--limit", type=int, default=16, help=t("prompts to compare on (default: 16)"))
     parser.add_argument("--max_new_tokens", type=int, default=64, help=t("longest compared answer, in tokens (default: 64)"))
     given = parser.parse_args(argv)
@@ -78,7 +78,7 @@ def test_file_of(path: Path) -> Path | None:
 def _observe(
     stored: StoredModel, prompts: list[list[int]], along: list[list[int]] | None, max_new_tokens: int, device: torch.device,
     dtype: torch.dtype,
-) -> Behaviour:  # fmt: skip
+) -> Behavior:  # fmt: skip
     model = load_model(stored, device, dtype)  # freed before the next is loaded
     return observe(model.net, prompts, along, model.prompt_format.end_token_ids, max_new_tokens)
 

@@ -15,9 +15,9 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", help=t("an experiment, a checkpoint, an adapter, a model folder, a GGUF file, or a name on the hub")
     )
-    parser.add_argument("--base", help=t("the model that it was trained from; left out: the one it names"))
-    parser.add_argument("--device", choices=("cpu", "cuda"), help=t("where it runs; left out: a GPU where there is one"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("it computes in; left out: bfloat16 on a GPU, else float32"))
+    parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=t("where it runs; default: a GPU where there is one"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("it computes in; default: bfloat16 on a GPU, else float32"))
 
 
 def add_prompt_flags(parser: argparse.ArgumentParser) -> None:

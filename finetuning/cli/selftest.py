@@ -74,8 +74,8 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
         "--blocks", choices=BLOCKS, default="auto",
         help=t("plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only"),
     )  # fmt: skip
-    parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; left out: all"))
-    parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; left out: in each"))
+    parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; default: all"))
+    parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; default: in each"))
     parser.add_argument("--json", metavar="FILE", type=Path, help=t("also write the table as JSON"))
     given = vars(parser.parse_args(arguments))
     del given["lang"]

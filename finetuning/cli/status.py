@@ -1,4 +1,4 @@
-"""`finetune status [NAME]`: how an experiment is, or how it ended; without a name, the latest one."""
+"""`finetune status [NAME]`: status of an experiment, or how it ended; without a name, the latest one."""
 
 import json
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ LABEL_WIDTH = 12
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = verb_parser("status", t("How an experiment is, or how it ended."))
-    parser.add_argument("name", nargs="?", help=t("name of the experiment; left out: the latest"))
+    parser = verb_parser("status", t("Status of an experiment, or how it ended."))
+    parser.add_argument("name", nargs="?", help=t("name of the experiment; default: the latest"))
     parser.add_argument("--experiments_dir", default=DEFAULT_FOLDER, type=Path, help=t("folder that holds the experiments"))
     parser.add_argument("--json", action="store_true", help=t("one JSON object instead of text"))
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments

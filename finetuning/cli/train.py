@@ -184,7 +184,7 @@ def _print_lines_for_machines(console: Console, run_file: Path, config: RunConfi
 
 
 def _say_commands(console: Console, name: str) -> None:
-    console.print(t("see how it is: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}",
+    console.print(t("status: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}",
                     name=name))  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def show_start(console: Console, prepared: Prepared) -> None:
     method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
     _line(
         console, t("model"),
-        t("{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trained ({method})",
+        t("{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trainable ({method})",
           name=config.nemo_model or config.hf_model_id, layers=model.num_hidden_layers, total=_count(total),
           trained=_count(trained), method=method),
     )  # fmt: skip
@@ -92,7 +92,7 @@ def show_end(console: Console, run: Run) -> None:
 
 
 def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
-    """The first training sample; what is trained stands in brackets and in colour."""
+    """The first training sample; what is trained stands in brackets and in color."""
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
     text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
     text.append("[" + _short(sample.output + prompt_format.parts.after) + "]", style="bold green")

@@ -34,7 +34,7 @@ class Run:
     experiment_dir: str
     device: str  # cuda | cpu
     model_path: str  # local folder in Hugging Face format: config, weights, tokenizer
-    tokens_dir: str  # tokenised samples, memory-mapped by every worker
+    tokens_dir: str  # tokenized samples, memory-mapped by every worker
     sources: dict[str, str]  # split -> JSONL file it was read from
     strategy: Strategy  # how it computes: what every "auto" became
     max_steps: int

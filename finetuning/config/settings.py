@@ -267,7 +267,7 @@ class RunConfig:
         OPTIMIZER, "largest global gradient norm, against single bad steps; 0 switches clipping off", default=1.0, at_least=0
     )
     seed: int = setting(
-        OPTIMIZER, "decides sample order and adapter initialisation", default=1234, at_least=0, at_most=2**63 - 1
+        OPTIMIZER, "decides sample order and adapter initialization", default=1234, at_least=0, at_most=2**63 - 1
     )
 
     activation_checkpointing: str = setting(

@@ -21,7 +21,7 @@ ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
-class Behaviour:
+class Behavior:
     """What a model does with some prompts."""
 
     answers: list[list[int]]  # greedy
@@ -46,7 +46,7 @@ class Comparison:
 @torch.inference_mode()
 def observe(
     net: Llama, prompts: list[list[int]], along: list[list[int]] | None, end_token_ids: tuple[int, ...], max_new_tokens: int
-) -> Behaviour:
+) -> Behavior:
     """Greedy answers, and logits along the answers `along`; None: along the model's own."""
     answers = generate_answers(net, prompts, Sampling(max_new_tokens=max_new_tokens), end_token_ids)
     device = net.model.embed_tokens.weight.device
@@ -56,10 +56,10 @@ def observe(
         positions = torch.arange(len(tokens), device=device)
         documents = make_documents([len(tokens)]).to(device)
         logits.append(net(tokens[None], positions[None], documents, at_S=positions[len(prompt) - 1 :])[0].float().cpu())
-    return Behaviour(answers, logits)
+    return Behavior(answers, logits)
 
 
-def compare(first: Behaviour, second: Behaviour, stored_dtypes: set[torch.dtype]) -> Comparison:
+def compare(first: Behavior, second: Behavior, stored_dtypes: set[torch.dtype]) -> Comparison:
     """
     Args:
         stored_dtypes: those in which the second model's weights are stored.

@@ -46,7 +46,7 @@ class Prepared:
     start: Start
     gpu_memory: GpuMemory | None  # None: processes run on CPUs
     disk: DiskPlan
-    notes: list[str]  # worth knowing, nothing to mend
+    notes: list[str]  # worth knowing, nothing to fix
 
 
 def prepare(

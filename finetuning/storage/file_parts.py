@@ -19,7 +19,7 @@ from typing_extensions import override
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
-MOST_BYTES_AT_ONCE = 2**30  # of one read, which the kernel cuts at 2 GiB
+MAX_BYTES_AT_ONCE = 2**30  # of one read, which the kernel cuts at 2 GiB
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def zip_parts(archive: FilePart) -> dict[str, FilePart]:
 def _fill(file: io.RawIOBase, buffer: memoryview) -> None:
     filled = 0
     while filled < len(buffer):
-        count = file.readinto(buffer[filled : filled + MOST_BYTES_AT_ONCE])
+        count = file.readinto(buffer[filled : filled + MAX_BYTES_AT_ONCE])
         if not count:
             raise EOFError("the file ends too early")
         filled += count

@@ -96,7 +96,7 @@ def test_flags_take_the_types_of_their_settings() -> None:
 def test_required_flags_that_are_missing_are_all_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--num_gpus", "2"]) == EXIT_BAD_INPUT
     assert capsys.readouterr().err.splitlines() == [
-        "Nothing was started. 2 to mend:",
+        "Nothing was started. 2 to fix:",
         "  - --hf_model_id is required",
         "  - --dataset_path is required",
     ]
@@ -142,7 +142,7 @@ def test_the_problems_of_a_config_file_are_listed_with_its_path(tmp_path: Path, 
     file = write(tmp_path, "num_gpus: two\nlearning_rate: 1\npeft: dora\n")
     assert main([*REQUIRED, "--config", file]) == EXIT_BAD_INPUT
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "Nothing was started. 3 to mend:"
+    assert lines[0] == "Nothing was started. 3 to fix:"
     assert lines[1].startswith(f"  - {file}: unknown setting 'learning_rate'; known settings: executor, ")
     assert lines[2] == f"  - {file}: num_gpus is 'two', but must be a whole number"
     assert lines[3] == f"  - {file}: peft is 'dora', but must be one of none, lora"
@@ -237,7 +237,7 @@ def test_help_loads_neither_torch_nor_transformers_nor_lightning(script: str) ->
 def test_wrong_input_is_reported_without_loading_torch(tmp_path: Path) -> None:
     result = run_script("--config", str(tmp_path / "none.yaml"), interpreter=["-X", "importtime"])
     assert result.returncode == EXIT_BAD_INPUT
-    assert "Nothing was started. 1 to mend:" in result.stderr
+    assert "Nothing was started. 1 to fix:" in result.stderr
     assert not re.search(r"\| +torch$", result.stderr, re.MULTILINE)
 
 

@@ -14,7 +14,7 @@ from finetuning.cli import chat, evaluate, export, generate, merge
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import EXIT_FINISHED, InputError
-from finetuning.inference.compare import Behaviour, compare
+from finetuning.inference.compare import Behavior, compare
 from finetuning.launch.resume import with_adapter_settings
 from tests.references import load_peft_reference, write_random_adapter
 
@@ -54,8 +54,8 @@ def test_a_merged_adapter_is_compared_and_gives_the_adapter_s_text_in_transforme
 
 
 def test_a_merge_that_computes_something_else_fails() -> None:
-    one = Behaviour([[1]], [torch.tensor([[1.0, 3.0]])])
-    other = Behaviour([[0]], [torch.tensor([[1.0, 0.9]])])
+    one = Behavior([[1]], [torch.tensor([[1.0, 3.0]])])
+    other = Behavior([[0]], [torch.tensor([[1.0, 0.9]])])
     assert compare(one, one, {torch.bfloat16}).is_same
     found = compare(one, other, {torch.bfloat16})
     assert not found.is_same and found.largest_difference == pytest.approx(2.1) and found.same_answers == found.same_tokens == 0

@@ -26,7 +26,7 @@ TOKEN = "hf_secret0123456789"
 def problems(capsys: pytest.CaptureFixture[str]) -> list[str]:
     shown = capsys.readouterr()
     head, *listed = shown.err.splitlines()
-    assert head == f"Nothing was started. {len(listed)} to mend:"
+    assert head == f"Nothing was started. {len(listed)} to fix:"
     assert "starting" not in shown.out
     return [line.removeprefix("  - ") for line in listed]
 

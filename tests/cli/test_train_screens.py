@@ -117,7 +117,7 @@ def test_a_narrow_window_breaks_no_line(width: int, prepared: Prepare) -> None:
     assert start_screen(found, width=width) == start_screen(found)
 
 
-def test_colour_is_for_terminals_only(prepared: Prepare) -> None:
+def test_color_is_for_terminals_only(prepared: Prepare) -> None:
     found = prepared()
     assert "\x1b[" not in "".join(start_screen(found))
     assert "\x1b[" in "".join(start_screen(found, terminal=True))

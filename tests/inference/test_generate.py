@@ -41,7 +41,7 @@ def test_greedy_answers_are_those_of_transformers(folder: Path, net: Llama) -> N
         assert answer == [token for token in theirs if token not in END]
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(net: Llama) -> None:
+def test_an_answer_does_not_depend_on_its_neighbors(net: Llama) -> None:
     sampling = Sampling(temperature=1.0, top_p=0.9, top_k=40, max_new_tokens=12)
     together = generate_answers(net, PROMPTS, sampling, END, batch_size=4)
     assert together == generate_answers(net, PROMPTS, sampling, END, batch_size=1)

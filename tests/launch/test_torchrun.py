@@ -111,7 +111,7 @@ def test_the_same_experiment_cannot_run_twice_at_the_same_time(running: Running,
     before = read_status(running.experiment)["launcher_pid"]
     assert main([*running.arguments, "--experiment", "busy", "--lang", "en"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "Nothing was started. 1 to mend:",
+        "Nothing was started. 1 to fix:",
         f"  - experiment busy is running already (see {running.experiment}); wait for it, or give another --experiment name",
     ]
     assert read_status(running.experiment)["launcher_pid"] == before == running.command.process.pid

@@ -23,7 +23,7 @@ from finetuning.runtime.network import (
 pytestmark = pytest.mark.unit
 
 
-def test_ports_are_below_the_ephemeral_ones_and_differ_between_neighbouring_jobs_and_restarts() -> None:
+def test_ports_are_below_the_ephemeral_ones_and_differ_between_neighboring_jobs_and_restarts() -> None:
     ports = {port_of_job(job, restarts) for job in range(1000, 1010) for restarts in range(3)}
     assert len(ports) == 30
     assert all(20_000 <= port_of_job(job, 0) < 32_000 for job in (1, 11_999, 12_000, 999_999_999))

@@ -12,7 +12,7 @@ from finetuning.runtime.secrets import without_secrets
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent.parent
-# Starts the pool that tokenises, as for a large file, and looks at what each process below this one was started with.
+# Starts the pool that tokenizes, as for a large file, and looks at what each process below this one was started with.
 SCRIPT = """
 import os
 import time
@@ -21,7 +21,7 @@ from finetuning.data.reading import scan
 from tests.commands import arguments, descendants
 
 if __name__ == "__main__":
-    scan.LEAST_BYTES_FOR_PROCESSES = 1
+    scan.MIN_BYTES_FOR_PROCESSES = 1
     pool = scan.make_pool([Path(__file__)], scan.ScanSettings(None, 0))
     for _ in range(4):
         pool.submit(time.sleep, 0.2)
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs /proc and a pool")
-def test_processes_that_tokenise_are_started_without_tokens_and_keys(tmp_path: Path) -> None:
+def test_processes_that_tokenize_are_started_without_tokens_and_keys(tmp_path: Path) -> None:
     script = tmp_path / "pool.py"
     script.write_text(SCRIPT, encoding="utf-8")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_TOKEN": "hf_secret", "WANDB_API_KEY": "secret"}

@@ -40,7 +40,7 @@ def slurm() -> Iterator[Path]:
 
 
 def _free_ports() -> int:
-    """The first of ten neighbouring ports that nobody uses; another process starts its search elsewhere."""
+    """The first of ten neighboring ports that nobody uses; another process starts its search elsewhere."""
     first = 15_000 + os.getpid() % 400 * NUM_PORTS
     while not all(_is_free(first + i) for i in range(NUM_PORTS)):
         first += NUM_PORTS

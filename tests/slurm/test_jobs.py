@@ -310,7 +310,7 @@ def test_a_job_at_its_time_limit_requeues_itself_and_can_be_watched_and_cancelle
     launcher = place.train("endless", *arguments, "--detach")
     output = launcher.communicate()[0]
     assert launcher.returncode == EXIT_FINISHED, output
-    assert "see how it is: finetune status endless" in output
+    assert "status: finetune status endless" in output
     job_id = place.wait_for_step("endless", 1)
     # Between one and two minutes from now; Slurm looks twice a minute and warns 120 s before.
     set_time_limit(job_id, minutes=run_time_s(job_id) // 60 + 2)

@@ -33,7 +33,7 @@ from finetuning.data.reading.sources import SPLITS, Source, read_samples_at
 from finetuning.data.tokens.tokenized import TokenWriter, select_samples
 
 SPLIT_SEED = 98_1_1  # of the 98/1/1 split of a raw file; fixed, so that it never depends on the run
-LEAST_MAJORITY = 0.8  # of the characters of one script, before the others are called foreign
+MIN_MAJORITY = 0.8  # of the characters of one script, before the others are called foreign
 HISTOGRAM_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 Progress = Callable[[int], None]  # called with the bytes read since the last call
@@ -341,9 +341,9 @@ def _pair(
 def _find_foreign(samples: _Samples) -> list[_Later]:
     """Samples with characters of the script that the data as a whole is not written in."""
     simplified, traditional = samples.scripts.sum(axis=0).tolist()
-    if traditional >= LEAST_MAJORITY * (simplified + traditional) > 0:
+    if traditional >= MIN_MAJORITY * (simplified + traditional) > 0:
         code, column = "simplified_chinese", 0
-    elif simplified >= LEAST_MAJORITY * (simplified + traditional) > 0:
+    elif simplified >= MIN_MAJORITY * (simplified + traditional) > 0:
         code, column = "traditional_chinese", 1
     else:
         return []

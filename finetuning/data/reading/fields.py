@@ -29,7 +29,7 @@ KNOWN_OF_MESSAGE = MEANT_OF_MESSAGE | HARMLESS | {"role", "content"}
 # Keys that make a record one of a format; two formats in one record may ask two things.
 OF_FORMATS = ("messages", "conversations", "instruction", "prompt", "completion", "input", "output")
 KNOWN_OF_RECORD = MEANT_OF_RECORD | HARMLESS | frozenset(OF_FORMATS)
-MOST_TOLD = 5  # fields of one record
+MAX_TOLD = 5  # fields of one record
 
 
 def unsupported(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
@@ -44,9 +44,9 @@ def unsupported(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
                 for name in message
                 if name in MEANT_OF_MESSAGE and not is_absent(message[name]) and not _is_usual(name, message[name], is_answer)
             ]
-        if len(problems) >= MOST_TOLD:
+        if len(problems) >= MAX_TOLD:
             break
-    return problems[:MOST_TOLD]
+    return problems[:MAX_TOLD]
 
 
 def of_other_formats(value: dict[str, Any], used: Iterable[str], texts: Iterable[str]) -> Problem | None:

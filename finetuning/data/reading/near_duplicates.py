@@ -18,7 +18,7 @@ import numpy as np
 
 SHINGLE = 5
 NUM_MINIMA, NUM_BANDS = 64, 16
-LEAST_SIMILARITY = 0.8
+MIN_SIMILARITY = 0.8
 SHORTEST_TEXT = 40  # characters; of pairs that are alike to less than 0.7, 2 % would be told here, 6 % at 20
 LONGEST_TEXT = 20_000  # characters that are compared
 DIGEST_BYTES = 16
@@ -106,7 +106,7 @@ def similar_pairs(signatures: np.ndarray) -> Iterator[tuple[int, int, float]]:
             places = later[start : start + 65536]
             mine, theirs = order[places], first[places]
             similarity = (signatures[mine] == signatures[theirs]).mean(axis=1)
-            for index in np.flatnonzero(similarity >= LEAST_SIMILARITY).tolist():
+            for index in np.flatnonzero(similarity >= MIN_SIMILARITY).tolist():
                 pair = int(mine[index]), int(theirs[index])
                 if similarity[index] > best.get(pair[0], (0, 0.0))[1]:
                     best[pair[0]] = pair[1], float(similarity[index])

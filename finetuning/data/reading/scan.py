@@ -37,16 +37,16 @@ TEMPLATE_TEXTS = (
     "<|start_header_id|>", "<|im_start|>", "<start_of_turn>", "[INST]", "<<SYS>>", "### Instruction:", "### Response:",
     "<|begin_of_text|>",
 )  # fmt: skip
-LEAST_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
-MOST_PROCESSES = 16
-MOST_UNKNOWN = 50  # names of fields that nobody knows, of a file
+MIN_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
+MAX_PROCESSES = 16
+MAX_UNKNOWN = 50  # names of fields that nobody knows, of a file
 MEMORY_OF_PROCESS = 4 << 30
 BATCH_S, BYTES_PER_S = 20.0, 20_000  # what the slowest machine needs, many times over
 
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """How samples are judged. Without a prompt format nothing is tokenised."""
+    """How samples are judged. Without a prompt format nothing is tokenized."""
 
     prompt_format: PromptFormat | None
     seq_length: int
@@ -74,7 +74,7 @@ class Scanned(NamedTuple):
 
 
 def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
-    """Reads, checks and tokenises a batch."""
+    """Reads, checks and tokenizes a batch."""
     findings: list[Finding] = []
     formats: Counter[str] = Counter()
     unknown: dict[str, tuple[int, int]] = {}
@@ -118,7 +118,7 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
 
 def add_unknown(unknown: dict[str, tuple[int, int]], name: str, line: int, count: int) -> None:
     """Counts a field that nobody knows; of names without end, the later ones together under ""."""
-    if name not in unknown and len(unknown) >= MOST_UNKNOWN:
+    if name not in unknown and len(unknown) >= MAX_UNKNOWN:
         name = ""
     first, before = unknown.get(name, (line, 0))
     unknown[name] = (first, before + count)
@@ -189,7 +189,7 @@ def _scan_batches(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor 
         else:
             with end_signals_wait():  # it may start a process, and half of one could not be ended
                 waiting.append(pool.submit(_scan_in_worker, batch))
-        if len(waiting) > 2 * MOST_PROCESSES:
+        if len(waiting) > 2 * MAX_PROCESSES:
             yield _result(waiting.popleft())
     while waiting:
         yield _result(waiting.popleft())
@@ -197,8 +197,8 @@ def _scan_batches(path: Path, settings: ScanSettings, pool: ProcessPoolExecutor 
 
 def make_pool(paths: list[Path], settings: ScanSettings) -> ProcessPoolExecutor | None:
     """Processes for files of this size on this machine; None: one is enough."""
-    cores = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MOST_PROCESSES)
-    if cores == 1 or sum(path.stat().st_size for path in paths) < LEAST_BYTES_FOR_PROCESSES:
+    cores = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1, MAX_PROCESSES)
+    if cores == 1 or sum(path.stat().st_size for path in paths) < MIN_BYTES_FOR_PROCESSES:
         return None
     # Spawned: tokenizers and torch have threads here, which a fork would not take along.
     with without_secrets():  # the pool starts a process of its own

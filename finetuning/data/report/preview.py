@@ -71,7 +71,7 @@ def preview_line(
 
 
 def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
-    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no colour.
+    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no color.
 
     `with_ids` adds a line for each token: its number, its id, whether it is trained, and its text.
     """

@@ -1,6 +1,6 @@
 """The data set of a run: which files, which split, which prompt format, and everything that is wrong with it.
 
-`configure_dataset` is the specification's name. It reads and tokenises on the launching machine, before anything is
+`configure_dataset` is the specification's name. It reads and tokenizes on the launching machine, before anything is
 started; the workers only see the arrays it leaves behind (`finetuning.data.tokens.tokenized`).
 """
 
@@ -39,7 +39,7 @@ REPORT_FILE = "report.json"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked, tokenised data set."""
+    """A checked, tokenized data set."""
 
     folder: Path  # of the arrays, one folder a split
     sources: dict[str, Source]
@@ -57,7 +57,7 @@ def configure_dataset(
     prompt_template: str | None = None, system_prompt: str | None = None, truncation: str = REFUSE,
     skip_bad_samples: bool = False,
 ) -> Dataset:  # fmt: skip
-    """Finds, checks and tokenises the data set of a run.
+    """Finds, checks and tokenizes the data set of a run.
 
     Args:
         dataset_path: folder with training.jsonl (and validation.jsonl, test.jsonl), or with one raw .jsonl, which is

@@ -1,4 +1,4 @@
-"""Tokenised samples on disk: written once by the launching machine, memory-mapped by every worker.
+"""Tokenized samples on disk: written once by the launching machine, memory-mapped by every worker.
 
 A file's tokens are two raw arrays, `tokens.bin` (int32, all samples end to end) and `trained.bin` (bool, is this token
 part of an answer). A split is a folder that names such a file in `split.json` and selects samples of it: `starts.npy`

@@ -1,10 +1,10 @@
 """GGUF files of llama.cpp in: weights under Hugging Face's names and in its shapes, and their configuration.
 
 How llama.cpp keeps a Llama (checked against its converter of September 2026): query and key rows so that the two numbers that
-RoPE turns together are neighbours; llama3's RoPE scaling as one divisor of each frequency, in `rope_freqs.weight`; no output
+RoPE turns together are neighbors; llama3's RoPE scaling as one divisor of each frequency, in `rope_freqs.weight`; no output
 weight where the head is tied. Rows of a head of 4, of Hugging Face and there: 0 1 2 3 -> 0 2 1 3.
 
-float32, float16 and bfloat16 are read as they are. Quantised blocks become float32 by the `gguf` package, which only they need.
+float32, float16 and bfloat16 are read as they are. Quantized blocks become float32 by the `gguf` package, which only they need.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ from finetuning.formats.weight_source import llama_shapes
 from finetuning.i18n import t
 
 PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}  # types that hold numbers as they are
-QUANTISED_DTYPE = "bfloat16"  # that a model of quantised weights says it has: Llama's own
+QUANTISED_DTYPE = "bfloat16"  # that a model of quantized weights says it has: Llama's own
 ROPE_DIVISORS = "rope_freqs.weight"
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -190,13 +190,13 @@ class GgufModel:
         if unknown:
             shown = ", ".join(unknown[:3]) + (f", … ({len(unknown)})" if len(unknown) > 3 else "")
             raise InputError(t("{path}: holds weights that a Llama does not have: {names}", path=self.path, names=shown))
-        quantised = sorted({tensor.type_name for tensor in stored.values() if tensor.kind not in PLAIN})
-        if any(name.startswith("type ") for name in quantised):
-            raise InputError(t("{file}: holds weights of {types}, which cannot be read", file=self.path, types=quantised[-1]))
-        if quantised and importlib.util.find_spec("gguf") is None:
+        quantized = sorted({tensor.type_name for tensor in stored.values() if tensor.kind not in PLAIN})
+        if any(name.startswith("type ") for name in quantized):
+            raise InputError(t("{file}: holds weights of {types}, which cannot be read", file=self.path, types=quantized[-1]))
+        if quantized and importlib.util.find_spec("gguf") is None:
             raise InputError(
                 t("{file}: holds weights of {types}, and reading these needs the gguf package: pip install gguf",
-                  file=self.path, types=", ".join(quantised))
+                  file=self.path, types=", ".join(quantized))
             )  # fmt: skip
         return GgufSource(self.path, self.header, config or self.config)
 

@@ -1,4 +1,4 @@
-"""What lies beside the weights and goes into every result: configuration, tokenizer, generation settings, licence.
+"""What lies beside the weights and goes into every result: configuration, tokenizer, generation settings, license.
 
 A model folder may be somebody else's, and a result may be published. So only files of the folder itself are copied: a link to
 somewhere else would carry off what it points to. Links into the hub's cache are how downloads look, and are followed.
@@ -33,7 +33,7 @@ LICENCE_FILES = ("LICENSE", "LICENSE.txt", "USE_POLICY.md")  # are done without 
 
 
 def copy_companions(base: Path, target: Path, chat_template: str | None, origin: dict[str, Any] | None = None) -> None:
-    """Copies tokenizer, generation config and licence; `chat_template` replaces the tokenizer's own when given.
+    """Copies tokenizer, generation config and license; `chat_template` replaces the tokenizer's own when given.
 
     `origin` becomes ORIGIN_FILE: where the model comes from and how it was prompted (finetuning.formats.provenance).
 

@@ -1,4 +1,4 @@
-"""NeMo's and Megatron's checkpoints: found, recognised and opened; nothing but torch is needed.
+"""NeMo's and Megatron's checkpoints: found, recognized and opened; nothing but torch is needed.
 
 - NeMo 2: a folder with `weights/` (torch_dist) and `context/` (settings, tokenizer).
 - Megatron-Bridge and Megatron-LM: `iter_0000100/` (torch_dist, with `run_config.yaml` or arguments in `common.pt`) below a

@@ -1,6 +1,6 @@
 """Adapters as plain tensors: out of a PEFT folder, and merged into the rows of a weight.
 
-For one process: export, merge, evaluate and generate. Read are LoRA, also rank-stabilised (scaled by alpha / sqrt(rank)),
+For one process: export, merge, evaluate and generate. Read are LoRA, also rank-stabilized (scaled by alpha / sqrt(rank)),
 with patterns of rank and alpha, for some layers only, and DoRA (Liu et al. 2024). What else PEFT can express is refused.
 """
 

@@ -53,7 +53,7 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
     wanted = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
     same = {
         "lora_rank": found["lora_rank"] == config.lora_rank,
-        "lora_alpha": math.isclose(found["lora_alpha"], config.lora_alpha, rel_tol=1e-6),  # rank-stabilised: a square root
+        "lora_alpha": math.isclose(found["lora_alpha"], config.lora_alpha, rel_tol=1e-6),  # rank-stabilized: a square root
         "lora_targets": sorted(found["lora_targets"]) == sorted(config.lora_targets),
     }
     different = [
@@ -83,7 +83,7 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
 def adapter_settings(folder: Path) -> dict[str, Any]:
     """The run's settings that an adapter in PEFT format brings with it: lora_rank, lora_alpha, lora_targets.
 
-    A rank-stabilised adapter, scaled by alpha / sqrt(rank), goes on as an ordinary one with alpha * sqrt(rank).
+    A rank-stabilized adapter, scaled by alpha / sqrt(rank), goes on as an ordinary one with alpha * sqrt(rank).
 
     Raises:
         InputError: a file is missing or damaged.

@@ -330,6 +330,6 @@ def _step_command(run: Run, plan: JobPlan) -> list[str]:
 
 def code_folder(experiment_dir: Path) -> Path:
     """The folder to import this package from: where it lies, or, for an installed one, a folder with a link to it alone,
-    because its neighbours there are packages for this Python and not for a container's."""
+    because its neighbors there are packages for this Python and not for a container's."""
     folder = package_folder().parent
     return experiment_dir / ".code" if folder.name in ("site-packages", "dist-packages") else folder

@@ -85,7 +85,7 @@ def test_a_text_on_which_only_the_tokenizer_fails_is_named(model_path: Path, tmp
 def test_the_processes_that_read_large_data_have_limits_too(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: str
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(scan, "LEAST_BYTES_FOR_PROCESSES", 0)
+    monkeypatch.setattr(scan, "MIN_BYTES_FOR_PROCESSES", 0)
     template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{% if messages[0].content == 'evil' %}{{ " + evil + " }}{% endif %}")
     prompt_format = load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
     file = tmp_path / "training.jsonl"

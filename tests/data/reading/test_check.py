@@ -12,7 +12,7 @@ from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import Report, read_report, scan_sources
 from finetuning.data.reading.findings import KEPT_PER_CODE
 from finetuning.data.reading.near_duplicates import SHORTEST_TEXT, equal_to_earlier, is_comparable, minima, similar_pairs
-from finetuning.data.reading.scan import LEAST_BYTES_FOR_PROCESSES, ScanSettings
+from finetuning.data.reading.scan import MIN_BYTES_FOR_PROCESSES, ScanSettings
 from finetuning.data.reading.sources import Source, find_sources
 from finetuning.data.tokens.tokenized import open_split
 from tests.data.conftest import WriteJsonl
@@ -118,7 +118,7 @@ def test_a_report_survives_its_json(tmp_path: Path, prompt_format: PromptFormat)
     assert list(map(str, again.findings.sorted())) == list(map(str, report.findings.sorted()))
 
 
-def test_several_processes_find_and_tokenise_the_same(
+def test_several_processes_find_and_tokenize_the_same(
     tmp_path: Path, write_jsonl: WriteJsonl, prompt_format: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records = pairs(4_000)
@@ -130,7 +130,7 @@ def test_several_processes_find_and_tokenise_the_same(
     size = path.stat().st_size
     reports = []
     for limit, folder in ((size + 1, "one"), (size, "several")):
-        monkeypatch.setattr("finetuning.data.reading.scan.LEAST_BYTES_FOR_PROCESSES", limit)
+        monkeypatch.setattr("finetuning.data.reading.scan.MIN_BYTES_FOR_PROCESSES", limit)
         reports.append(scan_sources(sources, ScanSettings(prompt_format, 512), tmp_path / folder))
     assert list(map(str, reports[0].findings.sorted())) == list(map(str, reports[1].findings.sorted()))
     assert reports[0].splits == reports[1].splits
@@ -161,7 +161,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
         return int(run.stdout)
 
     small, large = peak_mib(2_000), peak_mib(12_000)
-    assert (tmp_path / "big.jsonl").stat().st_size > 20e6 > LEAST_BYTES_FOR_PROCESSES
+    assert (tmp_path / "big.jsonl").stat().st_size > 20e6 > MIN_BYTES_FOR_PROCESSES
     assert large - small < 12
 
 

@@ -9,7 +9,7 @@ from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_form
 from finetuning.data.reading.check import Report, scan_sources
 from finetuning.data.reading.fields import HARMLESS
 from finetuning.data.reading.records import Sample, parse_record
-from finetuning.data.reading.scan import MOST_UNKNOWN, ScanSettings
+from finetuning.data.reading.scan import MAX_UNKNOWN, ScanSettings
 from finetuning.data.reading.sources import Source
 from finetuning.inference.samples import read_samples
 from tests.data.conftest import WriteJsonl
@@ -128,7 +128,7 @@ def test_an_unknown_field_is_told_once_a_file_with_its_count(write_jsonl: WriteJ
     second = write_jsonl("second.jsonl", *records[10:], {"messages": [TURNS[0], {**TURNS[1], "mood": 1}]})
     sources = {"training": Source(first), "validation": Source(second)}
     for limit in (1 << 30, 1):  # in this process, and in several
-        monkeypatch.setattr("finetuning.data.reading.scan.LEAST_BYTES_FOR_PROCESSES", limit)
+        monkeypatch.setattr("finetuning.data.reading.scan.MIN_BYTES_FOR_PROCESSES", limit)
         report = scan_sources(sources, ScanSettings(None, 0))
         assert told(report) == [
             "first.jsonl:2: field 'mood' is not used (5 times in this file)",
@@ -139,10 +139,10 @@ def test_an_unknown_field_is_told_once_a_file_with_its_count(write_jsonl: WriteJ
 
 
 def test_unknown_fields_of_any_number_take_bounded_memory(write_jsonl: WriteJsonl) -> None:
-    path = write_jsonl("training.jsonl", *[{"input": f"{i}?", "output": "b", f"key {i}": 1} for i in range(MOST_UNKNOWN + 70)])
+    path = write_jsonl("training.jsonl", *[{"input": f"{i}?", "output": "b", f"key {i}": 1} for i in range(MAX_UNKNOWN + 70)])
     report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
-    assert report.findings.by_code() == {"unknown_field": MOST_UNKNOWN + 1}
-    assert f"training.jsonl:{MOST_UNKNOWN + 1}: not used: 70 fields of other names" in told(report)
+    assert report.findings.by_code() == {"unknown_field": MAX_UNKNOWN + 1}
+    assert f"training.jsonl:{MAX_UNKNOWN + 1}: not used: 70 fields of other names" in told(report)
 
 
 def test_every_command_refuses_the_same_fields(write_jsonl: WriteJsonl) -> None:

@@ -39,7 +39,7 @@ CHAT = [
         ({"messages": CHAT}, "messages", Sample(3, "二", "2", "你是老師。", (("一", "1"),))),
     ],
 )
-def test_each_format_is_recognised_by_its_keys(record: dict, name: str, sample: Sample) -> None:
+def test_each_format_is_recognized_by_its_keys(record: dict, name: str, sample: Sample) -> None:
     assert parse_record(record, 3) == (sample, name, [])
     assert parse_line(json.dumps(record).encode(), 3) == (sample, name, [])
 
@@ -67,7 +67,7 @@ def test_what_cannot_be_used_is_named(line: bytes, code: str) -> None:
     assert [problem.code for problem in problems] == [code]
 
 
-def test_big5_is_recognised_as_such() -> None:
+def test_big5_is_recognized_as_such() -> None:
     (problem,) = parse_line('{"input": "請問", "output": "回答"}'.encode("cp950"), 1)[2]
     assert describe(problem.code, problem.values) == "not UTF-8 (byte 12), it looks like Big5; save the file as UTF-8"
 

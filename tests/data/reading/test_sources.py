@@ -93,7 +93,7 @@ from finetuning.data.reading import scan
 from finetuning.data.reading.check import scan_sources
 from finetuning.data.reading.scan import ScanSettings
 from finetuning.data.reading.sources import Source
-scan.LEAST_BYTES_FOR_PROCESSES = 1 << 40  # all of it in the process that is measured
+scan.MIN_BYTES_FOR_PROCESSES = 1 << 40  # all of it in the process that is measured
 prompt_format = load_prompt_format(Path(sys.argv[1]), None, None)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path, truncation in json.loads(sys.argv[2]):

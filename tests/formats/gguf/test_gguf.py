@@ -136,7 +136,7 @@ def test_rounded_weights_differ_by_the_rounding_of_their_type(
         if weight.ndim == 1:
             assert torch.equal(rounded, weight)
             continue
-        # Of the largest number of a block of 32, which a quantised type scales to its largest step.
+        # Of the largest number of a block of 32, which a quantized type scales to its largest step.
         blocks, found = weight.view(-1, 32), rounded.view(-1, 32)
         assert ((blocks - found).abs().amax(1) <= share * blocks.abs().amax(1)).all(), name
         assert not torch.equal(blocks, found)

@@ -81,7 +81,7 @@ def test_llama_cpp_gives_our_greedy_tokens_and_its_file_our_weights(
     assert open_model(file).prompt_format().fingerprint == open_model(folder).prompt_format().fingerprint
 
 
-def test_quantised_files_of_llama_cpp_come_near_the_weights(llama_cpp: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_quantized_files_of_llama_cpp_come_near_the_weights(llama_cpp: Path, tiny_model: Path, tmp_path: Path) -> None:
     folder = write_model(open_model(tiny_model), tmp_path / "model")
     original = open_model(folder).weights()
     for kind, share in (("bf16", 2**-8), ("q8_0", 1 / 120)):

@@ -33,7 +33,7 @@ def export(folder: Path, target: Path) -> None:
     export_hugging_face(open_model(folder), target, None, lambda done, total: None)
 
 
-def test_a_licence_that_links_elsewhere_is_not_followed(folder: Path, secret: Path, tmp_path: Path) -> None:
+def test_a_license_that_links_elsewhere_is_not_followed(folder: Path, secret: Path, tmp_path: Path) -> None:
     (folder / "LICENSE").symlink_to(secret)
     (folder / "USE_POLICY.md").write_text("be kind", encoding="utf-8")
     export(folder, tmp_path / "out")

@@ -51,7 +51,7 @@ def weights_in_memory(model_folder: Path) -> dict[str, Tensor]:
 
 
 def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tensor]:
-    """As on a GPU, where the table and what is to be quantised are filled on the host, as plain tensors."""
+    """As on a GPU, where the table and what is to be quantized are filled on the host, as plain tensors."""
     strategy = Strategy(
         lora_rank=2, lora_targets=LORA_TARGETS, sharding="replicated", blocks=LOW_MEMORY, fp8=(LINEAR,) if fp8 else ()
     )  # fmt: skip
@@ -133,7 +133,7 @@ def test_a_custom_chinese_template_becomes_the_chat_template_of_the_export(tiny_
     run_processes(1, load_change_and_export, base, export, TEMPLATE, safetensors_files.SHARD_BYTES)
     tokenizer = transformers.AutoTokenizer.from_pretrained(export)
     trained_with = load_prompt_format(base, TEMPLATE, None)
-    for question in ("請解釋「遞迴」\n與\\n 的差別。", "Name a colour  ", 'say "hi" {input}'):
+    for question in ("請解釋「遞迴」\n與\\n 的差別。", "Name a color  ", 'say "hi" {input}'):
         messages = [{"role": "user", "content": question}]
         found = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         sample = Sample(1, question, "答案。")

@@ -90,7 +90,7 @@ def old_files(tiny_model: Path, exported: Path) -> dict[str, bytes]:
     return {"./model_config.yaml": yaml.safe_dump(old).encode(), "./model_weights.ckpt": buffer.getvalue()}
 
 
-def test_a_checkpoint_is_recognised_and_describes_itself(exported: Path, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_recognized_and_describes_itself(exported: Path, tiny_model: Path, tmp_path: Path) -> None:
     checkpoint = open_nemo(exported, tmp_path)
     assert (checkpoint.kind, checkpoint.step, checkpoint.prefix) == (NEMO_2, 7, "module.")
     assert checkpoint.own_config() == read_llama_config(tiny_model)
