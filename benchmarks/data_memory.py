@@ -46,8 +46,10 @@ def main() -> None:
         code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=False).returncode
         wall = time.monotonic() - started
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{lines} lines, {given.gigabytes} GB: exit code {code}, largest process {used.ru_maxrss / 2**10:.0f} MiB, "
-          f"wall {wall:.0f} s, CPU {used.ru_utime + used.ru_stime:.0f} s")  # fmt: skip
+    print(
+        f"{lines} lines, {given.gigabytes} GB: exit code {code}, largest process {used.ru_maxrss / 2**10:.0f} MiB, "
+        f"wall {wall:.0f} s, CPU {used.ru_utime + used.ru_stime:.0f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -118,8 +118,10 @@ def main() -> None:
                 shutil.rmtree(cache, ignore_errors=True)
     for name, found in sorted(results.items()):
         walls, cpus = ([result[unit] for result in found] for unit in ("wall_s", "cpu_s"))
-        print(f"{name:<20} wall {statistics.median(walls):7.1f} s ({min(walls):.1f} to {max(walls):.1f})   "
-              f"CPU {statistics.median(cpus):7.1f} s ({min(cpus):.1f} to {max(cpus):.1f})")  # fmt: skip
+        print(
+            f"{name:<20} wall {statistics.median(walls):7.1f} s ({min(walls):.1f} to {max(walls):.1f})   "
+            f"CPU {statistics.median(cpus):7.1f} s ({min(cpus):.1f} to {max(cpus):.1f})"
+        )
     ours = results["ours, first start"][0]
     print(f"{ours['samples']} samples, {ours['tokens']:,} tokens, findings {ours['findings']}")
     if given.peer_python:

@@ -22,9 +22,14 @@ from finetuning.config.llama import read_llama_config
 from finetuning.formats.weight_source import llama_shapes
 
 SHAPE = {
-    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "dtype": "bfloat16",
-}  # fmt: skip
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "dtype": "bfloat16",
+}
 
 
 # ru_maxrss would count the memory of the process that it was forked from.

@@ -82,8 +82,14 @@ def make_adapter(base: Path, target: Path) -> Path:
             tensors[f"{module}.lora_A.weight"] = torch.randn(RANK, shape[1]) * 0.01
             tensors[f"{module}.lora_B.weight"] = torch.randn(shape[0], RANK) * 0.01
     save_file(tensors, target / "adapter_model.safetensors")
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 32, "target_modules": "all-linear", "task_type": "CAUSAL_LM",
-                "base_model_name_or_path": str(base)}  # fmt: skip
+    settings = {
+        "peft_type": "LORA",
+        "r": RANK,
+        "lora_alpha": 32,
+        "target_modules": "all-linear",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base),
+    }
     (target / "adapter_config.json").write_text(json.dumps(settings))
     return target
 

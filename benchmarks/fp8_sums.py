@@ -46,12 +46,22 @@ ELEMENTS = 2e7  # of an intermediate result
 
 SCALE = Scale(
     {
-        "hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 768, "vocab_size": 8192,
+        "hidden_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 768,
+        "vocab_size": 8192,
     },
-    samples=1024, batch=8, base_steps=400, steps={"lora": 300, "full": 200}, longest_characters=900, seq_length=2048,
-    base_rate=1.5e-3, initializer_range=0.06,
-)  # fmt: skip
+    samples=1024,
+    batch=8,
+    base_steps=400,
+    steps={"lora": 300, "full": 200},
+    longest_characters=900,
+    seq_length=2048,
+    base_rate=1.5e-3,
+    initializer_range=0.06,
+)
 Product = Callable[[tuple[Tensor, Tensor], tuple[Tensor, Tensor], torch.dtype], Tensor]
 
 
@@ -95,11 +105,14 @@ def _hopper_sums(x_TI: Tensor, y_OI: Tensor) -> Tensor:
 
 WAYS = {
     "lora": {
-        "exact": Way(exact, exact), "hopper": Way(hopper, hopper), "head-exact": Way(exact, exact, exact),
-        "head-promoted": Way(hopper, hopper, promoted), "head-hopper": Way(hopper, hopper, hopper),
+        "exact": Way(exact, exact),
+        "hopper": Way(hopper, hopper),
+        "head-exact": Way(exact, exact, exact),
+        "head-promoted": Way(hopper, hopper, promoted),
+        "head-hopper": Way(hopper, hopper, hopper),
     },
     "full": {"exact": Way(exact, exact), "hopper": Way(hopper, hopper), "promoted-gradients": Way(hopper, promoted)},
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -147,12 +160,16 @@ class Sums(Study):
         """What the command builds for --fp8 on a GPU, where it refuses that on a CPU; without fp8 in the head, if so asked."""
         config, lora = worker.config, self.mode == "lora"
         strategy = Strategy(
-            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha,
+            lora_rank=config.lora_rank if lora else None,
+            lora_alpha=config.lora_alpha,
             lora_targets=config.lora_targets if lora else (),
-            compute_dtype="bfloat16", sharding=worker.run.strategy.sharding, blocks=FUSED,
-            fp8=(LINEAR, HEAD_GRADIENT) if lora else (LINEAR,), optimizer_states="fp32" if lora else "bf16",
+            compute_dtype="bfloat16",
+            sharding=worker.run.strategy.sharding,
+            blocks=FUSED,
+            fp8=(LINEAR, HEAD_GRADIENT) if lora else (LINEAR,),
+            optimizer_states="fp32" if lora else "bf16",
             degrees=worker.layout.degrees,
-        )  # fmt: skip
+        )
         net = build_model(worker.llama_config, worker.layout, self.device, strategy)
         load_base_weights(worker.model_path, net)
         for module in net.modules():

@@ -26,8 +26,10 @@ class GpuSampler:
         if shutil.which("nvidia-smi"):
             self.process = subprocess.Popen(
                 ["nvidia-smi", f"--id={_first_gpu()}", f"--query-gpu={QUERY}", "--format=csv,noheader,nounits", "-lms=200"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            )  # fmt: skip
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
             self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
             self.reader.start()
         return self
@@ -51,8 +53,14 @@ class GpuSampler:
         if not inside:
             return {}
         sm, memory, power, temperature, busy = (round(float(value), 1) for value in np.nanmean(np.array(inside), 0))
-        return {"sm_mhz": sm, "memory_mhz": memory, "power_w": power, "temperature_c": temperature, "busy_percent": busy,
-                "readings": len(inside)}  # fmt: skip
+        return {
+            "sm_mhz": sm,
+            "memory_mhz": memory,
+            "power_w": power,
+            "temperature_c": temperature,
+            "busy_percent": busy,
+            "readings": len(inside),
+        }
 
 
 def driver() -> dict[str, object]:

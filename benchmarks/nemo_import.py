@@ -27,10 +27,20 @@ from finetuning.formats.nemo.write import PREFIX, TorchDistWriter, megatron_piec
 from finetuning.formats.weight_source import llama_shapes
 
 LLAMA_8B = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope_theta=500000.0,
-    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), max_position_embeddings=131072, tie_word_embeddings=False, dtype="bfloat16",
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
 
 
 class RandomSource:

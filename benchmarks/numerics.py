@@ -84,13 +84,19 @@ FULL_LAYERS = 8  # with all weights, or plain float32 takes too long
 # Variant -> flags. The first is what the command does by itself; the others switch one thing.
 VARIANTS = {
     "lora": {
-        "default": "", "compile-off": "--compile off", "recompute": "--activation_checkpointing full", "fp8": "--fp8",
+        "default": "",
+        "compile-off": "--compile off",
+        "recompute": "--activation_checkpointing full",
+        "fp8": "--fp8",
     },
     "full": {
-        "default": "", "compile-off": "--compile off", "states-fp32": "--optimizer_states fp32",
-        "states-8bit": "--optimizer_states 8bit", "fp8": "--fp8",
+        "default": "",
+        "compile-off": "--compile off",
+        "states-fp32": "--optimizer_states fp32",
+        "states-8bit": "--optimizer_states 8bit",
+        "fp8": "--fp8",
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -110,20 +116,40 @@ class Scale:
 
 LARGE = Scale(
     {
-        "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 4,
-        "intermediate_size": 5632, "vocab_size": 8192,
+        "hidden_size": 2048,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "intermediate_size": 5632,
+        "vocab_size": 8192,
     },
-    samples=4096, batch=16, base_steps=400, steps={"lora": 300, "full": 500}, longest_characters=2500, seq_length=4096,
-    base_rate=6e-4, initializer_range=0.02,
-)  # fmt: skip
+    samples=4096,
+    batch=16,
+    base_steps=400,
+    steps={"lora": 300, "full": 500},
+    longest_characters=2500,
+    seq_length=4096,
+    base_rate=6e-4,
+    initializer_range=0.02,
+)
 SMALL = Scale(
     {
-        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "intermediate_size": 128, "vocab_size": 512,
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 128,
+        "vocab_size": 512,
     },
-    samples=64, batch=4, base_steps=30, steps={"lora": 20, "full": 20}, longest_characters=600, seq_length=1024,
-    base_rate=3e-3, initializer_range=0.06,
-)  # fmt: skip
+    samples=64,
+    batch=4,
+    base_steps=30,
+    steps={"lora": 20, "full": 20},
+    longest_characters=600,
+    seq_length=1024,
+    base_rate=3e-3,
+    initializer_range=0.06,
+)
 
 
 def main() -> int:
@@ -235,10 +261,24 @@ class Study:
     def _worker(self, data: str, flags: str) -> Worker:
         """The worker that the command would start for these flags; raises InputError like the command."""
         command = [
-            "--hf_model_id", str(self.model), "--dataset_path", str(self.work / data), "--num_gpus", "1", "--global_batch_size",
-            str(self.scale.batch), "--seq_length", str(self.scale.seq_length), "--save_every_n_steps", "0",
-            "--num_sample_answers", "0", "--experiments_dir", str(self.work / "experiments"), *flags.split(),
-        ]  # fmt: skip
+            "--hf_model_id",
+            str(self.model),
+            "--dataset_path",
+            str(self.work / data),
+            "--num_gpus",
+            "1",
+            "--global_batch_size",
+            str(self.scale.batch),
+            "--seq_length",
+            str(self.scale.seq_length),
+            "--save_every_n_steps",
+            "0",
+            "--num_sample_answers",
+            "0",
+            "--experiments_dir",
+            str(self.work / "experiments"),
+            *flags.split(),
+        ]
         given = vars(build_parser("numerics").parse_args(command))
         for name in ("hf_token", "config", "dryrun"):
             given.pop(name)
@@ -251,10 +291,13 @@ class Study:
         config = worker.config
         lora = config.peft == "lora"
         strategy = Strategy(
-            lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha,
+            lora_rank=config.lora_rank if lora else None,
+            lora_alpha=config.lora_alpha,
             lora_targets=config.lora_targets if lora else (),
-            compute_dtype="float32", sharding=worker.run.strategy.sharding, degrees=worker.layout.degrees,
-        )  # fmt: skip
+            compute_dtype="float32",
+            sharding=worker.run.strategy.sharding,
+            degrees=worker.layout.degrees,
+        )
         net = build_model(worker.llama_config, worker.layout, self.device, strategy)
         load_base_weights(worker.model_path, net)
         return net
@@ -297,10 +340,16 @@ class Study:
     def _batches(self, worker: Worker, steps: int) -> Iterator[StepBatch]:
         return iter(
             GlobalBatches(
-                worker.splits["training"], start_step=0, max_steps=steps, seed=worker.config.seed,
-                global_batch_size=self.scale.batch, data_rank=0, data_parallel_size=1, plan=worker.plan,
+                worker.splits["training"],
+                start_step=0,
+                max_steps=steps,
+                seed=worker.config.seed,
+                global_batch_size=self.scale.batch,
+                data_rank=0,
+                data_parallel_size=1,
+                plan=worker.plan,
             )
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True)
@@ -334,10 +383,15 @@ def compare(reference: Outcome, found: Outcome, flags: str) -> dict[str, object]
     cosines = cosine_by_layer(reference.gradients, found.gradients)
     passed = abs(curve) <= limits.curve and abs(validation) <= limits.validation and min(cosines.values()) >= limits.cosine
     return {
-        "mean_difference": curve, "largest_difference": each, "validation_difference": validation, "cosines": cosines,
-        "smallest_cosine": min(cosines.values()), "median_cosine": statistics.median(cosines.values()),
-        "limits": dataclasses.asdict(limits), "verdict": "pass" if passed else "FAIL",
-    }  # fmt: skip
+        "mean_difference": curve,
+        "largest_difference": each,
+        "validation_difference": validation,
+        "cosines": cosines,
+        "smallest_cosine": min(cosines.values()),
+        "median_cosine": statistics.median(cosines.values()),
+        "limits": dataclasses.asdict(limits),
+        "verdict": "pass" if passed else "FAIL",
+    }
 
 
 def cosine_by_layer(reference: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, float]:

@@ -49,13 +49,22 @@ from finetuning.model.llama import Llama  # noqa: E402
 from finetuning.training.metrics import read_metrics  # noqa: E402
 
 SHAPE_8B = {
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 128256,
-}  # fmt: skip
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 128256,
+}
 SHAPE_SMALL = SHAPE_8B | {
-    "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
     "vocab_size": 4096,
-}  # fmt: skip
+}
 SMALLER = 32  # by this, --small divides row lengths and batches
 SHARD_LAYERS = 8
 WARM_UP_STEPS = 3
@@ -146,11 +155,35 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
     experiments = work / "experiments"
     row_tokens = 8192 if case.lengths == "alpaca" else int(case.lengths)
     command = [
-        sys.executable, str(ROOT / "finetune.py"), "--executor", "local", "--experiment", name, "--num_gpus", "1",
-        "--hf_model_id", str(model), "--dataset_path", str(data), "--max_steps", str(case.steps),
-        "--global_batch_size", str(case.global_batch_size), "--seq_length", str(row_tokens), "--save_every_n_steps", "0",
-        "--num_sample_answers", "0", "--experiments_dir", str(experiments), "--warmup_steps", "0", *case.flags, *flags,
-    ]  # fmt: skip
+        sys.executable,
+        str(ROOT / "finetune.py"),
+        "--executor",
+        "local",
+        "--experiment",
+        name,
+        "--num_gpus",
+        "1",
+        "--hf_model_id",
+        str(model),
+        "--dataset_path",
+        str(data),
+        "--max_steps",
+        str(case.steps),
+        "--global_batch_size",
+        str(case.global_batch_size),
+        "--seq_length",
+        str(row_tokens),
+        "--save_every_n_steps",
+        "0",
+        "--num_sample_answers",
+        "0",
+        "--experiments_dir",
+        str(experiments),
+        "--warmup_steps",
+        "0",
+        *case.flags,
+        *flags,
+    ]
     started, started_at = time.monotonic(), time.time()
     with (work / f"{name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -169,7 +202,7 @@ def run_case(name: str, case: Case, model: Path, config: LlamaConfig, work: Path
         "command_to_first_step_s": round(ended - started_at - sum(float(row["seconds"]) for row in rows[1:]), 1),
         "matmul_tflops": round(figures["tokens_per_second"] * flop_per_token(config, "lora" in name) / 1e12),
         "window": [ended - sum(float(row["seconds"]) for row in rows[left_out:]), ended],
-    }  # fmt: skip
+    }
     if case.lengths in ATTENTION_S:
         limit = limit_of(config, case.lengths, lora="lora" in name, fp8="--fp8" in (*case.flags, *flags))
         result["percent_of_limit"] = round(100 * figures["tokens_per_second"] / limit, 1)
@@ -220,9 +253,11 @@ def steady_figures(rows: list[dict[str, str]], left_out: int) -> dict[str, Any]:
     return {
         "tokens_per_second": round(statistics.median(float(row["tokens_per_second"]) for row in steady)),
         "memory_gib": float(rows[-1]["memory_gib"]),
-        "fill": round(statistics.mean(float(row["fill"]) for row in steady), 4), "steps": len(rows),
-        "first_step_s": round(float(rows[0]["seconds"]), 1), "loss": [float(row["train_loss"]) for row in (rows[0], rows[-1])],
-    }  # fmt: skip
+        "fill": round(statistics.mean(float(row["fill"]) for row in steady), 4),
+        "steps": len(rows),
+        "first_step_s": round(float(rows[0]["seconds"]), 1),
+        "loss": [float(row["train_loss"]) for row in (rows[0], rows[-1])],
+    }
 
 
 def flop_per_token(config: LlamaConfig, lora: bool) -> float:

@@ -46,9 +46,12 @@ def main() -> None:
         if attention != "sdpa" and not row.padded:
             boundaries, longest = row.boundaries(), max(row.lengths)
             options = {
-                "position_ids": row.positions_BT, "cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries,
-                "max_length_q": longest, "max_length_k": longest,
-            }  # fmt: skip
+                "position_ids": row.positions_BT,
+                "cu_seq_lens_q": boundaries,
+                "cu_seq_lens_k": boundaries,
+                "max_length_q": longest,
+                "max_length_k": longest,
+            }
         elif row.padded:
             options = {"attention_mask": attention_mask(row)}
         else:

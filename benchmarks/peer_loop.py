@@ -96,10 +96,15 @@ def measure(
     real = sum(sum(row.lengths) for rows in steps for row in rows)
     result = {
         "tokens_per_second": round(statistics.median(rates[WARM_UP_STEPS:])),
-        "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1), "fill": round(real / computed, 4),
-        "first_step_s": round(seconds[0], 1), "loss": [losses[0], losses[-1]], "steps": len(steps),
-        "window": [started_at, time.time()], "trained_parameters": sum(parameter.numel() for parameter in parameters), **facts,
-    }  # fmt: skip
+        "memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
+        "fill": round(real / computed, 4),
+        "first_step_s": round(seconds[0], 1),
+        "loss": [losses[0], losses[-1]],
+        "steps": len(steps),
+        "window": [started_at, time.time()],
+        "trained_parameters": sum(parameter.numel() for parameter in parameters),
+        **facts,
+    }
     print("RESULT", json.dumps(result), flush=True)
 
 
@@ -115,9 +120,18 @@ def register_flash_attention_2() -> str:
 
 
 def flash_attn_varlen_func(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int, max_seqlen_k: int, *,
-    causal: bool = True, softmax_scale: float | None = None, **ignored: object,
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    causal: bool = True,
+    softmax_scale: float | None = None,
+    **ignored: object,
+) -> Tensor:
     """flash-attn 2's function of this name, on the same kernel inside torch; causal, no window, no dropout."""
     assert causal and softmax_scale in (None, q.shape[-1] ** -0.5)
     return _FlashAttention.apply(q, k, v, cu_seqlens_q, max_seqlen_q)

@@ -45,9 +45,12 @@ def packed_options(row: MicroBatch) -> dict[str, object]:
     """What transformers' padding-free collator hands to the model."""
     boundaries, longest = row.boundaries(), max(row.lengths)
     return {
-        "position_ids": row.positions_BT, "cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries, "max_length_q": longest,
+        "position_ids": row.positions_BT,
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
         "max_length_k": longest,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -65,9 +65,13 @@ def main() -> None:
     packed = any(len(row.lengths) > 1 for rows in steps for row in rows) and arguments.layout == "packed"
     backend = attention_dispatch.select_attention_backend(use_varlen=packed)
     measure(
-        steps, forward, trained, dtype=str(trained[0].dtype), attention=backend,
+        steps,
+        forward,
+        trained,
+        dtype=str(trained[0].dtype),
+        attention=backend,
         flash={key: str(FLASH_IMPL_STATE[key]) for key in ("active", "reason")},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

@@ -177,12 +177,19 @@ class Bench:
         if missing:
             return {"error": f"no such folder: {', '.join(missing)}"}
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(map(str, folders)), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        }  # fmt: skip
+            "PYTHONPATH": os.pathsep.join(map(str, folders)),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
         command = [
-            sys.executable, str(HERE / f"peer_{case.program}.py"), "--workload", str(workload), "--model", str(self.model),
+            sys.executable,
+            str(HERE / f"peer_{case.program}.py"),
+            "--workload",
+            str(workload),
+            "--model",
+            str(self.model),
             *case.options,
-        ]  # fmt: skip
+        ]
         started = time.monotonic()
         log = self.work / f"{name}.log"
         with log.open("w", encoding="utf-8") as output:
@@ -220,9 +227,7 @@ class Bench:
             (out / f"{date}-peers.md").write_text(table(document), encoding="utf-8")
 
 
-def write_workload(
-    file: Path, data: Path, model: Path, config: LlamaConfig, samples_per_step: int, row_length: int
-) -> None:  # fmt: skip
+def write_workload(file: Path, data: Path, model: Path, config: LlamaConfig, samples_per_step: int, row_length: int) -> None:
     """The samples of the first steps, as our command orders and packs them; a document of n tokens counts n - 1, as with us."""
     prompt_format = load_prompt_format(model, None, None)
     lines = (data / "training.jsonl").read_text(encoding="utf-8").splitlines()

@@ -17,17 +17,32 @@ import zipfile
 from pathlib import Path
 
 REQUIREMENTS = Path(__file__).with_name("peers_requirements.txt")
-PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_24_x86_64",
-             "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64")  # fmt: skip
+PLATFORMS = (
+    "manylinux_2_34_x86_64",
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_24_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux1_x86_64",
+)
 ARCHIVES = {"a": ("transformers", "automodel"), "b": ("unsloth", "xformers"), "c": ("fa4",)}
 PART_BYTES = 40 * 2**20
 # What a training step does not need and what is large: a web interface, libraries for other GPUs and other versions, tests.
 UNNEEDED = (
-    "studio", "**/tests", "torchao/_C_mxfp8*", "bitsandbytes/libbitsandbytes_[!c]*", "bitsandbytes/libbitsandbytes_cuda1[!3]*",
-    "bitsandbytes/libbitsandbytes_cuda132*", "torch_c_dlpack_ext/*torch2[!9]*", "torch_c_dlpack_ext/*torch210*",
-    "nvidia_cutlass_dsl/dsl_packages/iket/profiler/libsmodel_injection.so", "unsloth_cli", "mistral_common/data",
+    "studio",
+    "**/tests",
+    "torchao/_C_mxfp8*",
+    "bitsandbytes/libbitsandbytes_[!c]*",
+    "bitsandbytes/libbitsandbytes_cuda1[!3]*",
+    "bitsandbytes/libbitsandbytes_cuda132*",
+    "torch_c_dlpack_ext/*torch2[!9]*",
+    "torch_c_dlpack_ext/*torch210*",
+    "nvidia_cutlass_dsl/dsl_packages/iket/profiler/libsmodel_injection.so",
+    "unsloth_cli",
+    "mistral_common/data",
     "**/__pycache__",
-)  # fmt: skip
+)
 
 
 def main() -> None:
@@ -63,10 +78,25 @@ def make_site(site: str, requirements: list[str], work: Path) -> None:
     wheels.mkdir(parents=True, exist_ok=True)
     platforms = [argument for platform in PLATFORMS for argument in ("--platform", platform)]
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--python-version", "3.12",
-         "--implementation", "cp", *platforms, "--dest", str(wheels), *requirements],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--python-version",
+            "3.12",
+            "--implementation",
+            "cp",
+            *platforms,
+            "--dest",
+            str(wheels),
+            *requirements,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     shutil.rmtree(folder, ignore_errors=True)
     for wheel in sorted(wheels.glob("*.whl")):
         with zipfile.ZipFile(wheel) as content:

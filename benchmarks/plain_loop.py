@@ -42,14 +42,23 @@ def main() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     config = run.config
     optimizer = torch.optim.AdamW(
-        trained, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_eps, weight_decay=config.weight_decay,
+        trained,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_eps,
+        weight_decay=config.weight_decay,
         fused=run.device == "cuda",
-    )  # fmt: skip
+    )
     speeds, losses = [], []
     batches = GlobalBatches(
-        open_split(Path(run.tokens_dir) / "training"), start_step=0, max_steps=len(rows), seed=config.seed,
-        global_batch_size=config.global_batch_size, data_rank=0, data_parallel_size=1, plan=run.strategy.packs,
-    )  # fmt: skip
+        open_split(Path(run.tokens_dir) / "training"),
+        start_step=0,
+        max_steps=len(rows),
+        seed=config.seed,
+        global_batch_size=config.global_batch_size,
+        data_rank=0,
+        data_parallel_size=1,
+        plan=run.strategy.packs,
+    )
     for batch, row in zip(batches, rows, strict=True):
         started = time.perf_counter()
         optimizer.param_groups[0]["lr"] = float(row["learning_rate"])
@@ -59,13 +68,14 @@ def main() -> None:
         optimizer.zero_grad()
         speeds.append(batch.tokens / (time.perf_counter() - started))
     result = {
-        "machine": machine(), "experiment": arguments.experiment.name,
+        "machine": machine(),
+        "experiment": arguments.experiment.name,
         "tokens_per_second": {
             "worker": round(statistics.median(float(row["tokens_per_second"]) for row in rows[WARM_UP_STEPS:])),
             "plain loop": round(statistics.median(speeds[WARM_UP_STEPS:])),
         },
         "last_loss": {"worker": float(rows[-1]["train_loss"]), "plain loop": losses[-1]},
-    }  # fmt: skip
+    }
     print(json.dumps(result))
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

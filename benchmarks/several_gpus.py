@@ -144,12 +144,39 @@ class Bench:
     def command(self, name: str, gpus: int, model: Path, lengths: str, steps: int, batch: int, save_every: int) -> list[str]:
         tokens = self.row_length if lengths == "alpaca" else int(lengths)
         return [
-            sys.executable, str(ROOT / "finetune.py"), "--executor", "local", "--experiment", name, "--num_gpus", str(gpus),
-            "--hf_model_id", str(model), "--dataset_path", str(self.data(lengths)), "--max_steps", str(steps),
-            "--global_batch_size", str(batch), "--seq_length", str(tokens), "--truncation", "drop", "--num_sample_answers", "0",
-            "--experiments_dir", str(self.work / "experiments"), "--warmup_steps", "0", "--save_every_n_steps", str(save_every),
-            "--keep_last", "1", "--lang", "en",
-        ]  # fmt: skip
+            sys.executable,
+            str(ROOT / "finetune.py"),
+            "--executor",
+            "local",
+            "--experiment",
+            name,
+            "--num_gpus",
+            str(gpus),
+            "--hf_model_id",
+            str(model),
+            "--dataset_path",
+            str(self.data(lengths)),
+            "--max_steps",
+            str(steps),
+            "--global_batch_size",
+            str(batch),
+            "--seq_length",
+            str(tokens),
+            "--truncation",
+            "drop",
+            "--num_sample_answers",
+            "0",
+            "--experiments_dir",
+            str(self.work / "experiments"),
+            "--warmup_steps",
+            "0",
+            "--save_every_n_steps",
+            str(save_every),
+            "--keep_last",
+            "1",
+            "--lang",
+            "en",
+        ]
 
 
 def main() -> None:
@@ -190,7 +217,7 @@ def speeds_of_one(files: list[Path]) -> dict[str, float]:
 
 def rows(
     bench: Bench, parts: list[str], gpus: list[int], layouts: list[str], cases: list[str], of_one: dict[str, float]
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     """Runs what was asked for, a row of the result after the other; adds what it finds to the speeds of one GPU."""
     if "parity" in parts:
         for name in layouts:
@@ -283,15 +310,23 @@ def kill_and_resume(bench: Bench, gpus: int) -> dict[str, Any]:
     )
     complete = len(losses) == len(expected) == RESUME_STEPS
     row = {
-        "part": "resume", "gpus": gpus, "before": " ".join(before), "after": " ".join(after),
-        "exit_code_after_kill": killed_code, "reason": status.get("reason"), "seconds_from_kill_to_end": seconds_to_end,
+        "part": "resume",
+        "gpus": gpus,
+        "before": " ".join(before),
+        "after": " ".join(after),
+        "exit_code_after_kill": killed_code,
+        "reason": status.get("reason"),
+        "seconds_from_kill_to_end": seconds_to_end,
         "exit_code": 0 if resumed_code == plain_code == 0 and complete and killed_code == 1 else 1,
         "checkpoint_s": [float(seconds) for seconds in re.findall(r"checkpoint saved in ([\d.]+) s", text)],
         "checkpoint_gib": round(size_of(moved / "checkpoints" / "latest") / 2**30, 3),
-        "losses": losses, "largest_loss_difference": max(
+        "losses": losses,
+        "largest_loss_difference": max(
             (abs(loss - other) / other for loss, other in zip(losses, expected, strict=True)), default=None
-        ) if complete else None,
-    }  # fmt: skip
+        )
+        if complete
+        else None,
+    }
     for folder in (moved, plain):
         shutil.rmtree(folder, ignore_errors=True)
     return row

@@ -20,8 +20,12 @@ OPTIMIZER, MESSAGES, ELEMENT_WISE = "optimizer", "messages", "element-wise passe
 OPTIMIZER_RANGE = "Optimizer.step#"  # torch's own name for the range
 # Operation -> which of its operands are multiplied.
 MULTIPLIED = {
-    "aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::_scaled_mm": (0, 1), "aten::addmm": (1, 2), "aten::addmm_": (1, 2),
-}  # fmt: skip
+    "aten::mm": (0, 1),
+    "aten::bmm": (0, 1),
+    "aten::_scaled_mm": (0, 1),
+    "aten::addmm": (1, 2),
+    "aten::addmm_": (1, 2),
+}
 NAMED = (
     (MESSAGES, re.compile("nccl|gloo:")),
     (ATTENTION, re.compile("flash|fmha|attention", re.IGNORECASE)),
@@ -92,16 +96,20 @@ def where_the_time_goes(folder: Path, thin: int) -> dict[str, Any]:
     busy_s = covered((begin, end) for _, begin, end, _ in work) / 1e6 if kernels else sum(g.seconds for g in groups.values())
     large, flop = groups[PRODUCTS].seconds, sum(flop_of(product) for product in products.values())
     return {
-        "step_s": round(wall_s, 6), "kernels_s": round(busy_s, 6), "gaps_s": round(max(0.0, wall_s - busy_s), 6),
+        "step_s": round(wall_s, 6),
+        "kernels_s": round(busy_s, 6),
+        "gaps_s": round(max(0.0, wall_s - busy_s), 6),
         "products_tflops": round(flop / large / 1e12, 1) if large else None,
         "groups": {
             name: {
-                "s": round(group.seconds, 6), "percent": round(100 * group.seconds / wall_s, 1), "calls": group.calls,
+                "s": round(group.seconds, 6),
+                "percent": round(100 * group.seconds / wall_s, 1),
+                "calls": group.calls,
                 "most": {key: round(value, 6) for key, value in sorted(group.names.items(), key=lambda n: -n[1])[:NAMES_SHOWN]},
             }
             for name, group in sorted(groups.items(), key=lambda item: -item[1].seconds)
         },
-    }  # fmt: skip
+    }
 
 
 def nested(

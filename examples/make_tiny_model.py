@@ -62,11 +62,19 @@ CHAT_TEMPLATE = """\
 
 
 def make_tiny_model(
-    folder: Path, *, hidden_size: int = 256, num_hidden_layers: int = 2, num_attention_heads: int = 8,
-    num_key_value_heads: int = 4, intermediate_size: int = 448, vocab_size: int = 3072,
-    tie_word_embeddings: bool = False, initializer_range: float = 0.06, seed: int = 1234,
+    folder: Path,
+    *,
+    hidden_size: int = 256,
+    num_hidden_layers: int = 2,
+    num_attention_heads: int = 8,
+    num_key_value_heads: int = 4,
+    intermediate_size: int = 448,
+    vocab_size: int = 3072,
+    tie_word_embeddings: bool = False,
+    initializer_range: float = 0.06,
+    seed: int = 1234,
     training_file: Path = TRAINING_FILE,
-) -> int:  # fmt: skip
+) -> int:
     """Writes a model folder in Hugging Face format and returns its number of parameters.
 
     Args:
@@ -146,8 +154,10 @@ def train_tokenizer(vocab_size: int, training_file: Path = TRAINING_FILE) -> Tok
     )
     tokenizer.train_from_iterator(_training_texts(training_file), trainer)
     if tokenizer.get_vocab_size() != num_ordinary:
-        raise ValueError(f"a vocabulary of {vocab_size} cannot be made: {tokenizer.get_vocab_size()} bytes and merges "
-                         f"and {len(SPECIAL_TOKENS)} special tokens")  # fmt: skip
+        raise ValueError(
+            f"a vocabulary of {vocab_size} cannot be made: {tokenizer.get_vocab_size()} bytes and merges "
+            f"and {len(SPECIAL_TOKENS)} special tokens"
+        )
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin_of_text|> $A",

@@ -15,10 +15,20 @@ OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 11)
 # Import name -> name of the package, for all that pyproject.toml asks for but what only some inputs need (see `on_demand`).
 PACKAGES = {
-    "torch": "torch", "lightning": "lightning", "transformers": "transformers", "jinja2": "Jinja2", "tokenizers": "tokenizers",
-    "safetensors": "safetensors", "huggingface_hub": "huggingface_hub", "numpy": "numpy", "yaml": "PyYAML",
-    "msgspec": "msgspec", "rich": "rich", "tensorboard": "tensorboard", "typing_extensions": "typing_extensions",
-}  # fmt: skip
+    "torch": "torch",
+    "lightning": "lightning",
+    "transformers": "transformers",
+    "jinja2": "Jinja2",
+    "tokenizers": "tokenizers",
+    "safetensors": "safetensors",
+    "huggingface_hub": "huggingface_hub",
+    "numpy": "numpy",
+    "yaml": "PyYAML",
+    "msgspec": "msgspec",
+    "rich": "rich",
+    "tensorboard": "tensorboard",
+    "typing_extensions": "typing_extensions",
+}
 
 
 def exit_if_unfit() -> None:
@@ -36,22 +46,27 @@ def find_problem() -> str:
         return t(
             "Python {oldest} or newer is needed, and {python} is {version}: run `make venv PYTHON=python3.12` and use "
             ".venv/bin/python, or `python3.12 -m pip install .`",
-            oldest=_dotted(OLDEST_PYTHON), python=sys.executable, version=_dotted(sys.version_info[:2]),
-        )  # fmt: skip
+            oldest=_dotted(OLDEST_PYTHON),
+            python=sys.executable,
+            version=_dotted(sys.version_info[:2]),
+        )
     missing = [package for name, package in PACKAGES.items() if importlib.util.find_spec(name) is None]
     if missing:
         return t(
             "{python} lacks {packages}: run `make venv` and use .venv/bin/python, or install what is needed with "
             "`{python} -m pip install .`",
-            python=sys.executable, packages=", ".join(missing),
-        )  # fmt: skip
+            python=sys.executable,
+            packages=", ".join(missing),
+        )
     found = _torch_version()
     if found < OLDEST_TORCH:
         return t(
             "torch {oldest} or newer is needed, and {python} has {version}: run `make venv` and use .venv/bin/python, or "
             "upgrade it with `{python} -m pip install .`",
-            oldest=_dotted(OLDEST_TORCH), python=sys.executable, version=_dotted(found),
-        )  # fmt: skip
+            oldest=_dotted(OLDEST_TORCH),
+            python=sys.executable,
+            version=_dotted(found),
+        )
     return ""
 
 

@@ -20,6 +20,10 @@ def needed_for(purpose: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = (error.name or str(error)).partition(".")[0]
         raise InputError(
-            t("{purpose}: the package {package} is needed, and {python} lacks it: {python} -m pip install {package}",
-              purpose=purpose, package=package, python=sys.executable)
-        ) from None  # fmt: skip
+            t(
+                "{purpose}: the package {package} is needed, and {python} lacks it: {python} -m pip install {package}",
+                purpose=purpose,
+                package=package,
+                python=sys.executable,
+            )
+        ) from None

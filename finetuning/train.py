@@ -117,9 +117,12 @@ class Worker:
         self.answered = first_samples(self.splits, run.sources, run.config.num_sample_answers) if kept is None else kept
         self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
-            self.model_path, self.config.prompt_template, self.config.system_prompt,
-            has_text=not run.sources["training"].endswith(".bin"), day=run.prompt_date,
-        )  # fmt: skip
+            self.model_path,
+            self.config.prompt_template,
+            self.config.system_prompt,
+            has_text=not run.sources["training"].endswith(".bin"),
+            day=run.prompt_date,
+        )
         self.origin = make_origin(run, self.prompt_format)
         self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
@@ -150,28 +153,48 @@ class Worker:
     def _train(self) -> None:
         config, run = self.config, self.run
         batches = GlobalBatches(
-            self.splits["training"], start_step=self.resume_step, max_steps=run.max_steps, seed=config.seed,
-            global_batch_size=config.global_batch_size, data_rank=self.layout.data_rank,
-            data_parallel_size=config.data_parallel_size, plan=run.strategy.packs,
-        )  # fmt: skip
+            self.splits["training"],
+            start_step=self.resume_step,
+            max_steps=run.max_steps,
+            seed=config.seed,
+            global_batch_size=config.global_batch_size,
+            data_rank=self.layout.data_rank,
+            data_parallel_size=config.data_parallel_size,
+            plan=run.strategy.packs,
+        )
         record = StepRecord(
-            run, self.display, self.checkpoint,
+            run,
+            self.display,
+            self.checkpoint,
             validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
-            before_first_step=self._look_before, training_split=self.splits["training"], trackers=self.trackers,
+            before_first_step=self._look_before,
+            training_split=self.splits["training"],
+            trackers=self.trackers,
             stop=self.stop,
-        )  # fmt: skip
+        )
         if self.trackers:
             self.trackers.start()
         strategy = MeshStrategy(
-            self.layout, max_steps=run.max_steps, identity=run.identity, origin=self.origin,
-        )  # fmt: skip
+            self.layout,
+            max_steps=run.max_steps,
+            identity=run.identity,
+            origin=self.origin,
+        )
         trainer = pl.Trainer(
-            accelerator="gpu" if run.device == "cuda" else "cpu", devices=int(os.environ["LOCAL_WORLD_SIZE"]),
-            num_nodes=config.num_nodes, strategy=strategy, max_steps=run.max_steps, max_epochs=-1,
-            callbacks=[record, OwnCheckpoints()], logger=False, limit_val_batches=0,
-            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+            accelerator="gpu" if run.device == "cuda" else "cpu",
+            devices=int(os.environ["LOCAL_WORLD_SIZE"]),
+            num_nodes=config.num_nodes,
+            strategy=strategy,
+            max_steps=run.max_steps,
+            max_epochs=-1,
+            callbacks=[record, OwnCheckpoints()],
+            logger=False,
+            limit_val_batches=0,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
             default_root_dir=run.experiment_dir,
-        )  # fmt: skip
+        )
         # Lightning 2.6 would turn SIGTERM into an exception without a checkpoint; ours finishes the step and saves.
         trainer._signal_connector.register_signal_handlers = self.stop.listen  # type: ignore[method-assign]
         self.progress.enter(Phase.LOADING)
@@ -194,8 +217,11 @@ class Worker:
         elif saved > self.resume_step:
             text = t("saved at step {step} of {max_steps}; run the same command to go on", step=saved, max_steps=max_steps)
         else:
-            text = t("stopped at step {step} of {max_steps}, with nothing new to save; run the same command to go on",
-                     step=saved, max_steps=max_steps)  # fmt: skip
+            text = t(
+                "stopped at step {step} of {max_steps}, with nothing new to save; run the same command to go on",
+                step=saved,
+                max_steps=max_steps,
+            )
         self._say(text)
         saves = self.run.save_every_n_steps > 0
         self._status(STOPPED, step=saved if saves else step, reason=stop_reason(step, max_steps), saved=saves)
@@ -236,9 +262,13 @@ class Worker:
             found = self._loss("test")
             self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": self.run.max_steps})
             self._say(
-                t("test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}", loss=found.loss,
-                  perplexity=found.perplexity, samples=found.samples)
-            )  # fmt: skip
+                t(
+                    "test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}",
+                    loss=found.loss,
+                    perplexity=found.perplexity,
+                    samples=found.samples,
+                )
+            )
         self._answer("predictions.jsonl")
         self.progress.enter(Phase.EXPORTING)
         target = self.folder / "export"
@@ -262,9 +292,12 @@ class Worker:
         assert self.module.net is not None
         with self.progress.during(Phase.ANSWERING):
             answers = generate(
-                self.module.net, [self.prompt_format.encode_prompt(sample) for sample in samples],
-                end_token_ids=self.run.end_token_ids, max_new_tokens=self.config.max_new_tokens, beat=self.progress.beat,
-            )  # fmt: skip
+                self.module.net,
+                [self.prompt_format.encode_prompt(sample) for sample in samples],
+                end_token_ids=self.run.end_token_ids,
+                max_new_tokens=self.config.max_new_tokens,
+                beat=self.progress.beat,
+            )
         rows = [
             {"input": sample.input, "label": sample.output, "prediction": self.prompt_format.decode(answer)}
             for sample, answer in zip(samples, answers, strict=True)
@@ -299,9 +332,13 @@ def start_process_group(device: str) -> None:
         found = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if local_rank >= found:
             raise RunError(
-                t("{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there",
-                  host=os.uname().nodename, found=found, asked=num_processes)
-            )  # fmt: skip
+                t(
+                    "{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there",
+                    host=os.uname().nodename,
+                    found=found,
+                    asked=num_processes,
+                )
+            )
         torch.cuda.set_device(local_rank)
     if int(os.environ["WORLD_SIZE"]) > num_processes:
         choose_interface(os.environ, os.environ["MASTER_ADDR"])

@@ -33,10 +33,15 @@ class Command:
         self.keyboard, terminal = os.openpty()
         with self.output_file.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, *arguments], cwd=folder, env=environment, stdin=terminal,
-                stdout=terminal if on_screen else output, stderr=subprocess.STDOUT, start_new_session=True,
+                [sys.executable, *arguments],
+                cwd=folder,
+                env=environment,
+                stdin=terminal,
+                stdout=terminal if on_screen else output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
                 preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - one system call
-            )  # fmt: skip
+            )
         os.close(terminal)
 
     def finish(self) -> tuple[int, str]:
@@ -120,9 +125,13 @@ def start_verb(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     code = "import sys; from finetuning.cli.main import console; sys.argv[0] = 'finetune'; console()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8"}
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-c", code, *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    )  # fmt: skip
+    )
 
 
 def verb(folder: Path, *arguments: str) -> tuple[int, str]:

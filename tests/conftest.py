@@ -13,9 +13,14 @@ from finetuning.i18n import set_language
 from tests.disks import mount, unmount
 
 TINY_SHAPE = {
-    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96,
-    "vocab_size": 512, "initializer_range": 0.02,
-}  # fmt: skip
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 512,
+    "initializer_range": 0.02,
+}
 TINY_SPLITS = {"training": 40, "validation": 6, "test": 4}
 
 
@@ -70,9 +75,14 @@ def settings(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> Callable[.
 
     def make(**changed: Any) -> RunConfig:
         given = {
-            "hf_model_id": str(tiny_model), "dataset_path": str(tiny_dataset), "num_gpus": 2, "global_batch_size": 8,
-            "seq_length": 512, "experiments_dir": str(tmp_path / "experiments"), "experiment": "tiny",
-        }  # fmt: skip
+            "hf_model_id": str(tiny_model),
+            "dataset_path": str(tiny_dataset),
+            "num_gpus": 2,
+            "global_batch_size": 8,
+            "seq_length": 512,
+            "experiments_dir": str(tmp_path / "experiments"),
+            "experiment": "tiny",
+        }
         return RunConfig(**{**given, **changed})
 
     return make
@@ -82,6 +92,18 @@ def settings(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> Callable[.
 def arguments(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> list[str]:
     """The same settings as arguments of the command."""
     return [
-        "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_gpus", "2", "--global_batch_size", "8",
-        "--seq_length", "512", "--experiments_dir", str(tmp_path / "experiments"), "--experiment", "tiny",
-    ]  # fmt: skip
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--num_gpus",
+        "2",
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "512",
+        "--experiments_dir",
+        str(tmp_path / "experiments"),
+        "--experiment",
+        "tiny",
+    ]

@@ -47,9 +47,13 @@ def run_without(
     (site / "sitecustomize.py").write_text(SITE)
     search = [str(item) for item in (path, site, ROOT) if item is not None]
     environment = os.environ | {
-        "HIDDEN_MODULES": ",".join(hidden), "HIDDEN_PACKAGES": ",".join(packages), "PYTHONPATH": os.pathsep.join(search),
-        "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", "COLUMNS": "200",
-    }  # fmt: skip
+        "HIDDEN_MODULES": ",".join(hidden),
+        "HIDDEN_PACKAGES": ",".join(packages),
+        "PYTHONPATH": os.pathsep.join(search),
+        "OMP_NUM_THREADS": "1",
+        "LC_ALL": "C.UTF-8",
+        "COLUMNS": "200",
+    }
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,

@@ -21,9 +21,12 @@ CPU = torch.device("cpu")
 
 
 def build(
-    model_folder: Path, strategy: Strategy | None = None, adapter: Path | None = None, seed: int = 1234,
+    model_folder: Path,
+    strategy: Strategy | None = None,
+    adapter: Path | None = None,
+    seed: int = 1234,
     degrees: Degrees | None = None,
-) -> ParallelLlama:  # fmt: skip
+) -> ParallelLlama:
     """The model of this process, filled from `model_folder`; every rank must call it. By default data parallel over all."""
     strategy = strategy or Strategy()
     config = read_llama_config(model_folder)

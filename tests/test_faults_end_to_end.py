@@ -35,10 +35,18 @@ def start(tiny_model: Path, data: Path, tmp_path: Path) -> Iterator[Start]:
 
     def begin(**flags: str) -> Command:
         given = {
-            "hf_model_id": str(tiny_model), "dataset_path": str(data), "num_gpus": "2", "global_batch_size": "8",
-            "seq_length": "512", "experiments_dir": str(tmp_path / "experiments"), "experiment": "tiny", "max_steps": "12",
-            "num_sample_answers": "2", "max_new_tokens": "4", "val_check_interval": "100",
-        } | flags  # fmt: skip
+            "hf_model_id": str(tiny_model),
+            "dataset_path": str(data),
+            "num_gpus": "2",
+            "global_batch_size": "8",
+            "seq_length": "512",
+            "experiments_dir": str(tmp_path / "experiments"),
+            "experiment": "tiny",
+            "max_steps": "12",
+            "num_sample_answers": "2",
+            "max_new_tokens": "4",
+            "val_check_interval": "100",
+        } | flags
         started.append(finetune(tmp_path, *(part for name, value in given.items() for part in (f"--{name}", value))))
         return started[-1]
 

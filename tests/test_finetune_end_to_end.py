@@ -39,11 +39,37 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flags(tiny_model: Path, tiny_dataset: Path) -> list[str]:
     return [
-        "--executor", "local", "--num_nodes", "1", "--num_gpus", "2", "--hf_model_id", str(tiny_model),
-        "--global_batch_size", str(BATCH), "--tensor_model_parallel_size", "1", "--pipeline_model_parallel_size", "1",
-        "--context_parallel_size", "1", "--dataset_path", str(tiny_dataset), "--seq_length", "256", "--lr", "3e-3",
-        "--val_check_interval", "1", "--save_every_n_steps", "2", "--num_sample_answers", "1", "--max_new_tokens", "8",
-    ]  # fmt: skip
+        "--executor",
+        "local",
+        "--num_nodes",
+        "1",
+        "--num_gpus",
+        "2",
+        "--hf_model_id",
+        str(tiny_model),
+        "--global_batch_size",
+        str(BATCH),
+        "--tensor_model_parallel_size",
+        "1",
+        "--pipeline_model_parallel_size",
+        "1",
+        "--context_parallel_size",
+        "1",
+        "--dataset_path",
+        str(tiny_dataset),
+        "--seq_length",
+        "256",
+        "--lr",
+        "3e-3",
+        "--val_check_interval",
+        "1",
+        "--save_every_n_steps",
+        "2",
+        "--num_sample_answers",
+        "1",
+        "--max_new_tokens",
+        "8",
+    ]
 
 
 @dataclass
@@ -228,8 +254,17 @@ def test_interrupted_in_every_way_the_losses_are_bit_identical(uninterrupted: Fi
     assert read_status(experiment)["state"] == "running"  # nobody was left to say otherwise
 
     # 3. The worker started by hand goes on from the newest complete checkpoint.
-    command = Command(interrupted.folder, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-                      "-m", "finetuning.train", str(experiment / "run.yaml"))  # fmt: skip
+    command = Command(
+        interrupted.folder,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "finetuning.train",
+        str(experiment / "run.yaml"),
+    )
     command.wait_until(lambda: read_status(experiment).get("pid") in command.workers())
     assert read_status(experiment)["step"] == saved_at
     command.wait_until(lambda: interrupted.newest_step() > saved_at)

@@ -34,9 +34,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def flags(tiny_model: Path, tiny_dataset: Path) -> list[str]:
     return [
-        "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--global_batch_size", "8",
-        "--seq_length", "256", "--num_sample_answers", "0",
-    ]  # fmt: skip
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "256",
+        "--num_sample_answers",
+        "0",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +149,21 @@ def test_ctrl_c_while_it_starts_is_a_stop(folder: Path, flags: list[str], worker
 
 def test_a_gradient_that_is_not_finite_fails_the_run_and_leaves_the_last_checkpoint(folder: Path, flags: list[str]) -> None:
     code, output = finetune(
-        folder, "--experiment", "exploding", "--num_gpus", "2", "--lr", "1e30", "--max_steps", "4", "--warmup_steps", "0",
-        "--save_every_n_steps", "1", *flags,
-    ).finish()  # fmt: skip
+        folder,
+        "--experiment",
+        "exploding",
+        "--num_gpus",
+        "2",
+        "--lr",
+        "1e30",
+        "--max_steps",
+        "4",
+        "--warmup_steps",
+        "0",
+        "--save_every_n_steps",
+        "1",
+        *flags,
+    ).finish()
     experiment = folder / "experiments" / "exploding"
     assert code == 1, output
     assert re.search(r"Rank \d failed: step 2: the loss is \S+ and the gradient norm nan\.", output)

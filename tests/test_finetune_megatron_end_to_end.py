@@ -29,11 +29,31 @@ def test_documents_are_trained_apart_and_once_also_over_a_stop_and_a_resume(tiny
     experiment = tmp_path / "experiments" / "pretrain"
     data = tmp_path / "corpus_text_document.bin"
     flags = [
-        "--experiment", "pretrain", "--hf_model_id", str(tiny_model), "--dataset_path", str(data),
-        "--num_gpus", "1", "--global_batch_size", str(BATCH), "--seq_length", str(SEQ_LENGTH), "--max_steps", str(MAX_STEPS),
-        "--val_check_interval", "100", "--save_every_n_steps", "1", "--num_sample_answers", "0",
-        "--lr", "1e-12", "--weight_decay", "0",  # weights stay what they are, so that every step can be computed again
-    ]  # fmt: skip
+        "--experiment",
+        "pretrain",
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(data),
+        "--num_gpus",
+        "1",
+        "--global_batch_size",
+        str(BATCH),
+        "--seq_length",
+        str(SEQ_LENGTH),
+        "--max_steps",
+        str(MAX_STEPS),
+        "--val_check_interval",
+        "100",
+        "--save_every_n_steps",
+        "1",
+        "--num_sample_answers",
+        "0",
+        "--lr",
+        "1e-12",
+        "--weight_decay",
+        "0",  # weights stay what they are, so that every step can be computed again
+    ]
     command = finetune(tmp_path, *flags)
     command.wait_until(lambda: is_training(experiment, after_step=0))
     command.ctrl_c()

@@ -20,12 +20,17 @@ def _english_again() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("locale", "language"),
     [
-        ({"LANG": "zh_TW.UTF-8"}, "zh-TW"), ({"LANG": "zh_HK"}, "zh-TW"), ({"LANG": "zh-Hant-TW"}, "zh-TW"),
-        ({"LANG": "zh_CN.UTF-8"}, "en"), ({"LANG": "en_US.UTF-8"}, "en"), ({}, "en"),
-        ({"LC_ALL": "C", "LANG": "zh_TW.UTF-8"}, "en"), ({"LC_MESSAGES": "zh_TW.UTF-8", "LANG": "en_US.UTF-8"}, "zh-TW"),
+        ({"LANG": "zh_TW.UTF-8"}, "zh-TW"),
+        ({"LANG": "zh_HK"}, "zh-TW"),
+        ({"LANG": "zh-Hant-TW"}, "zh-TW"),
+        ({"LANG": "zh_CN.UTF-8"}, "en"),
+        ({"LANG": "en_US.UTF-8"}, "en"),
+        ({}, "en"),
+        ({"LC_ALL": "C", "LANG": "zh_TW.UTF-8"}, "en"),
+        ({"LC_MESSAGES": "zh_TW.UTF-8", "LANG": "en_US.UTF-8"}, "zh-TW"),
         ({"LC_ALL": "", "LANG": "zh_TW.UTF-8"}, "zh-TW"),
     ],
-)  # fmt: skip
+)
 def test_the_first_locale_variable_that_is_set_decides(
     locale: dict[str, str], language: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,13 @@ from tests.environments import ROOT, run_without
 pytestmark = pytest.mark.unit
 
 ENTRIES = [["finetune.py"], ["finetuning/finetuning.py"], ["-m", "finetuning"], ["-m", "finetuning.launch.slurm"]]
-READ_BY_OLD_PYTHONS = ["finetune.py", *(
-    f"finetuning/{name}.py" for name in
-    ("__init__", "__main__", "errors", "finetuning", "i18n", "interpreter", "launch/slurm/__main__")
-)]  # fmt: skip
+READ_BY_OLD_PYTHONS = [
+    "finetune.py",
+    *(
+        f"finetuning/{name}.py"
+        for name in ("__init__", "__main__", "errors", "finetuning", "i18n", "interpreter", "launch/slurm/__main__")
+    ),
+]
 
 
 def whole(entry: list[str]) -> list[str]:

@@ -42,9 +42,18 @@ def test_while_the_data_is_read_it_ends_at_once_in_one_line(
     end: object, moment: str, tiny_model: Path, large_dataset: Path, tmp_path: Path
 ) -> None:
     command = finetune(
-        tmp_path, "--hf_model_id", str(tiny_model), "--dataset_path", str(large_dataset), "--num_gpus", "1",
-        "--global_batch_size", "8", "--seq_length", "1024",
-    )  # fmt: skip
+        tmp_path,
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(large_dataset),
+        "--num_gpus",
+        "1",
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "1024",
+    )
     if moment == "processes start":
         command.wait_until(lambda: len(descendants(command.process.pid)) >= 2)
     else:

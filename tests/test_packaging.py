@@ -79,9 +79,29 @@ def test_with_torch_and_what_the_recipe_installs_a_run_trains_and_exports(
     hidden = all_but(["torch", *recipe("docs/slurm.md")])
     assert {"zstandard", "pyarrow", "sacrebleu", "peft", "pytest"} <= hidden
     done = run_without(
-        hidden, tmp_path, str(ROOT / "finetune.py"), "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset),
-        "--num_gpus", "1", "--max_steps", "2", "--global_batch_size", "2", "--seq_length", "256", "--peft", "lora",
-        "--num_sample_answers", "1", "--max_new_tokens", "2", "--experiment", "recipe",
-    )  # fmt: skip
+        hidden,
+        tmp_path,
+        str(ROOT / "finetune.py"),
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--num_gpus",
+        "1",
+        "--max_steps",
+        "2",
+        "--global_batch_size",
+        "2",
+        "--seq_length",
+        "256",
+        "--peft",
+        "lora",
+        "--num_sample_answers",
+        "1",
+        "--max_new_tokens",
+        "2",
+        "--experiment",
+        "recipe",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "experiments" / "recipe" / "export" / "adapter_model.safetensors").is_file()

@@ -27,8 +27,15 @@ FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 FLAG_ROW = re.compile(r"^\| (?:`(-\w)`, )?`--(\w+)` \| (.*?) \| .+ \|$", re.MULTILINE)
 LONGEST_README = 9 * 1024  # bytes: read in a few minutes
 PEOPLE_NEED = {
-    "hf_model_id", "dataset_path", "experiment", "num_gpus", "max_steps", "global_batch_size", "peft", "lr",
-}  # fmt: skip
+    "hf_model_id",
+    "dataset_path",
+    "experiment",
+    "num_gpus",
+    "max_steps",
+    "global_batch_size",
+    "peft",
+    "lr",
+}
 
 
 @pytest.mark.parametrize("language", ["bash", "python", "json", "yaml"])
@@ -67,9 +74,18 @@ def test_the_specification_s_command_is_in_the_readme() -> None:
     (arguments,) = (found for found in training_commands("README.md") if "--executor" in found)
     flags = [argument for argument in arguments if argument.startswith("--")]
     assert flags == [
-        "--executor", "--experiment", "--num_nodes", "--num_gpus", "--hf_model_id", "--max_steps", "--global_batch_size",
-        "--tensor_model_parallel_size", "--pipeline_model_parallel_size", "--context_parallel_size", "--dataset_path",
-    ]  # fmt: skip
+        "--executor",
+        "--experiment",
+        "--num_nodes",
+        "--num_gpus",
+        "--hf_model_id",
+        "--max_steps",
+        "--global_batch_size",
+        "--tensor_model_parallel_size",
+        "--pipeline_model_parallel_size",
+        "--context_parallel_size",
+        "--dataset_path",
+    ]
 
 
 @pytest.mark.parametrize("name", READMES)

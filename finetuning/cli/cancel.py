@@ -39,9 +39,13 @@ def main(argv: Sequence[str]) -> int:
     if mark.exists() and not given.now:
         doing, seconds = found.reason or found.status.get("doing") or found.state, time.time() - mark.stat().st_mtime
         console.print(
-            t("{name} was asked to stop {seconds:.0f} s ago: {doing}; finetune cancel --now {name} kills it, without saving",
-              name=found.name, seconds=seconds, doing=doing)
-        )  # fmt: skip
+            t(
+                "{name} was asked to stop {seconds:.0f} s ago: {doing}; finetune cancel --now {name} kills it, without saving",
+                name=found.name,
+                seconds=seconds,
+                doing=doing,
+            )
+        )
     if found.job_id:
         _cancel_job(found, now=given.now)
     else:
@@ -52,9 +56,10 @@ def main(argv: Sequence[str]) -> int:
         found = find_experiment(given.experiments_dir, given.name)
         if not found.is_live and not (found.job_id and is_live(found.job_id)):  # its script may take a moment longer
             _record_end_of_job(found)
-            console.print(f"{found.name}: {found.state}, {newest_checkpoint(found.folder)}; " + (
-                t("the same command goes on from there") if saved_step(found.folder) else t("the same command starts anew")
-            ))  # fmt: skip
+            console.print(
+                f"{found.name}: {found.state}, {newest_checkpoint(found.folder)}; "
+                + (t("the same command goes on from there") if saved_step(found.folder) else t("the same command starts anew"))
+            )
             return 0
         time.sleep(POLL_INTERVAL_S)
     console.print(

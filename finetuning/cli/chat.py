@@ -59,11 +59,15 @@ def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -
         check_tokens([conversation_so_far], [prompt], 0, model.prompt_format, config)
         if len(prompt) + sampling.max_new_tokens > config.max_position_embeddings:
             raise InputError(
-                t("the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model "
-                  "has only {limit} "
-                  "positions; begin anew", tokens=len(prompt), new=sampling.max_new_tokens,
-                  limit=config.max_position_embeddings)
-            )  # fmt: skip
+                t(
+                    "the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model "
+                    "has only {limit} "
+                    "positions; begin anew",
+                    tokens=len(prompt),
+                    new=sampling.max_new_tokens,
+                    limit=config.max_position_embeddings,
+                )
+            )
         stream = TextStream(model.prompt_format)
         try:
             for token in conversation.answer(prompt):

@@ -57,8 +57,14 @@ def _refuse_bad_numbers(given: argparse.Namespace) -> None:
     names = ("global_batch_size", "micro_batch_size", "row_length", "seq_length")
     problems = check_settings(replace(DEFAULTS, **{name: getattr(given, name) for name in names if hasattr(given, name)}))
     if getattr(given, "data_parallel_size", 1) < 1:
-        problems.append(t("--{name} {value}: {rule}", name="data_parallel_size", value=given.data_parallel_size,
-                          rule=t("must be 1 or more")))  # fmt: skip
+        problems.append(
+            t(
+                "--{name} {value}: {rule}",
+                name="data_parallel_size",
+                value=given.data_parallel_size,
+                rule=t("must be 1 or more"),
+            )
+        )
     if problems:
         raise InputError(problems)
 
@@ -77,12 +83,25 @@ def build_parser() -> argparse.ArgumentParser:
     check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=t("data folder, or files"))
     _add_sample_flags(check, needs_model=False)
     check.add_argument("--truncation", choices=CHOICES["truncation"], default="refuse", help=t("of a sample that is too long"))
-    check.add_argument("-g", "--global_batch_size", type=int, default=DEFAULTS.global_batch_size, metavar="N",
-                       help=t("samples per optimizer step, for the steps of an epoch and the packing"))  # fmt: skip
-    check.add_argument("-m", "--micro_batch_size", type=int, default=DEFAULTS.micro_batch_size, metavar="N",
-                       help=t("a packed row may hold micro_batch_size x seq_length tokens"))  # fmt: skip
-    check.add_argument("--row_length", type=int, metavar="N",
-                       help=t("tokens of a packed row; default: micro_batch_size x seq_length"))  # fmt: skip
+    check.add_argument(
+        "-g",
+        "--global_batch_size",
+        type=int,
+        default=DEFAULTS.global_batch_size,
+        metavar="N",
+        help=t("samples per optimizer step, for the steps of an epoch and the packing"),
+    )
+    check.add_argument(
+        "-m",
+        "--micro_batch_size",
+        type=int,
+        default=DEFAULTS.micro_batch_size,
+        metavar="N",
+        help=t("a packed row may hold micro_batch_size x seq_length tokens"),
+    )
+    check.add_argument(
+        "--row_length", type=int, metavar="N", help=t("tokens of a packed row; default: micro_batch_size x seq_length")
+    )
     check.add_argument("--data_parallel_size", type=int, default=1, metavar="N", help=t("ranks that share a global batch"))
     check.add_argument("--json", type=Path, metavar="FILE", help=t("also write the report as JSON"))
     check.add_argument("--html", type=Path, metavar="FILE", help=t("also write the report as a page for a browser"))
@@ -101,8 +120,12 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("source", type=Path, metavar="SRC", help=t("file, or folder of files, in any readable format"))
     prepare.add_argument("target", type=Path, metavar="OUT", help=t("folder to write; must be new or empty"))
     _add_sample_flags(prepare, needs_model=False)
-    prepare.add_argument("--to", choices=("jsonl", "megatron"), default="jsonl",
-                         help=t("jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx"))  # fmt: skip
+    prepare.add_argument(
+        "--to",
+        choices=("jsonl", "megatron"),
+        default="jsonl",
+        help=t("jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx"),
+    )
     prepare.add_argument("--validation_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
     prepare.add_argument("--test_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
     prepare.add_argument("--seed", type=int, default=DEFAULTS.seed, metavar="N", help=t("decides which samples are held out"))
@@ -111,15 +134,25 @@ def build_parser() -> argparse.ArgumentParser:
     ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"), add_help=False)
     ledger.set_defaults(action=_ledger)
     ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
-    ledger.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
-                        help=t("folder that holds the experiments"))  # fmt: skip
+    ledger.add_argument(
+        "--experiments_dir",
+        type=Path,
+        default=Path(DEFAULTS.experiments_dir),
+        metavar="FOLDER",
+        help=t("folder that holds the experiments"),
+    )
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; default: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
 
     prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"), add_help=False)
     prune.set_defaults(action=_prune)
-    prune.add_argument("--experiments_dir", type=Path, default=Path(DEFAULTS.experiments_dir), metavar="FOLDER",
-                       help=t("folder that holds the experiments"))  # fmt: skip
+    prune.add_argument(
+        "--experiments_dir",
+        type=Path,
+        default=Path(DEFAULTS.experiments_dir),
+        metavar="FOLDER",
+        help=t("folder that holds the experiments"),
+    )
     prune.add_argument(
         "--keep", type=int, default=3, metavar="N", help=t("newest ones without an experiment that stay all the same")
     )
@@ -130,8 +163,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_sample_flags(parser: argparse.ArgumentParser, *, needs_model: bool) -> None:
-    parser.add_argument("--hf_model_id", required=needs_model, metavar="MODEL",
-                        help=t("model whose tokenizer counts the tokens: a local folder, or a name on the hub"))  # fmt: skip
+    parser.add_argument(
+        "--hf_model_id",
+        required=needs_model,
+        metavar="MODEL",
+        help=t("model whose tokenizer counts the tokens: a local folder, or a name on the hub"),
+    )
     parser.add_argument("--seq_length", type=int, default=DEFAULTS.seq_length, metavar="N", help=t("longest sample in tokens"))
     parser.add_argument(
         "--prompt_template", metavar="TEXT", help=t("text with {{input}} and {{output}} instead of the chat template")
@@ -202,8 +239,15 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
     records = sum(file.records for file in report.files)
     written = sum(part.samples for part in parts)
     sizes = ", ".join(f"{part.name} {part.samples:,}" for part in parts)
-    console.print(t("{folder}: {written:,} of {records:,} sample{records:s} written ({sizes}); the others are listed above",
-                    folder=given.target, written=written, records=records, sizes=sizes))  # fmt: skip
+    console.print(
+        t(
+            "{folder}: {written:,} of {records:,} sample{records:s} written ({sizes}); the others are listed above",
+            folder=given.target,
+            written=written,
+            records=records,
+            sizes=sizes,
+        )
+    )
     return EXIT_FINISHED
 
 
@@ -260,18 +304,28 @@ def _ledger(given: argparse.Namespace, console: Console) -> int:
     for entry in read_ledger(folder / LEDGER_FILE):
         if given.step is None and given.line is None:
             console.print(
-                t("step {step}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them "
-                  "answers", step=entry.step,
-                  samples=len(entry.lines), tokens=int(entry.tokens.sum()), answers=int(entry.answer_tokens.sum()))
-            )  # fmt: skip
+                t(
+                    "step {step}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers",
+                    step=entry.step,
+                    samples=len(entry.lines),
+                    tokens=int(entry.tokens.sum()),
+                    answers=int(entry.answer_tokens.sum()),
+                )
+            )
             found += 1
         elif given.step in (None, entry.step):
             for line, tokens, answers in zip(entry.lines.tolist(), entry.tokens, entry.answer_tokens, strict=True):
                 if given.line in (None, line):
                     place = f"{file}:{line}"
-                    console.print(t("step {step}  {place}  {tokens:,} token{tokens:s}, {answers:,} of them "
-                                    "answers", step=entry.step,
-                                    place=place, tokens=int(tokens), answers=int(answers)))  # fmt: skip
+                    console.print(
+                        t(
+                            "step {step}  {place}  {tokens:,} token{tokens:s}, {answers:,} of them answers",
+                            step=entry.step,
+                            place=place,
+                            tokens=int(tokens),
+                            answers=int(answers),
+                        )
+                    )
                     found += 1
     if not found:
         raise InputError(t("{folder}: the ledger has no such step or line", folder=folder))
@@ -306,9 +360,12 @@ def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -
         return None
     capacity = given.row_length or given.micro_batch_size * given.seq_length
     return packing_facts(
-        report.counts[name], global_batch_size=given.global_batch_size, data_parallel_size=given.data_parallel_size,
-        plan=PackPlan(capacity, GRANULARITY["cuda"], attention_cost), seed=DEFAULTS.seed,
-    )  # fmt: skip
+        report.counts[name],
+        global_batch_size=given.global_batch_size,
+        data_parallel_size=given.data_parallel_size,
+        plan=PackPlan(capacity, GRANULARITY["cuda"], attention_cost),
+        seed=DEFAULTS.seed,
+    )
 
 
 def _sources_of(paths: list[Path]) -> dict[str, Source]:

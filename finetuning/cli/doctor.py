@@ -51,9 +51,16 @@ def main(argv: Sequence[str]) -> int:
 def examine_nodes(experiments_dir: Path, account: str, partition: str, num_nodes: int) -> Iterator[Finding]:
     """Runs the node part in a small allocation and yields what the nodes found, those that answered and those that did not."""
     config = RunConfig(
-        hf_model_id="", dataset_path="", executor="slurm", account=account, partition=partition, num_nodes=num_nodes,
-        num_gpus=1, container_image="none", save_time_s=30,
-    )  # fmt: skip
+        hf_model_id="",
+        dataset_path="",
+        executor="slurm",
+        account=account,
+        partition=partition,
+        num_nodes=num_nodes,
+        num_gpus=1,
+        container_image="none",
+        save_time_s=30,
+    )
     plan = plan_for(config)
     for problem in plan.problems:
         yield Finding(BAD, t("allocation"), problem)
@@ -79,9 +86,11 @@ def examine_nodes(experiments_dir: Path, account: str, partition: str, num_nodes
             if not file.is_file():
                 last = (result.stderr.strip().splitlines() or [t("exit code {code}", code=result.returncode)])[-1]
                 yield Finding(
-                    BAD, t("node {node}", node=node), t("left no answer in {folder}: {reason}", folder=folder, reason=last),
+                    BAD,
+                    t("node {node}", node=node),
+                    t("left no answer in {folder}: {reason}", folder=folder, reason=last),
                     t("all nodes must share --experiments_dir and this Python environment"),
-                )  # fmt: skip
+                )
                 continue
             record = json.loads(file.read_text(encoding="utf-8"))
             gpus += [record["gpu"]] if record["gpu"] is not None else []

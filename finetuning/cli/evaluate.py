@@ -76,17 +76,24 @@ def data_file(given: Path) -> Path:
 
 
 def write_results(
-    out: Path, samples: list[Sample], losses: list[SampleLoss], answers: list[str] | None,
-    scores: tuple[Scores, list[Scores]] | None, origin: dict[str, str],
-) -> None:  # fmt: skip
+    out: Path,
+    samples: list[Sample],
+    losses: list[SampleLoss],
+    answers: list[str] | None,
+    scores: tuple[Scores, list[Scores]] | None,
+    origin: dict[str, str],
+) -> None:
     """The three files of an evaluation."""
     out.mkdir(parents=True, exist_ok=True)
     loss = mean_loss(losses)
     whole = SampleLoss(0, sum(item.answer_tokens for item in losses), loss * sum(item.answer_tokens for item in losses))
     summary = origin | {
-        "samples": len(samples), "answer_tokens": whole.answer_tokens, "loss": loss, "perplexity": whole.perplexity,
+        "samples": len(samples),
+        "answer_tokens": whole.answer_tokens,
+        "loss": loss,
+        "perplexity": whole.perplexity,
         **(asdict(scores[0]) if scores else {}),
-    }  # fmt: skip
+    }
     (out / SUMMARY).write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     rows = [
         {"line": item.line, "answer_tokens": item.answer_tokens, "loss": item.loss, "perplexity": item.perplexity}
@@ -117,16 +124,26 @@ def _show(
     loss = mean_loss(losses)
     whole = SampleLoss(0, 1, loss)
     console.print(
-        t("loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s} ({tokens} answer "
-          "token{tokens:s})", loss=loss,
-          perplexity=whole.perplexity, samples=len(samples), tokens=sum(item.answer_tokens for item in losses))
-    )  # fmt: skip
+        t(
+            "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s} ({tokens} answer token{tokens:s})",
+            loss=loss,
+            perplexity=whole.perplexity,
+            samples=len(samples),
+            tokens=sum(item.answer_tokens for item in losses),
+        )
+    )
     if scores is not None:
         mean = scores[0]
         console.print(
-            t("exact match {exact:.1%}, ROUGE-1 {rouge1:.3f}, ROUGE-2 {rouge2:.3f}, ROUGE-L {rouge_l:.3f}, chrF {chrf:.3f}",
-              exact=mean.exact_match, rouge1=mean.rouge1, rouge2=mean.rouge2, rouge_l=mean.rouge_l, chrf=mean.chrf)
-        )  # fmt: skip
+            t(
+                "exact match {exact:.1%}, ROUGE-1 {rouge1:.3f}, ROUGE-2 {rouge2:.3f}, ROUGE-L {rouge_l:.3f}, chrF {chrf:.3f}",
+                exact=mean.exact_match,
+                rouge1=mean.rouge1,
+                rouge2=mean.rouge2,
+                rouge_l=mean.rouge_l,
+                chrf=mean.chrf,
+            )
+        )
     console.print(t("highest losses:"))
     table = Table(box=None, pad_edge=False, show_edge=False)
     for heading in (t("line"), t("loss"), t("tokens"), t("input")):

@@ -38,9 +38,13 @@ def main(argv: Sequence[str]) -> int:
     stream = TextStream(model.prompt_format)
     streams = len(samples) == 1 and given.out is None
     answers = generate_answers(
-        model.net, prompts, sampling, model.prompt_format.end_token_ids, batch_size=given.batch_size,
+        model.net,
+        prompts,
+        sampling,
+        model.prompt_format.end_token_ids,
+        batch_size=given.batch_size,
         told=(lambda _, token: print(printable(stream.add(token)), end="", flush=True)) if streams else None,
-    )  # fmt: skip
+    )
     if streams:
         print(printable(stream.end()))
         return EXIT_FINISHED
@@ -71,9 +75,11 @@ def _samples(prompts: list[str], file: Path | None) -> list[Sample]:
     samples = [Sample(line, prompt, "") for line, prompt in enumerate(prompts, start=1) if prompt.strip()]
     if not samples:
         raise InputError(
-            t("no prompt: give one as an argument, on standard input, or a file of lines or of {suffixes} as --file",
-              suffixes=", ".join(SUFFIXES))
-        )  # fmt: skip
+            t(
+                "no prompt: give one as an argument, on standard input, or a file of lines or of {suffixes} as --file",
+                suffixes=", ".join(SUFFIXES),
+            )
+        )
     return samples
 
 

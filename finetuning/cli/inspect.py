@@ -36,19 +36,34 @@ def _lines(found: Inspection) -> list[tuple[str, str]]:
     lines = [(t("format"), found.format), (t("path"), found.path)]
     model = found.model
     if model is not None:
-        lines.append((
-            t("model"),
-            t("Llama, {layers} layer{layers:s}, hidden {hidden}, MLP {inner}, {heads} heads of {size} for {groups} "
-              "key/value heads, "
-              "vocabulary {vocabulary}, {head}", layers=model.num_hidden_layers, hidden=model.hidden_size,
-              inner=model.intermediate_size, heads=model.num_attention_heads, groups=model.num_key_value_heads,
-              size=model.head_dim, vocabulary=model.vocab_size,
-              head=t("tied head") if model.tie_word_embeddings else t("untied head")),
-        ))  # fmt: skip
+        lines.append(
+            (
+                t("model"),
+                t(
+                    "Llama, {layers} layer{layers:s}, hidden {hidden}, MLP {inner}, {heads} heads of {size} for {groups} "
+                    "key/value heads, "
+                    "vocabulary {vocabulary}, {head}",
+                    layers=model.num_hidden_layers,
+                    hidden=model.hidden_size,
+                    inner=model.intermediate_size,
+                    heads=model.num_attention_heads,
+                    groups=model.num_key_value_heads,
+                    size=model.head_dim,
+                    vocabulary=model.vocab_size,
+                    head=t("tied head") if model.tie_word_embeddings else t("untied head"),
+                ),
+            )
+        )
         scaling = model.rope_scaling
-        factor = "" if scaling is None else t(", scaled by {factor:g} beyond {length} "
-                                              "position{length:s}", factor=scaling.factor,
-                                              length=scaling.original_max_position_embeddings)  # fmt: skip
+        factor = (
+            ""
+            if scaling is None
+            else t(
+                ", scaled by {factor:g} beyond {length} position{length:s}",
+                factor=scaling.factor,
+                length=scaling.original_max_position_embeddings,
+            )
+        )
         lines.append(("RoPE", f"{model.rope_theta:g}{factor}"))
     kinds = ", ".join(f"{count} x {dtype}" for dtype, count in found.dtypes.items()) or t("nothing")
     lines.append((t("weights"), t("{parameters:,} parameters; tensors: {kinds}", parameters=found.parameters, kinds=kinds)))

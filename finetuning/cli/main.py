@@ -46,9 +46,11 @@ def build_parser(program: str) -> argparse.ArgumentParser:
                 _add_flag(group, name, flag)
         if title == MODEL_AND_DATA:
             group.add_argument(
-                "--hf_token", metavar="TOKEN", default=None,
+                "--hf_token",
+                metavar="TOKEN",
+                default=None,
                 help=t("Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder"),
-            )  # fmt: skip
+            )
     group = parser.add_argument_group(t("This command"))
     group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
     group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
@@ -68,8 +70,10 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         _prepare_process()
     set_language(_language_asked_for(arguments))
     if arguments and arguments[0] in VERBS:
-        print(t("{verb} is a command of its own: finetune {verb} …, or python -m finetuning {verb} …", verb=arguments[0]),
-              file=sys.stderr)  # fmt: skip
+        print(
+            t("{verb} is a command of its own: finetune {verb} …, or python -m finetuning {verb} …", verb=arguments[0]),
+            file=sys.stderr,
+        )
         return EXIT_BAD_INPUT
     given = vars(build_parser(program).parse_args(arguments))
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")

@@ -76,9 +76,13 @@ def test_file_of(path: Path) -> Path | None:
 
 
 def _observe(
-    stored: StoredModel, prompts: list[list[int]], along: list[list[int]] | None, max_new_tokens: int, device: torch.device,
+    stored: StoredModel,
+    prompts: list[list[int]],
+    along: list[list[int]] | None,
+    max_new_tokens: int,
+    device: torch.device,
     dtype: torch.dtype,
-) -> Behavior:  # fmt: skip
+) -> Behavior:
     model = load_model(stored, device, dtype)  # freed before the next is loaded
     return observe(model.net, prompts, along, model.prompt_format.end_token_ids, max_new_tokens)
 
@@ -86,13 +90,24 @@ def _observe(
 def _show(console: Console, found: Comparison, file: Path) -> None:
     console.print(t("compared on {count} prompt{count:s} of {file}:", count=found.answers, file=file))
     console.print(
-        t("  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding explains {tolerance:.3g})",
-          difference=found.largest_difference, largest=found.largest_logit, tolerance=found.tolerance)
-    )  # fmt: skip
+        t(
+            "  largest difference of a logit  {difference:.3g} (largest logit {largest:.3g}; rounding "
+            "explains {tolerance:.3g})",
+            difference=found.largest_difference,
+            largest=found.largest_logit,
+            tolerance=found.tolerance,
+        )
+    )
     console.print(
-        t("  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} position{positions:s}",
-          same=found.same_answers, all=found.answers, tokens=found.same_tokens, positions=found.tokens)
-    )  # fmt: skip
+        t(
+            "  same greedy answers            {same} of {all}; same next token at {tokens} of {positions} "
+            "position{positions:s}",
+            same=found.same_answers,
+            all=found.answers,
+            tokens=found.same_tokens,
+            positions=found.tokens,
+        )
+    )
     if not found.is_same:
         console.print(t("DIFFERENT: the merged model does not compute what the adapter does; do not use it"))
     elif found.same_answers == found.answers:

@@ -33,9 +33,12 @@ def find_folder(given: str) -> Path:
             return folder
     if given.startswith((".", "/", "~")) or not MODEL_ID.fullmatch(given) or given.count("/") != 1:
         raise InputError(
-            t("{path}: neither a folder, nor an experiment in {experiments}, nor a hub name", path=given,
-              experiments=DEFAULT_FOLDER)
-        )  # fmt: skip
+            t(
+                "{path}: neither a folder, nor an experiment in {experiments}, nor a hub name",
+                path=given,
+                experiments=DEFAULT_FOLDER,
+            )
+        )
     return find_model(given, None, with_weights=True)
 
 
@@ -43,7 +46,13 @@ def _find_base(path: Path, named: str) -> Path:
     try:
         return find_folder(named)
     except InputError as error:
-        raise InputError([
-            t("{path}: the model that it was trained from is not here ({named}); give it as --base", path=path, named=named),
-            *error.problems,
-        ]) from None  # fmt: skip
+        raise InputError(
+            [
+                t(
+                    "{path}: the model that it was trained from is not here ({named}); give it as --base",
+                    path=path,
+                    named=named,
+                ),
+                *error.problems,
+            ]
+        ) from None

@@ -15,9 +15,11 @@ from finetuning.launch.gpus import count_gpus
 from finetuning.launch.torchrun import run_to_the_end, torchrun_options, worker_environment
 
 DEGREES = (
-    ("tensor_model_parallel_size", "-T"), ("pipeline_model_parallel_size", "-P"), ("context_parallel_size", "-C"),
+    ("tensor_model_parallel_size", "-T"),
+    ("pipeline_model_parallel_size", "-P"),
+    ("context_parallel_size", "-C"),
     ("data_parallel_replicate_size", None),
-)  # fmt: skip
+)
 CHOSEN = ("pipeline_schedule", "sharding", "activation_checkpointing")
 DTYPES = ("float64", "float32", "bfloat16")
 BLOCKS = ("auto", "plain", "fused")
@@ -35,9 +37,7 @@ def main(arguments: list[str]) -> int:
     blocks = compared.pop("blocks")
     fused = _fused_ways(config, compared["peft"]) if blocks == "fused" or (blocks == "auto" and visible_gpus) else []
     if blocks == "fused" and not fused:
-        problems.append(
-            t("--blocks fused: those with LoRA go without -T and with --sharding auto or replicated")
-        )  # fmt: skip
+        problems.append(t("--blocks fused: those with LoRA go without -T and with --sharding auto or replicated"))
     if problems:
         raise InputError(problems)
     spec = {name: getattr(config, name) for name in (*(name for name, _ in DEGREES), *CHOSEN)}
@@ -71,9 +71,11 @@ def _parse(arguments: list[str]) -> tuple[RunConfig, dict[str, Any]]:
     for name in CHOSEN:
         parser.add_argument(f"--{name}", choices=CHOICES[name], default=getattr(RunConfig, name), help=texts[name])
     parser.add_argument(
-        "--blocks", choices=BLOCKS, default="auto",
+        "--blocks",
+        choices=BLOCKS,
+        default="auto",
         help=t("plain, or fused as in training on GPUs (float32 and bfloat16); auto: fused with CUDA only"),
-    )  # fmt: skip
+    )
     parser.add_argument("--peft", choices=CHOICES["peft"], help=t("compare only this way of training; default: all"))
     parser.add_argument("--dtype", choices=DTYPES, help=t("compare only in this precision; default: in each"))
     parser.add_argument("--json", metavar="FILE", type=Path, help=t("also write the table as JSON"))

@@ -67,9 +67,12 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(
-                t("experiment {name} is running already (see {folder}); wait for it, or give another --experiment name",
-                  name=config.experiment, folder=experiment_dir)
-            ) from None  # fmt: skip
+                t(
+                    "experiment {name} is running already (see {folder}); wait for it, or give another --experiment name",
+                    name=config.experiment,
+                    folder=experiment_dir,
+                )
+            ) from None
         try:
             refuse_live_job(experiment_dir, config.experiment)
             return _run(config, token, experiment_dir, console, lock.fileno(), job, detach)
@@ -79,9 +82,14 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
 
 
 def _run(
-    config: RunConfig, token: str | None, experiment_dir: Path, console: Console, lock_descriptor: int, job: JobPlan | None,
+    config: RunConfig,
+    token: str | None,
+    experiment_dir: Path,
+    console: Console,
+    lock_descriptor: int,
+    job: JobPlan | None,
     detach: bool,
-) -> int:  # fmt: skip
+) -> int:
     _clear_leftovers(experiment_dir)  # first: what a full disk has left half-written may be all that fills it
     prepared = prepare(config, token, experiment_dir, experiment_dir.parent / TOKENS_FOLDER, with_weights=True, job=job)
     run = prepared.run
@@ -121,9 +129,12 @@ def _run(
         console.print(t("starting {count} process{count:es} …", count=config.num_gpus))
         ended = run_workers(run_file, config.num_gpus, logs, lock_descriptor, stop, config.stall_timeout_s)
         outcome = decide_outcome(
-            experiment_dir, log=logs / "torchrun.log", stop_asked=bool(stop.received), nothing_lost=ended.nothing_lost,
+            experiment_dir,
+            log=logs / "torchrun.log",
+            stop_asked=bool(stop.received),
+            nothing_lost=ended.nothing_lost,
             killed=stop.kill,
-        )  # fmt: skip
+        )
         record_outcome(experiment_dir, outcome)
         return _report(run, outcome, console)
 
@@ -173,9 +184,13 @@ def _print_lines_for_machines(console: Console, run_file: Path, config: RunConfi
     """One line for each machine, to be pasted there."""
     address = own_address()
     console.print(
-        t("# One line for each machine; this one, {address}, is the first. All of them see {folder} and have this Python "
-          "environment. The command without --dryrun writes run.yaml and the data.", address=address, folder=run_file.parent)
-    )  # fmt: skip
+        t(
+            "# One line for each machine; this one, {address}, is the first. All of them see {folder} and have this Python "
+            "environment. The command without --dryrun writes run.yaml and the data.",
+            address=address,
+            folder=run_file.parent,
+        )
+    )
     for node in range(config.num_nodes):
         command = torchrun_command_of_node(
             run_file, config.num_gpus, num_nodes=config.num_nodes, node=str(node), first_node=address, port=PORT_BY_HAND
@@ -184,18 +199,24 @@ def _print_lines_for_machines(console: Console, run_file: Path, config: RunConfi
 
 
 def _say_commands(console: Console, name: str) -> None:
-    console.print(t("status: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}",
-                    name=name))  # fmt: skip
+    console.print(
+        t("status: finetune status {name} · its log: finetune logs {name} · end it: finetune cancel {name}", name=name)
+    )
 
 
 def _say_finished(console: Console, prepared: Prepared) -> None:
     config, folder = prepared.run.config, Path(prepared.run.experiment_dir)
     console.print(
-        t("experiment {name} has finished: {done} of {max_steps} step{max_steps:s}; its result is in {export}. To "
-          "train on, give a "
-          "larger --max_steps; to train again, another --experiment name.", name=config.experiment,
-          done=prepared.start.finished_at, max_steps=prepared.run.max_steps, export=folder / "export")
-    )  # fmt: skip
+        t(
+            "experiment {name} has finished: {done} of {max_steps} step{max_steps:s}; its result is in {export}. To "
+            "train on, give a "
+            "larger --max_steps; to train again, another --experiment name.",
+            name=config.experiment,
+            done=prepared.start.finished_at,
+            max_steps=prepared.run.max_steps,
+            export=folder / "export",
+        )
+    )
 
 
 def _with_home_folder(config: RunConfig) -> RunConfig:

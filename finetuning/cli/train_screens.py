@@ -33,19 +33,32 @@ def show_start(console: Console, prepared: Prepared) -> None:
     total = model.num_parameters + (trained if config.peft == "lora" else 0)
     method = f"LoRA r={config.lora_rank}" if config.peft == "lora" else t("all weights")
     _line(
-        console, t("model"),
-        t("{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trainable ({method})",
-          name=config.nemo_model or config.hf_model_id, layers=model.num_hidden_layers, total=_count(total),
-          trained=_count(trained), method=method),
-    )  # fmt: skip
+        console,
+        t("model"),
+        t(
+            "{name} · Llama, {layers} layer{layers:s} · {total} parameters, {trained} trainable ({method})",
+            name=config.nemo_model or config.hf_model_id,
+            layers=model.num_hidden_layers,
+            total=_count(total),
+            trained=_count(trained),
+            method=method,
+        ),
+    )
     for name, split in prepared.dataset.splits.items():
         _line(
-            console, t("data") if name == "training" else "",
-            t("{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
-              "longest {longest:,} · {file}",
-              split=name, samples=len(split), tokens=split.num_tokens, answers=int(split.answer_tokens.sum()),
-              longest=int(split.lengths.max()) + 1, file=Path(run.sources[name]).name),
-        )  # fmt: skip
+            console,
+            t("data") if name == "training" else "",
+            t(
+                "{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
+                "longest {longest:,} · {file}",
+                split=name,
+                samples=len(split),
+                tokens=split.num_tokens,
+                answers=int(split.answer_tokens.sum()),
+                longest=int(split.lengths.max()) + 1,
+                file=Path(run.sources[name]).name,
+            ),
+        )
     if summary := finding_summary(prepared.dataset.report):
         _line(console, t("checked"), t("{summary} · see data/report.html in the folder below", summary=summary))
     if prepared.dataset.example is not None:
@@ -85,9 +98,10 @@ def show_end(console: Console, run: Run) -> None:
     _line(console, t("load it"), _load_line(config, folder / "export"))
     _line(console, t("records"), f"{folder}/: metrics.csv, results/, logs/, tensorboard/, checkpoints/")
     _line(
-        console, t("next"),
+        console,
+        t("next"),
         t("train on: the same command with --max_steps {steps}", steps=run.max_steps * 2),
-    )  # fmt: skip
+    )
     _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
 
 
@@ -106,10 +120,15 @@ def _layout(prepared: Prepared) -> str:
     rows = plan_rows(lengths, config.data_parallel_size, run.strategy.packs)
     return t(
         "{world} {kind} = {axes} · {samples} sample{samples:s} per step in {rows} packed rows of at most {length:,}, about "
-        "{tokens:,} token{tokens:s}", length=run.strategy.packs.capacity,
-        world=config.world_size, kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
-        axes=_axes(config), samples=config.global_batch_size, rows=sum(map(len, rows)), tokens=int(lengths.sum()),
-    )  # fmt: skip
+        "{tokens:,} token{tokens:s}",
+        length=run.strategy.packs.capacity,
+        world=config.world_size,
+        kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
+        axes=_axes(config),
+        samples=config.global_batch_size,
+        rows=sum(map(len, rows)),
+        tokens=int(lengths.sum()),
+    )
 
 
 def _strategy(strategy: Strategy) -> str:
@@ -128,9 +147,10 @@ def _strategy(strategy: Strategy) -> str:
 def _axes(config: RunConfig) -> str:
     """The axes that are more than one process wide, and data parallel in any case."""
     named = {
-        t("tensor parallel"): config.tensor_model_parallel_size, t("context parallel"): config.context_parallel_size,
+        t("tensor parallel"): config.tensor_model_parallel_size,
+        t("context parallel"): config.context_parallel_size,
         t("pipeline parallel"): config.pipeline_model_parallel_size,
-    }  # fmt: skip
+    }
     texts = [f"{name} {degree}" for name, degree in named.items() if degree > 1]
     return " × ".join([*texts, t("data parallel") + f" {config.data_parallel_size}"])
 
@@ -141,8 +161,12 @@ def _schedule(prepared: Prepared) -> str:
     text = t(
         "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up step{warmup:s}, "
         "cosine to {low:g}",
-        steps=run.max_steps, epochs=epochs, peak=config.learning_rate, warmup=run.warmup_steps, low=config.min_lr,
-    )  # fmt: skip
+        steps=run.max_steps,
+        epochs=epochs,
+        peak=config.learning_rate,
+        warmup=run.warmup_steps,
+        low=config.min_lr,
+    )
     if "validation" in prepared.dataset.splits:
         text += t(" · validation every {every}", every=run.val_check_interval)
     if run.save_every_n_steps:
@@ -161,16 +185,25 @@ def _losses(folder: Path) -> list[str]:
     before = _read_json(folder / "results" / "before.json").get("val_loss")
     if validated and before is not None:
         lines.append(
-            t("validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not trained "
-              "on)", before=before, after=validated[-1], before_perplexity=_perplexity(before),
-              after_perplexity=_perplexity(validated[-1]))
-        )  # fmt: skip
+            t(
+                "validation {before:.4f} → {after:.4f} (perplexity {before_perplexity:.1f} → {after_perplexity:.1f}; not "
+                "trained on)",
+                before=before,
+                after=validated[-1],
+                before_perplexity=_perplexity(before),
+                after_perplexity=_perplexity(validated[-1]),
+            )
+        )
     test = _read_json(folder / "results" / "test.json")
     if test:
         lines.append(
-            t("test {loss:.4f} (perplexity {perplexity:.1f}, {samples} sample{samples:s})", loss=test["loss"],
-              perplexity=test["perplexity"], samples=test["samples"])
-        )  # fmt: skip
+            t(
+                "test {loss:.4f} (perplexity {perplexity:.1f}, {samples} sample{samples:s})",
+                loss=test["loss"],
+                perplexity=test["perplexity"],
+                samples=test["samples"],
+            )
+        )
     return lines
 
 
@@ -182,9 +215,11 @@ def _packing(folder: Path) -> str | None:
     fill, imbalance = ([float(row[name]) for row in rows] for name in ("fill", "imbalance"))
     return t(
         "{fill:.1%} of the computed positions were real tokens · the slowest rank had {imbalance:.1%} more work than the mean, "
-        "in the worst step {worst:.1%}", fill=sum(fill) / len(fill), imbalance=sum(imbalance) / len(imbalance),
+        "in the worst step {worst:.1%}",
+        fill=sum(fill) / len(fill),
+        imbalance=sum(imbalance) / len(imbalance),
         worst=max(imbalance),
-    )  # fmt: skip
+    )
 
 
 def _show_answers(console: Console, results: Path) -> None:

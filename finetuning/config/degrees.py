@@ -34,6 +34,9 @@ class Degrees:
 def degrees_of(config: RunConfig) -> Degrees:
     replicate = config.data_parallel_replicate_size
     return Degrees(
-        pp=config.pipeline_model_parallel_size, dp_replicate=replicate, dp_shard=config.data_parallel_size // replicate,
-        cp=config.context_parallel_size, tp=config.tensor_model_parallel_size,
-    )  # fmt: skip
+        pp=config.pipeline_model_parallel_size,
+        dp_replicate=replicate,
+        dp_shard=config.data_parallel_size // replicate,
+        cp=config.context_parallel_size,
+        tp=config.tensor_model_parallel_size,
+    )

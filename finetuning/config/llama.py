@@ -77,11 +77,16 @@ class LlamaConfig:
         hidden, inner = self.hidden_size, self.intermediate_size
         query, key_value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         block = {
-            "self_attn.q_proj": (query, hidden), "self_attn.k_proj": (key_value, hidden),
-            "self_attn.v_proj": (key_value, hidden), "self_attn.o_proj": (hidden, query),
-            "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner),
-            "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,),
-        }  # fmt: skip
+            "self_attn.q_proj": (query, hidden),
+            "self_attn.k_proj": (key_value, hidden),
+            "self_attn.v_proj": (key_value, hidden),
+            "self_attn.o_proj": (hidden, query),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
         shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, hidden)}
         for layer in range(self.num_hidden_layers):
             shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in block.items()}

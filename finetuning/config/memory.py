@@ -153,9 +153,14 @@ def _adapter_parameters(strategy: Strategy, model: LlamaConfig) -> int:
     hidden, query = model.hidden_size, model.num_attention_heads * model.head_dim
     key_value, inner = model.num_key_value_heads * model.head_dim, model.intermediate_size
     sizes = {
-        "q_proj": hidden + query, "k_proj": hidden + key_value, "v_proj": hidden + key_value, "o_proj": query + hidden,
-        "gate_proj": hidden + inner, "up_proj": hidden + inner, "down_proj": inner + hidden,
-    }  # fmt: skip
+        "q_proj": hidden + query,
+        "k_proj": hidden + key_value,
+        "v_proj": hidden + key_value,
+        "o_proj": query + hidden,
+        "gate_proj": hidden + inner,
+        "up_proj": hidden + inner,
+        "down_proj": inner + hidden,
+    }
     return strategy.lora_rank * sum(sizes[name] for name in strategy.lora_targets)
 
 

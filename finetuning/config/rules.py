@@ -20,9 +20,15 @@ from finetuning.config.strategy import obstacles_to_fused
 from finetuning.i18n import t
 
 SIZES = (
-    "num_nodes", "num_gpus", "global_batch_size", "micro_batch_size", "tensor_model_parallel_size",
-    "pipeline_model_parallel_size", "context_parallel_size", "data_parallel_replicate_size",
-)  # fmt: skip
+    "num_nodes",
+    "num_gpus",
+    "global_batch_size",
+    "micro_batch_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+    "data_parallel_replicate_size",
+)
 CPU_PROCESSES_PER_CORE = 4
 LINES = ("setup", "environment")  # may be several lines
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
@@ -33,9 +39,13 @@ def check_settings(config: RunConfig) -> list[str]:
     problems = _check_ranges(config)
     if config.row_length is not None and 0 < config.row_length < config.seq_length:
         problems.append(
-            t("--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
-              "leave it out", given=config.row_length, longest=config.seq_length)
-        )  # fmt: skip
+            t(
+                "--row_length {given}: a row must hold the longest sample, --seq_length {longest}; give {longest} or more, or "
+                "leave it out",
+                given=config.row_length,
+                longest=config.seq_length,
+            )
+        )
     if not EXPERIMENT_NAME.fullmatch(config.experiment):
         problems.append(
             t(
@@ -47,9 +57,13 @@ def check_settings(config: RunConfig) -> list[str]:
     unknown = [name for name in config.lora_targets if name not in LORA_TARGETS]
     if unknown or not config.lora_targets:
         problems.append(
-            t("--lora_targets {given}: unknown {unknown}; choose from {known}", given=",".join(config.lora_targets),
-              unknown=", ".join(map(repr, unknown)) or t("nothing"), known=", ".join(LORA_TARGETS))
-        )  # fmt: skip
+            t(
+                "--lora_targets {given}: unknown {unknown}; choose from {known}",
+                given=",".join(config.lora_targets),
+                unknown=", ".join(map(repr, unknown)) or t("nothing"),
+                known=", ".join(LORA_TARGETS),
+            )
+        )
     elif len(set(config.lora_targets)) < len(config.lora_targets):
         problems.append(t("--lora_targets {given}: a name is given twice", given=",".join(config.lora_targets)))
     if config.peft == "none":
@@ -76,9 +90,12 @@ def check_settings(config: RunConfig) -> list[str]:
         problems.append(t("--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project"))
     if config.profile_steps > 0 and config.max_steps is not None and config.max_steps <= PROFILE_AFTER_STEPS:
         problems.append(
-            t("--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}",
-              count=config.profile_steps, first=PROFILE_AFTER_STEPS)
-        )  # fmt: skip
+            t(
+                "--profile_steps {count} looks at steps after the first {first}; give a --max_steps above {first}",
+                count=config.profile_steps,
+                first=PROFILE_AFTER_STEPS,
+            )
+        )
     return problems + _check_parallel_settings(config) + _check_fp8(config) + _check_least_memory(config) + _not_yet(config)
 
 
@@ -159,19 +176,25 @@ def _check_parallel_settings(config: RunConfig) -> list[str]:
     in_pipeline = config.pipeline_model_parallel_size > 1
     if config.pipeline_schedule != "1f1b" and not in_pipeline:
         problems.append(
-            t("--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more",
-              schedule=config.pipeline_schedule)
-        )  # fmt: skip
+            t(
+                "--pipeline_schedule {schedule} has no effect without --pipeline_model_parallel_size 2 or more",
+                schedule=config.pipeline_schedule,
+            )
+        )
     if config.sharding == "replicated" and config.peft != "lora":
         problems.append(
-            t("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
-              "trained weights give --data_parallel_replicate_size")
-        )  # fmt: skip
+            t(
+                "--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies "
+                "of trained weights give --data_parallel_replicate_size"
+            )
+        )
     if config.sharding == "full" and in_pipeline:
         problems.append(
-            t("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
-              "--sharding step, or replicated with --peft lora")
-        )  # fmt: skip
+            t(
+                "--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+                "--sharding step, or replicated with --peft lora"
+            )
+        )
     return problems
 
 
@@ -192,50 +215,86 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
         if not _divides_heads(tensor, model):
             fitting = [number for number in _divisors(world) if _divides_heads(number, model)]
             problems.append(
-                t("--tensor_model_parallel_size {degree}: must divide {heads} attention heads and {key_value_heads} key/value "
-                  "heads; with {world} GPU{world:s} use {choices}", degree=tensor, heads=model.num_attention_heads,
-                  key_value_heads=model.num_key_value_heads, world=world, choices=_listed(fitting))
-            )  # fmt: skip
+                t(
+                    "--tensor_model_parallel_size {degree}: must divide {heads} attention heads and {key_value_heads} "
+                    "key/value heads; with {world} GPU{world:s} use {choices}",
+                    degree=tensor,
+                    heads=model.num_attention_heads,
+                    key_value_heads=model.num_key_value_heads,
+                    world=world,
+                    choices=_listed(fitting),
+                )
+            )
         elif model.vocab_size % tensor != 0 or model.intermediate_size % tensor != 0:
             problems.append(
-                t("--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} "
-                  "features", degree=tensor, vocabulary=model.vocab_size, inner=model.intermediate_size)
-            )  # fmt: skip
+                t(
+                    "--tensor_model_parallel_size {degree}: must divide the vocabulary of {vocabulary} and the MLP's {inner} "
+                    "features",
+                    degree=tensor,
+                    vocabulary=model.vocab_size,
+                    inner=model.intermediate_size,
+                )
+            )
         if pipeline > 1 and stages > model.num_hidden_layers:
             problems.append(
-                t("--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but the "
-                  "model has only {layers} layer{layers:s}", degree=pipeline, schedule=config.pipeline_schedule, stages=stages,
-                  layers=model.num_hidden_layers)
-            )  # fmt: skip
+                t(
+                    "--pipeline_model_parallel_size {degree} with --pipeline_schedule {schedule} makes {stages} stages, but "
+                    "the model has only {layers} layer{layers:s}",
+                    degree=pipeline,
+                    schedule=config.pipeline_schedule,
+                    stages=stages,
+                    layers=model.num_hidden_layers,
+                )
+            )
         if config.peft == "lora" and config.lora_rank > model.hidden_size:
             problems.append(
-                t("--lora_rank {rank}: must be at most the model's hidden size, {hidden}", rank=config.lora_rank,
-                  hidden=model.hidden_size)
-            )  # fmt: skip
+                t(
+                    "--lora_rank {rank}: must be at most the model's hidden size, {hidden}",
+                    rank=config.lora_rank,
+                    hidden=model.hidden_size,
+                )
+            )
     if world % degree != 0:
         problems.append(
-            t("{nodes} x {gpus} = {world} GPU{world:s} cannot be divided by tensor {tensor} x pipeline {pipeline} x "
-              "context {context} "
-              "= {degree}; the product must be one of {choices}", nodes=config.num_nodes, gpus=config.num_gpus, world=world,
-              tensor=tensor, pipeline=pipeline, context=config.context_parallel_size, degree=degree,
-              choices=_listed(_divisors(world)))
-        )  # fmt: skip
+            t(
+                "{nodes} x {gpus} = {world} GPU{world:s} cannot be divided by tensor {tensor} x pipeline {pipeline} x "
+                "context {context} "
+                "= {degree}; the product must be one of {choices}",
+                nodes=config.num_nodes,
+                gpus=config.num_gpus,
+                world=world,
+                tensor=tensor,
+                pipeline=pipeline,
+                context=config.context_parallel_size,
+                degree=degree,
+                choices=_listed(_divisors(world)),
+            )
+        )
         return problems
     if config.data_parallel_size % config.data_parallel_replicate_size != 0:
         problems.append(
-            t("--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}",
-              copies=config.data_parallel_replicate_size, data=config.data_parallel_size,
-              choices=_listed(_divisors(config.data_parallel_size)))
-        )  # fmt: skip
+            t(
+                "--data_parallel_replicate_size {copies}: must divide data parallel {data}; use {choices}",
+                copies=config.data_parallel_replicate_size,
+                data=config.data_parallel_size,
+                choices=_listed(_divisors(config.data_parallel_size)),
+            )
+        )
     unit = config.micro_batch_size * config.data_parallel_size
     if config.global_batch_size % unit != 0:
         below = config.global_batch_size // unit * unit
         nearest = _listed([batch for batch in (below, below + unit) if batch > 0])
         problems.append(
-            t("--global_batch_size {batch}: must be a multiple of micro_batch_size {micro} x data parallel {data} = {unit}; "
-              "nearest: {nearest}", batch=config.global_batch_size, micro=config.micro_batch_size,
-              data=config.data_parallel_size, unit=unit, nearest=nearest)
-        )  # fmt: skip
+            t(
+                "--global_batch_size {batch}: must be a multiple of micro_batch_size {micro} x data parallel {data} = {unit}; "
+                "nearest: {nearest}",
+                batch=config.global_batch_size,
+                micro=config.micro_batch_size,
+                data=config.data_parallel_size,
+                unit=unit,
+                nearest=nearest,
+            )
+        )
     return problems
 
 
@@ -249,15 +308,24 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
     limit = max(CPU_PROCESSES_PER_CORE * cores, RunConfig.num_gpus)
     if visible_gpus == 0 and config.num_gpus > limit:
         return [
-            t("--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} core{cores:s}; "
-              "give {limit} or "
-              "less", asked=config.num_gpus, cores=cores, limit=limit)
-        ]  # fmt: skip
+            t(
+                "--num_gpus {asked}: without a GPU it counts CPU processes, and this machine has {cores} core{cores:s}; "
+                "give {limit} or "
+                "less",
+                asked=config.num_gpus,
+                cores=cores,
+                limit=limit,
+            )
+        ]
     if 0 < visible_gpus < config.num_gpus:
         return [
-            t("--num_gpus {asked}: this machine has {found}; give --num_gpus {found} (and a --global_batch_size that is a "
-              "multiple of micro_batch_size x {found})", asked=config.num_gpus, found=visible_gpus)
-        ]  # fmt: skip
+            t(
+                "--num_gpus {asked}: this machine has {found}; give --num_gpus {found} (and a --global_batch_size that is a "
+                "multiple of micro_batch_size x {found})",
+                asked=config.num_gpus,
+                found=visible_gpus,
+            )
+        ]
     return []
 
 

@@ -433,15 +433,25 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
                 converted[name] = _convert(str(value) if name in NUMBER_OR_TEXT and type(value) is int else value, hints[name])
             except (TypeError, ValueError, OverflowError):
                 problems.append(
-                    t("{source}: {name} is {value}, but must be {type}", source=source, name=name, value=_shown(value),
-                      type=_type_name(hints[name]))
-                )  # fmt: skip
+                    t(
+                        "{source}: {name} is {value}, but must be {type}",
+                        source=source,
+                        name=name,
+                        value=_shown(value),
+                        type=_type_name(hints[name]),
+                    )
+                )
             else:
                 if name in CHOICES and converted[name] not in CHOICES[name]:
                     problems.append(
-                        t("{source}: {name} is {value}, but must be one of {choices}", source=source, name=name,
-                          value=_shown(value), choices=", ".join(CHOICES[name]))
-                    )  # fmt: skip
+                        t(
+                            "{source}: {name} is {value}, but must be one of {choices}",
+                            source=source,
+                            name=name,
+                            value=_shown(value),
+                            choices=", ".join(CHOICES[name]),
+                        )
+                    )
     if problems:
         raise InputError(problems)
     return RunConfig(**converted)

@@ -34,9 +34,12 @@ class FoundModel:
         if self.base is None:
             named = self.kind.named_base(self.path) or t("none is named")
             raise InputError(
-                t("{path}: the model that it was trained from is not here ({named}); give it as --base", path=self.path,
-                  named=named)
-            )  # fmt: skip
+                t(
+                    "{path}: the model that it was trained from is not here ({named}); give it as --base",
+                    path=self.path,
+                    named=named,
+                )
+            )
         return self.base
 
 

@@ -44,11 +44,12 @@ class _SourceReader(StorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         entries = {
             name: TensorStorageMetadata(
-                TensorProperties(dtype=self.source.dtype(name)), shape,
+                TensorProperties(dtype=self.source.dtype(name)),
+                shape,
                 [ChunkStorageMetadata(torch.Size([0] * len(shape)), shape)],
             )
             for name, shape in self.source.shapes().items()
-        }  # fmt: skip
+        }
         return Metadata(dict(entries))
 
     @override

@@ -91,9 +91,14 @@ def check_base(found: FoundModel, expected: str | None) -> bool:
     actual = found.kind.fingerprint(found)
     if actual != expected:
         raise InputError(
-            t("{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "
-              "gives wrong answers; give the right one as --base", path=found.path,
-              name=(found.origin or {}).get("base_model") or found.kind.named_base(found.path), expected=expected,
-              base=found.required_base().path, found=actual)
-        )  # fmt: skip
+            t(
+                "{path}: was trained on {name} with fingerprint {expected}; {base} has {found}. On other weights an adapter "
+                "gives wrong answers; give the right one as --base",
+                path=found.path,
+                name=(found.origin or {}).get("base_model") or found.kind.named_base(found.path),
+                expected=expected,
+                base=found.required_base().path,
+                found=actual,
+            )
+        )
     return True

@@ -71,9 +71,13 @@ class StoredModel:
         for name, given in (("prompt_template", prompt_template), ("system_prompt", system_prompt)):
             if given is not None and given != record[name]:
                 raise InputError(
-                    t("--{name} {given!r}: the model was trained with {trained!r}; leave the flag out", name=name, given=given,
-                      trained=record[name])
-                )  # fmt: skip
+                    t(
+                        "--{name} {given!r}: the model was trained with {trained!r}; leave the flag out",
+                        name=name,
+                        given=given,
+                        trained=record[name],
+                    )
+                )
         return open_prompt_format(self.tokenizer_folder, record)
 
     def chat_template(self) -> str | None:

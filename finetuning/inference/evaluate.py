@@ -48,9 +48,13 @@ def sample_losses(net: Llama, prompt_format: PromptFormat, samples: list[Sample]
     for numbers in _rows([len(tokens) for tokens, _ in encoded]):
         row = [encoded[number] for number in numbers]
         lengths = [len(tokens) - 1 for tokens, _ in row]  # the last token of a sample predicts nothing
-        tokens, labels = (torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device) for parts in (
-            [tokens[:-1] for tokens, _ in row], [tokens[1:] for tokens, _ in row],
-        ))  # fmt: skip
+        tokens, labels = (
+            torch.from_numpy(np.concatenate(parts).astype(np.int64)).to(device)
+            for parts in (
+                [tokens[:-1] for tokens, _ in row],
+                [tokens[1:] for tokens, _ in row],
+            )
+        )
         trained = torch.from_numpy(np.concatenate([trained[1:] for _, trained in row])).to(device)
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         hidden = net.model(tokens[None], positions[None], make_documents(lengths).to(device))[0, trained]

@@ -35,9 +35,14 @@ NewToken = Callable[[int, int], None]  # number of the prompt, token
 
 @torch.inference_mode()
 def generate_answers(
-    net: Llama, prompts: list[list[int]], sampling: Sampling, end_token_ids: tuple[int, ...], *,
-    batch_size: int = BATCH_SIZE, told: NewToken | None = None,
-) -> list[list[int]]:  # fmt: skip
+    net: Llama,
+    prompts: list[list[int]],
+    sampling: Sampling,
+    end_token_ids: tuple[int, ...],
+    *,
+    batch_size: int = BATCH_SIZE,
+    told: NewToken | None = None,
+) -> list[list[int]]:
     """New tokens for each prompt, without the end token.
 
     Args:

@@ -32,9 +32,12 @@ def default_dtype(device: torch.device) -> torch.dtype:
 
 
 def load_model(
-    model: StoredModel, device: torch.device, dtype: torch.dtype, prompt_template: str | None = None,
+    model: StoredModel,
+    device: torch.device,
+    dtype: torch.dtype,
+    prompt_template: str | None = None,
     system_prompt: str | None = None,
-) -> LoadedModel:  # fmt: skip
+) -> LoadedModel:
     """Base weights with their adapter beside them, and the prompt format of the training."""
     prompt_format = model.prompt_format(prompt_template, system_prompt)  # before the long part
     net = load_net(model.base, device, dtype)
@@ -76,9 +79,11 @@ def attach_adapter(net: Llama, adapter: Adapter) -> None:
         module: nn.Module = low_rank
         if update.magnitude is not None:
             length = torch.linalg.vector_norm(
-                torch.addmm(linear.weight.float(), *(x.to(linear.weight.device) for x in (update.b, update.a)),
-                            alpha=update.scale), dim=1,
-            )  # fmt: skip
+                torch.addmm(
+                    linear.weight.float(), *(x.to(linear.weight.device) for x in (update.b, update.a)), alpha=update.scale
+                ),
+                dim=1,
+            )
             module = _Stretched(low_rank, update.magnitude.to(length.device) / length)
         net.set_submodule(path, module)
 

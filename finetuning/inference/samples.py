@@ -81,9 +81,7 @@ def check_characters(prompts: list[str]) -> None:
             raise InputError(t("prompt {number} is not UTF-8: {prompt}", number=number, prompt=excerpt(prompt))) from None
 
 
-def check_prompts(
-    samples: list[Sample], prompt_format: PromptFormat, config: LlamaConfig, *, with_answer: bool
-) -> None:  # fmt: skip
+def check_prompts(samples: list[Sample], prompt_format: PromptFormat, config: LlamaConfig, *, with_answer: bool) -> None:
     """What can be told of samples before they become tokens.
 
     Raises:
@@ -110,9 +108,12 @@ def check_prompts(
 
 
 def check_tokens(
-    samples: list[Sample], tokens: Sequence[Sequence[int] | np.ndarray], new_tokens: int, prompt_format: PromptFormat,
+    samples: list[Sample],
+    tokens: Sequence[Sequence[int] | np.ndarray],
+    new_tokens: int,
+    prompt_format: PromptFormat,
     config: LlamaConfig,
-) -> None:  # fmt: skip
+) -> None:
     """
     Args:
         new_tokens: how many more each may become.
@@ -122,11 +123,15 @@ def check_tokens(
     """
     limit = config.max_position_embeddings
     problems = [
-        t("line {line}: {tokens} token{tokens:s}, and the model was made for at most {limit}", line=sample.line,
-          tokens=len(found) + new_tokens, limit=limit)
+        t(
+            "line {line}: {tokens} token{tokens:s}, and the model was made for at most {limit}",
+            line=sample.line,
+            tokens=len(found) + new_tokens,
+            limit=limit,
+        )
         for sample, found in zip(samples, tokens, strict=True)
         if len(found) + new_tokens > limit
-    ]  # fmt: skip
+    ]
     if problems:
         raise InputError(problems[:SHOWN_PROBLEMS])
     unknown = [(sample, unknown_token(np.asarray(found), prompt_format)) for sample, found in zip(samples, tokens, strict=True)]

@@ -20,9 +20,12 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
         return
     folder.mkdir(exist_ok=True)
     facts = packing_facts(
-        training.counts, global_batch_size=config.global_batch_size, data_parallel_size=config.data_parallel_size,
-        plan=prepared.run.strategy.packs, seed=config.seed,
-    )  # fmt: skip
+        training.counts,
+        global_batch_size=config.global_batch_size,
+        data_parallel_size=config.data_parallel_size,
+        plan=prepared.run.strategy.packs,
+        seed=config.seed,
+    )
     cut_to = config.seq_length if config.truncation == CUT_INPUT else None
     previews = [
         preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format, cut_to=cut_to)

@@ -86,20 +86,30 @@ def check_gpus() -> Iterator[Finding]:
             yield Finding(NOTE, "GPU", t("none, and a torch without CUDA: runs here use CPU processes"))
         else:
             yield Finding(
-                BAD, "GPU", t("driver {driver}, but this torch has no CUDA", driver=driver),
+                BAD,
+                "GPU",
+                t("driver {driver}, but this torch has no CUDA", driver=driver),
                 t("install torch from the index of your CUDA version: https://pytorch.org/get-started/locally/"),
-            )  # fmt: skip
+            )
         return
     if not torch.cuda.is_available():
         if driver is None:
             yield Finding(NOTE, "GPU", t("none here; on a login node that is as it should be"))
         else:
             yield Finding(
-                BAD, "GPU", t("torch {torch} for CUDA {cuda} cannot use driver {driver}", torch=torch.__version__,
-                              cuda=torch.version.cuda, driver=driver),
-                t("a newer driver, or a torch for an older CUDA; CUDA_VISIBLE_DEVICES is {visible}",
-                  visible=os.environ.get("CUDA_VISIBLE_DEVICES", t("not set"))),
-            )  # fmt: skip
+                BAD,
+                "GPU",
+                t(
+                    "torch {torch} for CUDA {cuda} cannot use driver {driver}",
+                    torch=torch.__version__,
+                    cuda=torch.version.cuda,
+                    driver=driver,
+                ),
+                t(
+                    "a newer driver, or a torch for an older CUDA; CUDA_VISIBLE_DEVICES is {visible}",
+                    visible=os.environ.get("CUDA_VISIBLE_DEVICES", t("not set")),
+                ),
+            )
         return
     count = torch.cuda.device_count()
     properties = [torch.cuda.get_device_properties(index) for index in range(count)]
@@ -121,10 +131,15 @@ def check_folder(folder: Path) -> Iterator[Finding]:
     text = t("{folder}: {free:.0f} GiB free", folder=folder, free=free_gib)
     if free_gib < CHECKPOINT_GIB:
         yield Finding(
-            NOTE, subject, text,
-            t("all weights of an 8B model need about {needed} GiB for one checkpoint and the result (LoRA: 1 GiB); give "
-              "another --experiments_dir", needed=CHECKPOINT_GIB),
-        )  # fmt: skip
+            NOTE,
+            subject,
+            text,
+            t(
+                "all weights of an 8B model need about {needed} GiB for one checkpoint and the result (LoRA: 1 GiB); give "
+                "another --experiments_dir",
+                needed=CHECKPOINT_GIB,
+            ),
+        )
     else:
         yield Finding(GOOD, subject, text)
     try:
@@ -156,9 +171,11 @@ def check_limits() -> Iterator[Finding]:
     has_infiniband = any(Path("/sys/class/infiniband").glob("*"))
     if has_infiniband and locked != resource.RLIM_INFINITY:
         yield Finding(
-            NOTE, t("limits"), t("{size} KiB of locked memory, with InfiniBand", size=locked // 1024),
+            NOTE,
+            t("limits"),
+            t("{size} KiB of locked memory, with InfiniBand", size=locked // 1024),
             t("NCCL needs it unlimited: ulimit -l unlimited, in Slurm PropagateResourceLimits"),
-        )  # fmt: skip
+        )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
     yield Finding(GOOD, t("machine"), t("{cores} core{cores:s}, {memory:.0f} GiB memory", cores=cores, memory=memory_gib))
@@ -194,9 +211,11 @@ def check_hub() -> Iterator[Finding]:
         urllib.request.urlopen(urllib.request.Request(HUB, method="HEAD"), timeout=HUB_TIMEOUT_S).close()
     except (urllib.error.URLError, OSError) as error:
         yield Finding(
-            NOTE, "hub", t("{hub} cannot be reached ({reason})", hub=HUB, reason=error) + " · " + token,
+            NOTE,
+            "hub",
+            t("{hub} cannot be reached ({reason})", hub=HUB, reason=error) + " · " + token,
             t("give a local folder as --hf_model_id; behind a proxy set HTTPS_PROXY"),
-        )  # fmt: skip
+        )
         return
     yield Finding(GOOD, "hub", t("{hub} can be reached", hub=HUB) + " · " + token)
 
@@ -224,10 +243,13 @@ def describe_cluster(cluster: Cluster) -> Iterator[Finding]:
     yield Finding(GOOD, "Slurm", f"{version} · {name}")
     for partition in cluster.partitions:
         text = t(
-            "partition {name}: {nodes} node{nodes:s} x {gpus} GPU{gpus:s}, {cpus} CPU{cpus:s}, time limit "
-            "{limit}", name=partition.name,
-            nodes=partition.num_nodes, gpus=partition.gpus_per_node, cpus=partition.cpus_per_node, limit=partition.time_limit,
-        )  # fmt: skip
+            "partition {name}: {nodes} node{nodes:s} x {gpus} GPU{gpus:s}, {cpus} CPU{cpus:s}, time limit {limit}",
+            name=partition.name,
+            nodes=partition.num_nodes,
+            gpus=partition.gpus_per_node,
+            cpus=partition.cpus_per_node,
+            limit=partition.time_limit,
+        )
         text += (" · " + t("the default")) if partition.is_default else ""
         yield Finding(GOOD if partition.is_up else NOTE, "Slurm", text, "" if partition.is_up else t("it is down"))
         if any(memory_of_type(name) is None for name in partition.gpu_types):
@@ -240,9 +262,11 @@ def describe_cluster(cluster: Cluster) -> Iterator[Finding]:
         yield Finding(GOOD, "Slurm", t("your accounts: {names}", names=", ".join(cluster.accounts) or t("none")))
     runtimes = ["Pyxis"] * cluster.has_pyxis + [cluster.apptainer] * (cluster.apptainer is not None)
     yield Finding(
-        GOOD if runtimes else NOTE, t("containers"), ", ".join(map(str, runtimes)) or t("neither Pyxis nor Apptainer here"),
+        GOOD if runtimes else NOTE,
+        t("containers"),
+        ", ".join(map(str, runtimes)) or t("neither Pyxis nor Apptainer here"),
         "" if runtimes else t("jobs run this Python environment, which the nodes must see (--container_image none)"),
-    )  # fmt: skip
+    )
     if cluster.config.get("JobRequeue") == "0":
         yield Finding(
             NOTE, "Slurm", "JobRequeue=0", t("jobs ask for --requeue themselves; a node failure is survived all the same")

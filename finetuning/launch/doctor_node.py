@@ -65,18 +65,22 @@ def check_meeting(node: int) -> Iterator[Finding]:
     on_gpu = torch.cuda.is_available()
     try:
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", init_method=f"tcp://{address}:{port}", rank=node,
-            world_size=len(addresses), timeout=datetime.timedelta(seconds=MEETING_S),
-        )  # fmt: skip
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            init_method=f"tcp://{address}:{port}",
+            rank=node,
+            world_size=len(addresses),
+            timeout=datetime.timedelta(seconds=MEETING_S),
+        )
         for device in ["cpu"] + ["cuda"] * on_gpu:
             yield _measure_sum(subject, device, f"{address}:{port}")
         dist.destroy_process_group()
     except dist.DistError as error:
         yield Finding(
-            BAD, subject,
+            BAD,
+            subject,
             t("cannot meet at {address}:{port}: {reason}", address=address, port=port, reason=str(error).splitlines()[0]),
             t('a firewall, or the wrong interface: --environment "NCCL_SOCKET_IFNAME=… GLOO_SOCKET_IFNAME=…"'),
-        )  # fmt: skip
+        )
 
 
 def _measure_sum(subject: str, device: str, place: str) -> Finding:
@@ -87,9 +91,17 @@ def _measure_sum(subject: str, device: str, place: str) -> Finding:
     tensor[0].item()  # waits for the GPU
     speed = SUM_BYTES / 2**20 / (time.monotonic() - started)
     via = "NCCL" if device == "cuda" else "gloo"
-    return Finding(GOOD, subject, t("{nodes} node{nodes:s} at {place} · {via} adds up {speed:.0f} "
-                                    "MiB/s", nodes=dist.get_world_size(),
-                                    place=place, via=via, speed=speed))  # fmt: skip
+    return Finding(
+        GOOD,
+        subject,
+        t(
+            "{nodes} node{nodes:s} at {place} · {via} adds up {speed:.0f} MiB/s",
+            nodes=dist.get_world_size(),
+            place=place,
+            via=via,
+            speed=speed,
+        ),
+    )
 
 
 def _addresses() -> list[str]:

@@ -33,9 +33,12 @@ def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
         return folder.resolve()
     if folder.is_file() and folder.suffix == ".gguf":
         raise InputError(
-            t("--hf_model_id {path}: is a GGUF file; write it as a model folder first, by finetune export {path} FOLDER, and "
-              "give that", path=model_id)
-        )  # fmt: skip
+            t(
+                "--hf_model_id {path}: is a GGUF file; write it as a model folder first, by finetune export {path} FOLDER, and "
+                "give that",
+                path=model_id,
+            )
+        )
     if folder.is_file():
         raise InputError(t("--hf_model_id {path}: is a file; give the folder that holds config.json", path=model_id))
     if WEB_ADDRESS.match(model_id):
@@ -47,9 +50,11 @@ def find_model(model_id: str, token: str | None, *, with_weights: bool) -> Path:
         raise InputError(t("--hf_model_id {path}: there is no such folder", path=model_id))
     if token is not None and not TOKEN.fullmatch(token):
         raise InputError(
-            t("the Hugging Face token has blanks or letters that no token has; copy it again from "
-              "https://huggingface.co/settings/tokens")
-        )  # fmt: skip
+            t(
+                "the Hugging Face token has blanks or letters that no token has; copy it again from "
+                "https://huggingface.co/settings/tokens"
+            )
+        )
     return _download(model_id, token, with_weights)
 
 
@@ -77,36 +82,49 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
         raise InputError(_no_access(model_id, has_token=bool(token or get_token()))) from None
     except RepositoryNotFoundError:
         raise InputError(
-            t("--hf_model_id {model}: neither a local folder nor a model on the hub (or a private one: {ways})",
-              model=model_id, ways=_ways_to_give_a_token())
-        ) from None  # fmt: skip
+            t(
+                "--hf_model_id {model}: neither a local folder nor a model on the hub (or a private one: {ways})",
+                model=model_id,
+                ways=_ways_to_give_a_token(),
+            )
+        ) from None
     except (HTTPError, LocalEntryNotFoundError, OSError) as error:
         # Without a download of its own to fall back on, huggingface_hub raises "not in the cache" from the hub's answer.
         cause = error if isinstance(error, HfHubHTTPError) else error.__cause__ or error
         if isinstance(cause, HfHubHTTPError) and cause.response.status_code == 401:
             raise InputError(
-                t("--hf_model_id {model}: the hub does not know this token (expired, or not copied whole?); see "
-                  "https://huggingface.co/settings/tokens", model=model_id)
-            ) from None  # fmt: skip
+                t(
+                    "--hf_model_id {model}: the hub does not know this token (expired, or not copied whole?); see "
+                    "https://huggingface.co/settings/tokens",
+                    model=model_id,
+                )
+            ) from None
         reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
         if isinstance(cause, HfHubHTTPError):
             raise InputError(t("--hf_model_id {model}: the hub refused it: {reason}", model=model_id, reason=reason)) from None
         raise InputError(
-            t("--hf_model_id {model}: no local folder of this name, and the hub cannot be reached ({reason}); check the "
-              "network, or give a local folder", model=model_id, reason=reason)
-        ) from None  # fmt: skip
+            t(
+                "--hf_model_id {model}: no local folder of this name, and the hub cannot be reached ({reason}); check the "
+                "network, or give a local folder",
+                model=model_id,
+                reason=reason,
+            )
+        ) from None
 
 
 def _no_access(model_id: str, has_token: bool) -> str:
     if has_token:
         return t(
             "--hf_model_id {model}: the token has no access to this model; ask for it at https://huggingface.co/{model} "
-            "with the account the token belongs to. A local folder needs no token.", model=model_id,
-        )  # fmt: skip
+            "with the account the token belongs to. A local folder needs no token.",
+            model=model_id,
+        )
     return t(
         "--hf_model_id {model}: this model needs a Hugging Face token; ask for access at https://huggingface.co/{model}, "
-        "then {ways}. A local folder needs no token.", model=model_id, ways=_ways_to_give_a_token(),
-    )  # fmt: skip
+        "then {ways}. A local folder needs no token.",
+        model=model_id,
+        ways=_ways_to_give_a_token(),
+    )
 
 
 def _ways_to_give_a_token() -> str:

@@ -50,9 +50,14 @@ class Prepared:
 
 
 def prepare(
-    config: RunConfig, token: str | None, experiment_dir: Path, tokens_dir: Path, *, with_weights: bool,
+    config: RunConfig,
+    token: str | None,
+    experiment_dir: Path,
+    tokens_dir: Path,
+    *,
+    with_weights: bool,
     job: JobPlan | None = None,
-) -> Prepared:  # fmt: skip
+) -> Prepared:
     """Checks everything and resolves the run. Writes to `tokens_dir` and to the hub's cache only.
 
     Weights are downloaded last, when nothing else is wrong; without `with_weights`, not at all.
@@ -84,19 +89,25 @@ def prepare(
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
     if config.warmup_steps is not None and config.warmup_steps >= max_steps:
         raise InputError(
-            t("--warmup_steps {warmup}: must be less than the {max_steps} step{max_steps:s} of the run, or the "
-              "learning rate never reaches "
-              "its peak", warmup=config.warmup_steps, max_steps=max_steps)
-        )  # fmt: skip
+            t(
+                "--warmup_steps {warmup}: must be less than the {max_steps} step{max_steps:s} of the run, or the "
+                "learning rate never reaches "
+                "its peak",
+                warmup=config.warmup_steps,
+                max_steps=max_steps,
+            )
+        )
     gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
     memory = gpu_memory.gib if gpu_memory is not None else None
     mean_sample = dataset.splits["training"].num_tokens / num_samples
     strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
     if config.fp8 and config.peft == "lora" and strategy.sharding != "replicated":
         raise InputError(
-            t("--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
-              "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size")
-        )  # fmt: skip
+            t(
+                "--fp8 keeps the frozen weights whole on every GPU, and they do not fit; lower --row_length or "
+                "--seq_length, or give --activation_checkpointing full, or more --pipeline_model_parallel_size"
+            )
+        )
     if with_weights and nemo is None:
         model_path = find_model(config.hf_model_id, token, with_weights=True)
         check_weights(model_path, model)
@@ -195,9 +206,12 @@ def _weights_fingerprint(model_path: Path, nemo: "NemoCheckpoint | None") -> str
 def _check_length(config: RunConfig, model: LlamaConfig | None, problems: list[str]) -> None:
     if model is not None and config.seq_length > model.max_position_embeddings:
         problems.append(
-            t("--seq_length {given}: the model was made for at most {limit} positions", given=config.seq_length,
-              limit=model.max_position_embeddings)
-        )  # fmt: skip
+            t(
+                "--seq_length {given}: the model was made for at most {limit} positions",
+                given=config.seq_length,
+                limit=model.max_position_embeddings,
+            )
+        )
 
 
 def _configure_dataset(
@@ -209,10 +223,15 @@ def _configure_dataset(
             problems += check_files(Path(config.dataset_path))
             return None
         return configure_dataset(
-            config.dataset_path, model_path, tokens_dir, seq_length=config.seq_length,
-            prompt_template=config.prompt_template, system_prompt=config.system_prompt, truncation=config.truncation,
+            config.dataset_path,
+            model_path,
+            tokens_dir,
+            seq_length=config.seq_length,
+            prompt_template=config.prompt_template,
+            system_prompt=config.system_prompt,
+            truncation=config.truncation,
             skip_bad_samples=config.skip_bad_samples,
-        )  # fmt: skip
+        )
     except InputError as error:
         problems += error.problems
     except OSError as error:
@@ -271,9 +290,12 @@ def _device_notes(config: RunConfig, visible_gpus: int) -> list[str]:
     cores = len(os.sched_getaffinity(0))
     if config.num_gpus > cores:
         notes.append(
-            t("{count} process{count:es} share {cores} core{cores:s} and take turns; give --num_gpus {cores}",
-              count=config.num_gpus, cores=cores)
-        )  # fmt: skip
+            t(
+                "{count} process{count:es} share {cores} core{cores:s} and take turns; give --num_gpus {cores}",
+                count=config.num_gpus,
+                cores=cores,
+            )
+        )
     return notes
 
 
@@ -289,9 +311,13 @@ def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:
             notes.append(t("no {name}.jsonl: there will be no {name} loss", name=name))
     if config.global_batch_size > num_samples:
         notes.append(
-            t("--global_batch_size {batch} is more than the {samples} training samples: one step sees some of them several "
-              "times; a smaller batch gives more steps per epoch", batch=config.global_batch_size, samples=num_samples)
-        )  # fmt: skip
+            t(
+                "--global_batch_size {batch} is more than the {samples} training samples: one step sees some of them several "
+                "times; a smaller batch gives more steps per epoch",
+                batch=config.global_batch_size,
+                samples=num_samples,
+            )
+        )
     if config.save_every_n_steps == 0:
         notes.append(t("--save_every_n_steps 0: nothing can be resumed"))
     return notes

@@ -51,10 +51,14 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
             return Start(newest, None, done, messages)
         if newest.step > max_steps:
             raise InputError(
-                t("experiment {name} has done {done} step{done:s} already; give --max_steps {done} or more, or "
-                  "another --experiment "
-                  "name", name=config.experiment, done=newest.step)
-            )  # fmt: skip
+                t(
+                    "experiment {name} has done {done} step{done:s} already; give --max_steps {done} or more, or "
+                    "another --experiment "
+                    "name",
+                    name=config.experiment,
+                    done=newest.step,
+                )
+            )
         return Start(newest, None, None, messages + _resume_messages(newest, config, max_steps))
     if done >= max_steps and (experiment_dir / "run.yaml").is_file():
         refuse_changes(read_run(experiment_dir / "run.yaml").identity, identity, config)
@@ -83,9 +87,13 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], config: RunConfi
     else:
         advice = t("give another --experiment name, or --accept_changes to go on with the new ones")
     raise InputError(
-        t("experiment {name} was started with other settings:\n      {lines}\n    {advice}", name=config.experiment,
-          lines="\n      ".join(lines), advice=advice)
-    )  # fmt: skip
+        t(
+            "experiment {name} was started with other settings:\n      {lines}\n    {advice}",
+            name=config.experiment,
+            lines="\n      ".join(lines),
+            advice=advice,
+        )
+    )
 
 
 def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[Path, str]:
@@ -114,9 +122,12 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
         found = next((c for f in (given, given / "checkpoints") for c in reversed(find_checkpoints(f)[0])), None)
         if found is None:
             raise InputError(
-                t("--restore_config {path}: neither a complete checkpoint, nor a folder with one, nor an adapter in PEFT "
-                  "format", path=given)
-            )  # fmt: skip
+                t(
+                    "--restore_config {path}: neither a complete checkpoint, nor a folder with one, nor an adapter in PEFT "
+                    "format",
+                    path=given,
+                )
+            )
         checkpoint = found
     from finetuning.storage.dcp_reader import ShardedFiles  # with torch, which takes a second
 
@@ -124,11 +135,18 @@ def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[P
     before = checkpoint.info["identity"]
     different = [name for name in FIXED if before.get(name) != identity[name]]
     if different:
-        raise InputError([
-            t("--restore_config {path}: {name} of the checkpoint is {before}, of this run {now}", path=given, name=name,
-              before=before.get(name), now=identity[name])
-            for name in different
-        ])  # fmt: skip
+        raise InputError(
+            [
+                t(
+                    "--restore_config {path}: {name} of the checkpoint is {before}, of this run {now}",
+                    path=given,
+                    name=name,
+                    before=before.get(name),
+                    now=identity[name],
+                )
+                for name in different
+            ]
+        )
     return checkpoint.path.resolve(), t("starts from the weights of {model}", model=checkpoint.path)
 
 
@@ -162,9 +180,14 @@ def _adapter_problems(folder: Path, config: RunConfig) -> list[str]:
 def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) -> list[str]:
     age = datetime.now(UTC) - datetime.fromisoformat(checkpoint.info["saved_at"])
     messages = [
-        t("resuming {name} at step {step} of {max_steps} (saved {age} ago)", name=config.experiment, step=checkpoint.step,
-          max_steps=max_steps, age=_duration(age.total_seconds()))
-    ]  # fmt: skip
+        t(
+            "resuming {name} at step {step} of {max_steps} (saved {age} ago)",
+            name=config.experiment,
+            step=checkpoint.step,
+            max_steps=max_steps,
+            age=_duration(age.total_seconds()),
+        )
+    ]
     before, now = Degrees(**checkpoint.info["layout"]), degrees_of(config)
     if before != now:
         messages.append(
@@ -173,10 +196,14 @@ def _resume_messages(checkpoint: Checkpoint, config: RunConfig, max_steps: int) 
     planned = checkpoint.info["max_steps"]
     if planned not in (None, max_steps):
         messages.append(
-            t("the schedule changes from {planned} to {max_steps} step{max_steps:s}: the learning rate follows the "
-              "new cosine, the order "
-              "of the samples stays", planned=planned, max_steps=max_steps)
-        )  # fmt: skip
+            t(
+                "the schedule changes from {planned} to {max_steps} step{max_steps:s}: the learning rate follows the "
+                "new cosine, the order "
+                "of the samples stays",
+                planned=planned,
+                max_steps=max_steps,
+            )
+        )
     if config.restore_config:
         messages.append(t("--restore_config is not used: the experiment's own checkpoint comes first"))
     return messages

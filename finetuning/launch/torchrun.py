@@ -28,9 +28,22 @@ def torchrun_command(run_file: Path, num_processes: int) -> list[str]:
 def torchrun_options(num_processes: int) -> list[str]:
     """A free port is chosen by torchrun; loopback only, whatever the host name resolves to."""
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc_per_node", str(num_processes),
-        "--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0", "--local-addr", "127.0.0.1", "--max_restarts", "0",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        "1",
+        "--nproc_per_node",
+        str(num_processes),
+        "--rdzv_backend",
+        "c10d",
+        "--rdzv_endpoint",
+        "localhost:0",
+        "--local-addr",
+        "127.0.0.1",
+        "--max_restarts",
+        "0",
+    ]
 
 
 def torchrun_command_of_node(
@@ -38,10 +51,25 @@ def torchrun_command_of_node(
 ) -> list[str]:
     """One of several machines; `node` counts from 0, and the first one must be reachable as `first_node`."""
     return [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes", str(num_nodes), "--node_rank", node,
-        "--nproc_per_node", str(num_processes), "--master_addr", first_node, "--master_port", str(port),
-        "--max_restarts", "0", "-m", "finetuning.train", str(run_file),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nnodes",
+        str(num_nodes),
+        "--node_rank",
+        node,
+        "--nproc_per_node",
+        str(num_processes),
+        "--master_addr",
+        first_node,
+        "--master_port",
+        str(port),
+        "--max_restarts",
+        "0",
+        "-m",
+        "finetuning.train",
+        str(run_file),
+    ]
 
 
 def run_workers(

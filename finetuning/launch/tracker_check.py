@@ -39,9 +39,13 @@ def _check_mlflow(address: str, config: RunConfig) -> list[str]:
     scheme = urlsplit(address).scheme
     if scheme in ("http", "https") and (reason := no_answer(address)):
         return [
-            t("--mlflow_tracking_uri {address}: nothing answers there ({reason}); start the server, correct the address, or "
-              "leave the flag out", address=address, reason=reason)
-        ]  # fmt: skip
+            t(
+                "--mlflow_tracking_uri {address}: nothing answers there ({reason}); start the server, correct the address, or "
+                "leave the flag out",
+                address=address,
+                reason=reason,
+            )
+        ]
     if scheme in ("sqlite", "file", ""):  # would be made by asking
         folder = Path(address.removeprefix("sqlite:///").removeprefix("file://").removeprefix("file:")).parent
         if folder.is_dir() and os.access(folder, os.W_OK):
@@ -58,9 +62,14 @@ def _ask(arguments: list[str], config: RunConfig, environment: dict[str, str]) -
     command = [sys.executable, "-m", "finetuning.launch.tracker_check", *arguments]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, timeout=CHECK_TIMEOUT_S,
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=CHECK_TIMEOUT_S,
             check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return t("no answer in {seconds:.0f} s", seconds=CHECK_TIMEOUT_S)
     if done.returncode != 0:
@@ -84,13 +93,19 @@ def ask_wandb() -> str:
     if settings.mode not in ("online", "shared"):
         return ""
     if reason := no_answer(settings.base_url):
-        return t("{server} does not answer ({reason}); WANDB_MODE=offline keeps the records here for `wandb sync`",
-                 server=settings.base_url, reason=reason)  # fmt: skip
+        return t(
+            "{server} does not answer ({reason}); WANDB_MODE=offline keeps the records here for `wandb sync`",
+            server=settings.base_url,
+            reason=reason,
+        )
     try:
         _ = wandb.Api(timeout=round(ANSWER_TIMEOUT_S)).viewer
     except wandb.errors.Error as error:
-        return t("{server} does not let you in ({reason}); log in with `wandb login`, or set WANDB_MODE=offline",
-                 server=settings.base_url, reason=one_line(error))  # fmt: skip
+        return t(
+            "{server} does not let you in ({reason}); log in with `wandb login`, or set WANDB_MODE=offline",
+            server=settings.base_url,
+            reason=one_line(error),
+        )
     return ""
 
 

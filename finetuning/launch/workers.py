@@ -47,9 +47,15 @@ class Workers:
     """The workers of one machine; `run` starts them and returns when all are gone."""
 
     def __init__(
-        self, num_processes: int, logs: Path, log_name: str, stop: StopRequests, stall_timeout_s: float | None,
-        *, first_rank: int = 0,
-    ):  # fmt: skip
+        self,
+        num_processes: int,
+        logs: Path,
+        log_name: str,
+        stop: StopRequests,
+        stall_timeout_s: float | None,
+        *,
+        first_rank: int = 0,
+    ):
         self.logs, self.log_name, self.stop, self.first_rank = logs, log_name, stop, first_rank
         self.experiment_dir = logs.parent
         self.board = ProgressBoard(num_processes)
@@ -63,9 +69,14 @@ class Workers:
         with (self.logs / self.log_name).open("ab") as log:
             log_start = log.tell()
             self.torchrun = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stderr=log, env={**environment, BOARD_FILE: self.board.file},
-                start_new_session=True, pass_fds=descriptors, preexec_fn=partial(end_with_parent, os.getpid()),
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+                env={**environment, BOARD_FILE: self.board.file},
+                start_new_session=True,
+                pass_fds=descriptors,
+                preexec_fn=partial(end_with_parent, os.getpid()),
+            )
         self.stop.pass_on = self._pass_on
         try:
             code = self._wait()
@@ -148,8 +159,9 @@ class Workers:
             if self._state() not in (STOPPED, FINISHED):
                 message = t(
                     "the run hung and was ended. {sentence}. Where each rank was is at the end of {logs}/rank_*.log",
-                    sentence=sentence, logs=self.logs,
-                )  # fmt: skip
+                    sentence=sentence,
+                    logs=self.logs,
+                )
                 write_hung(self.logs, self.first_rank, message)
             self._kill()
 

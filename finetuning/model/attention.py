@@ -77,9 +77,16 @@ def attention_forward(q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Do
         found = [x[0] for x in flash_4.forward(*rows, causal=True, pack_gqa=False, return_lse=True)[:2]]
     else:
         found = flash_4.forward(
-            q_TNH, k_TKH, v_TKH, cu_seqlens_q=cut, cu_seqlens_k=cut, max_seqlen_q=longest, max_seqlen_k=longest, causal=True,
+            q_TNH,
+            k_TKH,
+            v_TKH,
+            cu_seqlens_q=cut,
+            cu_seqlens_k=cut,
+            max_seqlen_q=longest,
+            max_seqlen_k=longest,
+            causal=True,
             return_lse=True,
-        )  # fmt: skip
+        )
     return found[0], found[1]
 
 
@@ -105,18 +112,28 @@ def attention_backward(
         return dq, dk, dv
     no_dropout = torch.zeros(2, dtype=torch.uint64, device=q_TNH.device)  # the random state that dropout would need
     dq, dk, dv = torch.ops.aten._flash_attention_backward(
-        grad_TNH, q_TNH, k_TKH, v_TKH, out_TNH, logsumexp, cut, cut, longest, longest, 0.0, True, no_dropout,
+        grad_TNH,
+        q_TNH,
+        k_TKH,
+        v_TKH,
+        out_TNH,
+        logsumexp,
+        cut,
+        cut,
+        longest,
+        longest,
+        0.0,
+        True,
+        no_dropout,
         torch.empty_like(no_dropout),
-    )  # fmt: skip
+    )
     return dq, dk, dv
 
 
 class Attended:
     """Attention of any kind inside a hand-written function; its backward pass is autograd's own."""
 
-    def __init__(
-        self, attend: Callable[..., Tensor], q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents
-    ):  # fmt: skip
+    def __init__(self, attend: Callable[..., Tensor], q_TNH: Tensor, k_TKH: Tensor, v_TKH: Tensor, documents: Documents):
         differentiable = not torch.is_inference_mode_enabled()
         self._inputs = [x.detach().requires_grad_(differentiable) for x in (q_TNH, k_TKH, v_TKH)]
         with torch.set_grad_enabled(differentiable):
@@ -223,8 +240,9 @@ def _document_attention_backward(
 
 
 @_document_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor,
-      extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, boundaries: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 

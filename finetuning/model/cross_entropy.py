@@ -19,9 +19,13 @@ TRAINED_CHUNK_TOKENS = 8192  # with a trained head: its gradient is then one pro
 
 
 def linear_cross_entropy_sum(
-    hidden_TD: Tensor, weight_VD: Tensor, labels_T: Tensor, columns: tuple[Tensor, Tensor] | None = None,
-    chunk_tokens: int = CHUNK_TOKENS, num_targets: int | None = None,
-) -> Tensor:  # fmt: skip
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    labels_T: Tensor,
+    columns: tuple[Tensor, Tensor] | None = None,
+    chunk_tokens: int = CHUNK_TOKENS,
+    num_targets: int | None = None,
+) -> Tensor:
     """Sum of the cross-entropies of the trained positions, float32 (or float64) scalar; differentiable in hidden and weight.
 
     Args:

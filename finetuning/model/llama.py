@@ -44,9 +44,15 @@ class Llama(nn.Module):
         self.lm_head = Head(config, head)
 
     def forward(
-        self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, *,
-        labels_BT: Tensor | None = None, num_targets: int | None = None, at_S: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        tokens_BT: Tensor,
+        positions_BT: Tensor,
+        documents: Documents,
+        *,
+        labels_BT: Tensor | None = None,
+        num_targets: int | None = None,
+        at_S: Tensor | None = None,
+    ) -> Tensor:
         """Logits [B, T, V]; with labels, the float32 sum of the trained positions' cross-entropies instead.
 
         Args:
@@ -77,9 +83,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleDict({str(index): make_block(config) for index in range(config.num_hidden_layers)})
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, at_S: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor, documents: Documents, at_S: Tensor | None = None) -> Tensor:
         """Normed hidden states [B, T, D]; with `at_S`, [B, S, D] of these positions."""
         hidden_BTD = self.embed_tokens(tokens_BT)
         cos_BTH, sin_BTH = rope_tables(self.config, positions_BT)

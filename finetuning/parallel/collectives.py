@@ -134,8 +134,11 @@ def _keep_arguments(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def
 
 
 for _operator, _counterpart in (
-    (gather, reduce_scatter), (reduce_scatter, gather), (tokens_to_heads, heads_to_tokens), (heads_to_tokens, tokens_to_heads),
-):  # fmt: skip
+    (gather, reduce_scatter),
+    (reduce_scatter, gather),
+    (tokens_to_heads, heads_to_tokens),
+    (heads_to_tokens, tokens_to_heads),
+):
     _operator.register_autograd(
         lambda ctx, grad, counterpart=_counterpart: (counterpart(grad, *ctx.arguments), *(None for _ in ctx.arguments)),
         setup_context=_keep_arguments,

@@ -172,37 +172,76 @@ def _flash_piece(
 ) -> tuple[Tensor, Tensor, Tensor]:
     count, longest_query, longest_key, first, end = extent.tolist()
     out, logsumexp, rng_state, _, _ = torch.ops.aten._flash_attention_forward(
-        q, k[first:end], v[first:end], query_boundaries[: count + 1], key_boundaries[: count + 1], longest_query, longest_key,
-        0.0, True, False,
-    )  # fmt: skip
+        q,
+        k[first:end],
+        v[first:end],
+        query_boundaries[: count + 1],
+        key_boundaries[: count + 1],
+        longest_query,
+        longest_key,
+        0.0,
+        True,
+        False,
+    )
     return out, logsumexp, rng_state
 
 
 @_flash_piece.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, query_boundaries: Tensor, key_boundaries: Tensor, extent: Tensor
-      ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(
+    q: Tensor, k: Tensor, v: Tensor, query_boundaries: Tensor, key_boundaries: Tensor, extent: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     logsumexp = q.new_empty((q.shape[1], q.shape[0]), dtype=torch.float32)
     return torch.empty_like(q), logsumexp, q.new_empty((2,), dtype=torch.uint64)
 
 
 @torch.library.custom_op("finetuning::flash_piece_backward", mutates_args=())
 def _flash_piece_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-    query_boundaries: Tensor, key_boundaries: Tensor, extent: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    rng_state: Tensor,
+    query_boundaries: Tensor,
+    key_boundaries: Tensor,
+    extent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     count, longest_query, longest_key, first, end = extent.tolist()
     grad_q, grad_k_part, grad_v_part = torch.ops.aten._flash_attention_backward(
-        grad, q, k[first:end], v[first:end], out, logsumexp, query_boundaries[: count + 1], key_boundaries[: count + 1],
-        longest_query, longest_key, 0.0, True, rng_state, torch.empty_like(rng_state),
-    )  # fmt: skip
+        grad,
+        q,
+        k[first:end],
+        v[first:end],
+        out,
+        logsumexp,
+        query_boundaries[: count + 1],
+        key_boundaries[: count + 1],
+        longest_query,
+        longest_key,
+        0.0,
+        True,
+        rng_state,
+        torch.empty_like(rng_state),
+    )
     grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
     grad_k[first:end], grad_v[first:end] = grad_k_part, grad_v_part
     return grad_q, grad_k, grad_v
 
 
 @_flash_piece_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, logsumexp: Tensor, rng_state: Tensor,
-      query_boundaries: Tensor, key_boundaries: Tensor, extent: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+def _(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    logsumexp: Tensor,
+    rng_state: Tensor,
+    query_boundaries: Tensor,
+    key_boundaries: Tensor,
+    extent: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 

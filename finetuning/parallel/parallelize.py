@@ -133,9 +133,14 @@ class ParallelLlama(nn.Module):
     """
 
     def __init__(
-        self, config: LlamaConfig, parts: list[Llama], layout: Layout, device: torch.device, strategy: Strategy,
+        self,
+        config: LlamaConfig,
+        parts: list[Llama],
+        layout: Layout,
+        device: torch.device,
+        strategy: Strategy,
         accumulation: Accumulation,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.accumulation = accumulation
         self.config, self.layout, self.device, self.strategy = config, layout, device, strategy

@@ -55,8 +55,9 @@ class Pipeline:
         self.group = layout.group("pp")
         self.indices = stage_indices(schedule, layout.degrees.pp, layout.pp_rank)
         self.num_stages = layout.degrees.pp * len(self.indices)
-        self.holder = {index: rank for rank in range(layout.degrees.pp)
-                       for index in stage_indices(schedule, layout.degrees.pp, rank)}  # fmt: skip
+        self.holder = {
+            index: rank for rank in range(layout.degrees.pp) for index in stage_indices(schedule, layout.degrees.pp, rank)
+        }
         self.layers = assign_layers(config, self.num_stages)
         self.prepared: tuple[tuple[int, int], Any] | None = None
         self.answer_tokens = 1
@@ -92,10 +93,14 @@ class Pipeline:
         documents = type(rows[0].documents)(*(torch.stack(parts) for parts in zip(*(r.documents for r in rows), strict=True)))
         schedule = self._schedule(len(rows), tokens.shape[1])
         schedule.step(
-            *((tokens,) if self.has_first else ()), positions_BT=positions, documents=documents, labels_BT=labels,
-            num_targets=torch.tensor([row.num_targets for row in rows]), target=labels if self.has_last else None,
+            *((tokens,) if self.has_first else ()),
+            positions_BT=positions,
+            documents=documents,
+            labels_BT=labels,
+            num_targets=torch.tensor([row.num_targets for row in rows]),
+            target=labels if self.has_last else None,
             return_outputs=False,
-        )  # fmt: skip
+        )
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
 
     @torch.no_grad()
@@ -108,9 +113,13 @@ class Pipeline:
                 output = torch.empty(self._hidden_shape(row.tokens.shape[1]), dtype=self.dtype, device=self.device)
                 dist.recv(output, group=self.group, group_src=self.holder[index - 1])
             output = part(
-                output, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels if with_loss and last else None,
-                num_targets=row.num_targets, at_S=at_S if last else None,
-            )  # fmt: skip
+                output,
+                row.positions,
+                FsdpOpaque(row.documents),
+                labels_BT=row.labels if with_loss and last else None,
+                num_targets=row.num_targets,
+                at_S=at_S if last else None,
+            )
             if not last and self.holder[index + 1] != self.layout.pp_rank:
                 dist.send(output.contiguous(), group=self.group, group_dst=self.holder[index + 1])
         return output if self.has_last else None
@@ -161,9 +170,14 @@ class Pipeline:
         tokens = torch.empty((1, length), dtype=torch.int64, device="meta")
         loss = torch.empty((1,), dtype=torch.promote_types(self.dtype, torch.float32), device="meta", requires_grad=True)
         return PipelineStage(
-            part, index, self.num_stages, self.device, input_args=tokens if index == 0 else hidden,
-            output_args=loss if index == self.num_stages - 1 else hidden, group=self.group,
-        )  # fmt: skip
+            part,
+            index,
+            self.num_stages,
+            self.device,
+            input_args=tokens if index == 0 else hidden,
+            output_args=loss if index == self.num_stages - 1 else hidden,
+            group=self.group,
+        )
 
     def _hidden_shape(self, length: int) -> tuple[int, int, int]:
         return (1, length // self.layout.degrees.tp, self.parts[0].config.hidden_size)

@@ -53,9 +53,10 @@ EXACT_TOLERANCE = 1e-12
 # rounded to 2^-9 = 2e-3.
 HALF_TOLERANCE = 5e-2
 DTYPES = {
-    "float64": (torch.float64, EXACT_TOLERANCE), "float32": (torch.float32, TOLERANCE),
+    "float64": (torch.float64, EXACT_TOLERANCE),
+    "float32": (torch.float32, TOLERANCE),
     "bfloat16": (torch.bfloat16, HALF_TOLERANCE),
-}  # fmt: skip
+}
 LONGEST_DOCUMENT = 40
 
 
@@ -68,10 +69,12 @@ def main(spec: dict[str, Any]) -> int:
     device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo")
     degrees = Degrees(
-        pp=spec["pipeline_model_parallel_size"], dp_replicate=spec["data_parallel_replicate_size"],
-        dp_shard=spec["data_parallel_size"] // spec["data_parallel_replicate_size"], cp=spec["context_parallel_size"],
+        pp=spec["pipeline_model_parallel_size"],
+        dp_replicate=spec["data_parallel_replicate_size"],
+        dp_shard=spec["data_parallel_size"] // spec["data_parallel_replicate_size"],
+        cp=spec["context_parallel_size"],
         tp=spec["tensor_model_parallel_size"],
-    )  # fmt: skip
+    )
     layout = Layout(device.type, degrees)
     schedule = spec["pipeline_schedule"]
     stages_per_rank = len(stage_indices(schedule, degrees.pp, 0))
@@ -135,10 +138,15 @@ def _table(layout: str, found: list[tuple[str, "Comparison", float]]) -> Table:
         table.add_column(head, justify="left" if head == heads[0] else "right")
     for name, comparison, tolerance in found:
         table.add_row(
-            name, f"{comparison.loss:.6f}", f"{comparison.expected_loss:.6f}", f"{comparison.grad_norm:.6f}",
-            f"{comparison.expected_grad_norm:.6f}", f"{comparison.worst[1]:.1e}", f"{tolerance:.0e}",
+            name,
+            f"{comparison.loss:.6f}",
+            f"{comparison.expected_loss:.6f}",
+            f"{comparison.grad_norm:.6f}",
+            f"{comparison.expected_grad_norm:.6f}",
+            f"{comparison.worst[1]:.1e}",
+            f"{tolerance:.0e}",
             t("equal") if comparison.equal(tolerance) else t("NOT EQUAL: {weight}", weight=comparison.worst[0]),
-        )  # fmt: skip
+        )
     return table
 
 
@@ -146,13 +154,18 @@ def write_json(path: Path, layout: str, found: list[tuple[str, "Comparison", flo
     """The table for programs."""
     rows = [
         {
-            "trained": name, "loss": comparison.loss, "expected_loss": comparison.expected_loss,
-            "grad_norm": comparison.grad_norm, "expected_grad_norm": comparison.expected_grad_norm,
-            "largest_difference": comparison.worst[1], "in": comparison.worst[0], "limit": tolerance,
+            "trained": name,
+            "loss": comparison.loss,
+            "expected_loss": comparison.expected_loss,
+            "grad_norm": comparison.grad_norm,
+            "expected_grad_norm": comparison.expected_grad_norm,
+            "largest_difference": comparison.worst[1],
+            "in": comparison.worst[0],
+            "limit": tolerance,
             "equal": comparison.equal(tolerance),
         }
         for name, comparison, tolerance in found
-    ]  # fmt: skip
+    ]
     path.write_text(json.dumps({"layout": layout, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
@@ -181,11 +194,20 @@ def tiny_config(degrees: Degrees, *, stages_per_rank: int = 1, tied: bool = Fals
     """A Llama that the degrees divide: 2 query heads for each of max(4, tp) key/value heads."""
     key_value_heads = max(4, degrees.tp)
     return LlamaConfig(
-        vocab_size=32 * max(4, degrees.tp), hidden_size=16 * key_value_heads, intermediate_size=24 * key_value_heads,
-        num_hidden_layers=max(4, degrees.pp * stages_per_rank), num_attention_heads=2 * key_value_heads,
-        num_key_value_heads=key_value_heads, head_dim=8, rms_norm_eps=1e-5, rope_theta=10000.0,
-        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16), max_position_embeddings=4096, tie_word_embeddings=tied, dtype="float32",
-    )  # fmt: skip
+        vocab_size=32 * max(4, degrees.tp),
+        hidden_size=16 * key_value_heads,
+        intermediate_size=24 * key_value_heads,
+        num_hidden_layers=max(4, degrees.pp * stages_per_rank),
+        num_attention_heads=2 * key_value_heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=8,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=RopeScaling(8.0, 1.0, 4.0, 16),
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+        dtype="float32",
+    )
 
 
 def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBatch]:

@@ -30,9 +30,13 @@ def global_view(name: str, tensor: Tensor, layout: Layout) -> DTensor:
     sharded = Shard(0) if isinstance(tensor, DTensor) else Replicate()
     placements = (Replicate() if dim is None else Shard(dim), Replicate(), sharded)
     return DTensor.from_local(
-        local_part(tensor.detach()), layout.weight_mesh, placements, run_check=False, shape=torch.Size(shape),
+        local_part(tensor.detach()),
+        layout.weight_mesh,
+        placements,
+        run_check=False,
+        shape=torch.Size(shape),
         stride=torch.empty(shape, device="meta").stride(),
-    )  # fmt: skip
+    )
 
 
 def gather_whole(view: DTensor) -> Tensor:

@@ -18,9 +18,16 @@ from finetuning.i18n import t
 
 # What gloo, NCCL and the store say on ranks that wait for one that is gone.
 LOST_PARTNER = (
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "failed to recv", "NCCL communicator was aborted",
-    "remote process exited", "Connection was likely closed", "Socket Timeout", "Timed out waiting",
-)  # fmt: skip
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "failed to recv",
+    "NCCL communicator was aborted",
+    "remote process exited",
+    "Connection was likely closed",
+    "Socket Timeout",
+    "Timed out waiting",
+)
 
 
 def explain(error: BaseException, config: RunConfig | None) -> str:
@@ -66,9 +73,12 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
     Where the experiment's folder is gone, nothing is: a folder that somebody has removed does not come back.
     """
     record = {
-        "rank": rank, "time": time.time(), "message": explain(error, config), "kind": "echo" if is_echo(error) else "own",
+        "rank": rank,
+        "time": time.time(),
+        "message": explain(error, config),
+        "kind": "echo" if is_echo(error) else "own",
         "traceback": "".join(traceback.format_exception(error)),
-    }  # fmt: skip
+    }
     _write_record(logs, rank, record)
 
 

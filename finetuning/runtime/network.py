@@ -55,9 +55,13 @@ def resolve(address: str) -> str:
         found = [str(entry[4][0]) for entry in socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)]
     except socket.gaierror as error:
         raise RunError(
-            t("the address {address} of the first node cannot be resolved here ({reason}); see `scontrol show node`, NodeAddr",
-              address=address, reason=error.strerror)
-        ) from None  # fmt: skip
+            t(
+                "the address {address} of the first node cannot be resolved here ({reason}); see `scontrol "
+                "show node`, NodeAddr",
+                address=address,
+                reason=error.strerror,
+            )
+        ) from None
     return next((text for text in found if not ipaddress.ip_address(text).is_loopback), found[0])
 
 
@@ -71,9 +75,13 @@ def rendezvous_address(first_node: str, is_first: bool) -> str:
     if is_first or not ipaddress.ip_address(numeric).is_loopback or _is_numeric(first_node):
         return numeric
     raise RunError(
-        t("the first node's name {name} means {address} on this node, which is this node itself; mend its /etc/hosts, or set "
-          "NodeAddr in slurm.conf", name=first_node, address=numeric)
-    )  # fmt: skip
+        t(
+            "the first node's name {name} means {address} on this node, which is this node itself; mend its /etc/hosts, or set "
+            "NodeAddr in slurm.conf",
+            name=first_node,
+            address=numeric,
+        )
+    )
 
 
 def choose_interface(environment: MutableMapping[str, str], peer: str) -> None:

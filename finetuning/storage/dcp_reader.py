@@ -97,9 +97,7 @@ class ShardedFiles:
                 self._pieces[index] = stored
             self._pieces[index].read_into(target, first)
         except (OSError, EOFError, ValueError) as error:
-            raise InputError(
-                t("{file}: cannot read {name}: {error}", file=self.where / name, name=key, error=error)
-            ) from None  # fmt: skip
+            raise InputError(t("{file}: cannot read {name}: {error}", file=self.where / name, name=key, error=error)) from None
 
 
 def incomplete(folder: Path, name: str, count: int, total: int) -> InputError:

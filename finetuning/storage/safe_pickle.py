@@ -95,10 +95,19 @@ def _bytes(text: str, encoding: str) -> bytes:
 
 DCP = "torch.distributed.checkpoint"
 MEANT: Mapping[tuple[str, str], Callable[..., Any]] = {
-    **{(f"{DCP}.metadata", kind.__name__): kind for kind in (
-        Metadata, TensorStorageMetadata, BytesStorageMetadata, ChunkStorageMetadata, TensorProperties, MetadataIndex,
-        StorageMeta, _MEM_FORMAT_ENCODING,
-    )},
+    **{
+        (f"{DCP}.metadata", kind.__name__): kind
+        for kind in (
+            Metadata,
+            TensorStorageMetadata,
+            BytesStorageMetadata,
+            ChunkStorageMetadata,
+            TensorProperties,
+            MetadataIndex,
+            StorageMeta,
+            _MEM_FORMAT_ENCODING,
+        )
+    },
     **{(f"{DCP}.filesystem", kind.__name__): kind for kind in (_StorageInfo, _StoragePrefix)},
     ("torch", "Size"): _size,
     ("torch.serialization", "_get_layout"): _get_layout,
@@ -107,21 +116,53 @@ MEANT: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("collections", "OrderedDict"): _ordered,
     ("collections", "defaultdict"): _table_with_default,
     **{(module, name): PurePosixPath for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "PurePosixPath")},
-    **{(module, name): meant for module in ("builtins", "__builtin__") for name, meant in (
-        ("set", set), ("frozenset", frozenset), ("getattr", _attribute),
-    )},
+    **{
+        (module, name): meant
+        for module in ("builtins", "__builtin__")
+        for name, meant in (
+            ("set", set),
+            ("frozenset", frozenset),
+            ("getattr", _attribute),
+        )
+    },
     ("_codecs", "encode"): _bytes,
-}  # fmt: skip
+}
 # Libraries whose other names stand for objects that do nothing.
-INERT = frozenset({
-    "apex", "argparse", "datetime", "enum", "fiddle", "functools", "lightning", "megatron", "modelopt", "nemo", "nemo_run",
-    "numpy", "omegaconf", "pytorch_lightning", "signal", "torch", "transformer_engine", "transformers", "types",
-})  # fmt: skip
+INERT = frozenset(
+    {
+        "apex",
+        "argparse",
+        "datetime",
+        "enum",
+        "fiddle",
+        "functools",
+        "lightning",
+        "megatron",
+        "modelopt",
+        "nemo",
+        "nemo_run",
+        "numpy",
+        "omegaconf",
+        "pytorch_lightning",
+        "signal",
+        "torch",
+        "transformer_engine",
+        "transformers",
+        "types",
+    }
+)
 STORAGE_DTYPES = {
-    "BFloat16Storage": torch.bfloat16, "HalfStorage": torch.float16, "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
-    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
-}  # fmt: skip
+    "BFloat16Storage": torch.bfloat16,
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 
 class _Forbidden(pickle.UnpicklingError):

@@ -68,17 +68,26 @@ def _decompressed(file: Path, scratch: Path) -> Path:
                 written += len(block)
                 if written > largest:
                     raise InputError(
-                        t("{file}: grows from {size} to more than {largest} bytes, which weights do not", file=file, size=size,
-                          largest=largest)
-                    )  # fmt: skip
+                        t(
+                            "{file}: grows from {size} to more than {largest} bytes, which weights do not",
+                            file=file,
+                            size=size,
+                            largest=largest,
+                        )
+                    )
                 out.write(block)
         temporary.rename(target)
     except (OSError, EOFError, zlib.error) as error:
         free = shutil.disk_usage(scratch).free
         raise InputError(
-            t("{file}: cannot be decompressed into {folder} ({free:.1f} GB free): {error}", file=file, folder=scratch,
-              free=free / 1e9, error=error)
-        ) from None  # fmt: skip
+            t(
+                "{file}: cannot be decompressed into {folder} ({free:.1f} GB free): {error}",
+                file=file,
+                folder=scratch,
+                free=free / 1e9,
+                error=error,
+            )
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return target

@@ -40,9 +40,15 @@ class TrainingDisplay:
         numbers = t(
             "step {step}/{max_steps}  loss {loss:.4f}  lr {lr:.2e}  grad {grad:.3f}  {rate:,.0f} tok/s ({each:,.0f} each)"
             "  {memory:.1f} GiB",
-            step=step, max_steps=self.max_steps, loss=row["train_loss"], lr=row["learning_rate"], grad=row["grad_norm"],
-            rate=row["tokens_per_second"], each=row["tokens_per_second"] / self.world_size, memory=row["memory_gib"],
-        )  # fmt: skip
+            step=step,
+            max_steps=self.max_steps,
+            loss=row["train_loss"],
+            lr=row["learning_rate"],
+            grad=row["grad_norm"],
+            rate=row["tokens_per_second"],
+            each=row["tokens_per_second"] / self.world_size,
+            memory=row["memory_gib"],
+        )
         if self.progress is not None:
             self.progress.update(self.progress.tasks[0].id, completed=step, numbers=numbers)
         now = time.monotonic()

@@ -28,9 +28,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(
-    model: ParallelLlama, split: Split, plan: PackPlan, beat: Callable[[], object] = lambda: None
-) -> Evaluation:  # fmt: skip
+def evaluate(model: ParallelLlama, split: Split, plan: PackPlan, beat: Callable[[], object] = lambda: None) -> Evaluation:
     """Evaluates all samples of `split`; every rank must call it and gets the same result. Calls `beat` after each row."""
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     layout = model.layout

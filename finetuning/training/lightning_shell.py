@@ -49,9 +49,12 @@ class FineTuning(pl.LightningModule):
     """Holds the model and runs one optimizer step per Lightning batch."""
 
     def __init__(
-        self, run: Run, build: Callable[[], ParallelLlama], stop_requested: Callable[[], bool],
+        self,
+        run: Run,
+        build: Callable[[], ParallelLlama],
+        stop_requested: Callable[[], bool],
         has_checkpoint: Callable[[], bool] = lambda: False,
-    ):  # fmt: skip
+    ):
         super().__init__()
         self.automatic_optimization = False
         self.run, self.build, self.stop_requested, self.has_checkpoint = run, build, stop_requested, has_checkpoint
@@ -74,10 +77,14 @@ class FineTuning(pl.LightningModule):
         config = self.run.config
         assert self.net is not None
         return build_optimizer(
-            self.net, learning_rate=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_eps, weight_decay=config.weight_decay, fused=self.run.device == "cuda",
+            self.net,
+            learning_rate=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            fused=self.run.device == "cuda",
             states=self.run.strategy.optimizer_states,
-        )  # fmt: skip
+        )
 
     @override
     def training_step(self, batch: StepBatch, batch_idx: int) -> None:
@@ -89,10 +96,15 @@ class FineTuning(pl.LightningModule):
         # Through Lightning's optimizer: a raw one would leave global_step at 0.
         with self.profiler.around(batch.step + 1) if self.profiler else nullcontext():
             self.result = train_step(
-                self.net, batch, optimizer.step, scale=gradient_scaler(optimizer.optimizer),
-                clip_grad=self.run.config.clip_grad, stop=self.stop_requested(), meanwhile=self._meanwhile,
+                self.net,
+                batch,
+                optimizer.step,
+                scale=gradient_scaler(optimizer.optimizer),
+                clip_grad=self.run.config.clip_grad,
+                stop=self.stop_requested(),
+                meanwhile=self._meanwhile,
                 has_checkpoint=self.has_checkpoint(),
-            )  # fmt: skip
+            )
         optimizer.zero_grad()
 
     def _meanwhile(self) -> None:
@@ -158,10 +170,14 @@ class MeshStrategy(ModelParallelStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
         info = {
-            "step": checkpoint["global_step"], "max_steps": self.max_steps, "val_loss": self.val_loss,
-            "layout": asdict(self.layout.degrees), "identity": self.identity, "origin": self.origin,
+            "step": checkpoint["global_step"],
+            "max_steps": self.max_steps,
+            "val_loss": self.val_loss,
+            "layout": asdict(self.layout.degrees),
+            "identity": self.identity,
+            "origin": self.origin,
             "lightning": json.loads(json.dumps(lightning)),
-        }  # fmt: skip
+        }
         save_checkpoint(Path(filepath), self._net(), optimizer_state(self._net(), self._optimizer()), info)
 
     @override
@@ -222,7 +238,7 @@ class StepRecord(pl.Callback):
     @override
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: StepBatch, batch_idx: int
-    ) -> None:  # fmt: skip
+    ) -> None:
         assert isinstance(pl_module, FineTuning) and pl_module.result is not None
         result, step = pl_module.result, trainer.global_step
         seconds = time.monotonic() - self.step_started_at
@@ -233,13 +249,21 @@ class StepRecord(pl.Callback):
             found = self._validated()
         val_loss = found.loss if found else None
         row: dict[str, Any] = {
-            "step": step, "train_loss": result.loss, "val_loss": val_loss, "learning_rate": pl_module.learning_rate(batch.step),
-            "grad_norm": result.grad_norm, "samples": step * self.run.config.global_batch_size, "tokens": batch.tokens,
-            "answer_tokens": batch.answer_tokens, "tokens_per_second": batch.tokens / seconds,
-            "fill": batch.tokens / batch.computed, "imbalance": batch.imbalance,
-            "memory_gib": peak_memory_gib(pl_module.device), "time": time.time(),
+            "step": step,
+            "train_loss": result.loss,
+            "val_loss": val_loss,
+            "learning_rate": pl_module.learning_rate(batch.step),
+            "grad_norm": result.grad_norm,
+            "samples": step * self.run.config.global_batch_size,
+            "tokens": batch.tokens,
+            "answer_tokens": batch.answer_tokens,
+            "tokens_per_second": batch.tokens / seconds,
+            "fill": batch.tokens / batch.computed,
+            "imbalance": batch.imbalance,
+            "memory_gib": peak_memory_gib(pl_module.device),
+            "time": time.time(),
             "seconds": seconds,
-        }  # fmt: skip
+        }
         pl_module.catch_up()
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples, found)
         save_every = self.run.save_every_n_steps
@@ -285,13 +309,16 @@ class StepRecord(pl.Callback):
     def _show(self, step: int, found: Evaluation) -> None:
         if self.display:
             self.display.message(
-                t("step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} sample{samples:s})",
-                  step=step, loss=found.loss, perplexity=found.perplexity, samples=found.samples)
-            )  # fmt: skip
+                t(
+                    "step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} sample{samples:s})",
+                    step=step,
+                    loss=found.loss,
+                    perplexity=found.perplexity,
+                    samples=found.samples,
+                )
+            )
 
-    def _publish(
-        self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray, validation: Evaluation | None
-    ) -> None:  # fmt: skip
+    def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray, validation: Evaluation | None) -> None:
         logged = {name: float(value) for name, value in row.items() if name != "step" and value is not None}
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in logged.items()})
         if not (self.display and self.metrics and self.ledger):
@@ -305,9 +332,13 @@ class StepRecord(pl.Callback):
         if time.monotonic() - self.status_written_at > UPDATE_INTERVAL_S:
             self.status_written_at = time.monotonic()
             write_status(
-                self.folder, RUNNING, step=row["step"], max_steps=self.run.max_steps, train_loss=row["train_loss"],
+                self.folder,
+                RUNNING,
+                step=row["step"],
+                max_steps=self.run.max_steps,
+                train_loss=row["train_loss"],
                 doing=self.progress.in_words,
-            )  # fmt: skip
+            )
         self.ledger.append(ledger_entry(self.training_split, row["step"], samples))
 
     def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:

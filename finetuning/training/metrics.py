@@ -11,9 +11,21 @@ from finetuning.files.atomic import write_text
 MAX_READ_BYTES = 2**18  # by `MetricsTail` at once
 
 COLUMNS = (
-    "step", "train_loss", "val_loss", "learning_rate", "grad_norm", "samples", "tokens", "answer_tokens",
-    "tokens_per_second", "fill", "imbalance", "memory_gib", "time", "seconds",
-)  # fmt: skip
+    "step",
+    "train_loss",
+    "val_loss",
+    "learning_rate",
+    "grad_norm",
+    "samples",
+    "tokens",
+    "answer_tokens",
+    "tokens_per_second",
+    "fill",
+    "imbalance",
+    "memory_gib",
+    "time",
+    "seconds",
+)
 
 
 class MetricsFile:

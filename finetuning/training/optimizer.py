@@ -11,9 +11,15 @@ from finetuning.training.split_adamw import SplitAdamW
 
 
 def build_optimizer(
-    model: nn.Module, *, learning_rate: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool,
+    model: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    fused: bool,
     states: str = "fp32",
-) -> torch.optim.Optimizer:  # fmt: skip
+) -> torch.optim.Optimizer:
     """AdamW over the trained parameters; matrices decay, vectors (norms) do not.
 
     Args:
@@ -85,5 +91,6 @@ def _new_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dic
     fused = bool(optimizer.param_groups[0]["fused"])
     return {
         "step": torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu"),
-        "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter),
-    }  # fmt: skip
+        "exp_avg": torch.zeros_like(parameter),
+        "exp_avg_sq": torch.zeros_like(parameter),
+    }

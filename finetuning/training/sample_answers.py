@@ -14,9 +14,13 @@ from finetuning.parallel.parallelize import ParallelLlama
 
 @torch.no_grad()
 def generate(
-    model: ParallelLlama, prompts: list[list[int]], *, end_token_ids: tuple[int, ...], max_new_tokens: int,
+    model: ParallelLlama,
+    prompts: list[list[int]],
+    *,
+    end_token_ids: tuple[int, ...],
+    max_new_tokens: int,
     beat: Callable[[], object] = lambda: None,
-) -> list[list[int]]:  # fmt: skip
+) -> list[list[int]]:
     """New tokens for each prompt, without the end token; every rank must call it with the same prompts.
 
     Calls `beat` after each token.

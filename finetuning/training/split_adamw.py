@@ -35,9 +35,7 @@ class SplitAdamW(torch.optim.Optimizer):
     moments.
     """
 
-    def __init__(
-        self, params: Any, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, eight_bit: bool
-    ):  # fmt: skip
+    def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, eight_bit: bool):
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.eight_bit = eight_bit
         self.gradient_factor = torch.ones(())  # every gradient of the next step is multiplied by it, on the way in
@@ -51,8 +49,9 @@ class SplitAdamW(torch.optim.Optimizer):
         return state | {
             "exp_avg": torch.zeros_like(parameter, dtype=torch.float8_e4m3fn),
             "exp_avg_sq": torch.zeros_like(parameter, dtype=torch.uint8),
-            "exp_avg_factor": factors, "exp_avg_sq_factor": torch.zeros_like(factors),
-        }  # fmt: skip
+            "exp_avg_factor": factors,
+            "exp_avg_sq_factor": torch.zeros_like(factors),
+        }
 
     @override
     @torch.no_grad()
@@ -74,20 +73,35 @@ class SplitAdamW(torch.optim.Optimizer):
                 step = int(state["step"])
                 update = _kernel() if parameter.is_cuda else update_plain
                 update(
-                    local_part(parameter), local_part(parameter.grad),
+                    local_part(parameter),
+                    local_part(parameter.grad),
                     {name: local_part(value) for name, value in state.items() if name != "step"},
-                    factor=factor, beta1=beta1, beta2=beta2, eps=group["eps"],
+                    factor=factor,
+                    beta1=beta1,
+                    beta2=beta2,
+                    eps=group["eps"],
                     decay=1 - group["lr"] * group["weight_decay"],
-                    step_size=group["lr"] / (1 - beta1**step), root_correction=math.sqrt(1 - beta2**step),
+                    step_size=group["lr"] / (1 - beta1**step),
+                    root_correction=math.sqrt(1 - beta2**step),
                     seed=(step * 1_000_003 + index) % 2**31,
-                )  # fmt: skip
+                )
         return loss
 
 
 def update_plain(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, factor: float, beta1: float, beta2: float, eps: float,
-    decay: float, step_size: float, root_correction: float, seed: int,
-) -> None:  # fmt: skip
+    weight: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    *,
+    factor: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    step_size: float,
+    root_correction: float,
+    seed: int,
+) -> None:
     """One update in place, of all tensors. `decay` multiplies the weight first, as in torch.optim.AdamW."""
     wide = gradient.float() * factor
     chance = hash_places(weight.numel(), seed, weight.device).view(weight.shape)

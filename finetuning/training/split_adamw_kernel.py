@@ -9,26 +9,69 @@ BLOCK = 2048  # weights of a program
 
 
 def update(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], *, factor: float, beta1: float, beta2: float, eps: float,
-    decay: float, step_size: float, root_correction: float, seed: int,
-) -> None:  # fmt: skip
+    weight: Tensor,
+    gradient: Tensor,
+    state: dict[str, Tensor],
+    *,
+    factor: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    decay: float,
+    step_size: float,
+    root_correction: float,
+    seed: int,
+) -> None:
     grouped = "exp_avg_factor" in state
     group = weight.shape[-1] // state["exp_avg_factor"].shape[-1] if grouped else 1
     unused = state["rest"]
     assert all(tensor.is_contiguous() for tensor in (weight, gradient, *state.values()))
     _update[(triton.cdiv(weight.numel(), BLOCK),)](
-        weight.view(torch.int16), state["rest"], gradient, state["exp_avg"], state["exp_avg_sq"],
-        state["exp_avg_factor"] if grouped else unused, state["exp_avg_sq_factor"] if grouped else unused, weight.numel(),
-        factor, beta1, beta2, eps, decay, step_size, root_correction, seed, GROUPED=grouped, GROUP=group, BLOCK=BLOCK,
+        weight.view(torch.int16),
+        state["rest"],
+        gradient,
+        state["exp_avg"],
+        state["exp_avg_sq"],
+        state["exp_avg_factor"] if grouped else unused,
+        state["exp_avg_sq_factor"] if grouped else unused,
+        weight.numel(),
+        factor,
+        beta1,
+        beta2,
+        eps,
+        decay,
+        step_size,
+        root_correction,
+        seed,
+        GROUPED=grouped,
+        GROUP=group,
+        BLOCK=BLOCK,
         num_warps=8,
-    )  # fmt: skip
+    )
 
 
 @triton.jit
 def _update(
-    weight, rest, gradient, first, second, first_factor, second_factor, count, gradient_factor, beta1, beta2, eps, decay,
-    step_size, root_correction, seed, GROUPED: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    weight,
+    rest,
+    gradient,
+    first,
+    second,
+    first_factor,
+    second_factor,
+    count,
+    gradient_factor,
+    beta1,
+    beta2,
+    eps,
+    decay,
+    step_size,
+    root_correction,
+    seed,
+    GROUPED: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     start = tl.program_id(0).to(tl.int64) * BLOCK
     places = start + tl.arange(0, BLOCK)
     inside = places < count

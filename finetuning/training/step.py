@@ -27,10 +27,16 @@ class StepResult(NamedTuple):
 
 
 def train_step(
-    model: ParallelLlama, batch: StepBatch, update: Callable[[], object], *, scale: Callable[[Tensor], object],
-    clip_grad: float, stop: bool, meanwhile: Callable[[], object] = lambda: None,
+    model: ParallelLlama,
+    batch: StepBatch,
+    update: Callable[[], object],
+    *,
+    scale: Callable[[Tensor], object],
+    clip_grad: float,
+    stop: bool,
+    meanwhile: Callable[[], object] = lambda: None,
     has_checkpoint: bool = False,
-) -> StepResult:  # fmt: skip
+) -> StepResult:
     """Runs one optimizer step; every rank must call it.
 
     Args:
@@ -57,10 +63,15 @@ def train_step(
     loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
-            t("step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied{checkpoint}. "
-              "Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step", step=batch.step + 1,
-              loss=loss, norm=norm, checkpoint=t("; the last checkpoint is untouched") if has_checkpoint else "")
-        )  # fmt: skip
+            t(
+                "step {step}: the loss is {loss} and the gradient norm {norm}. The step was not applied{checkpoint}. "
+                "Lower --lr, keep clipping on (--clip_grad 1.0), and look at the samples of this step",
+                step=batch.step + 1,
+                loss=loss,
+                norm=norm,
+                checkpoint=t("; the last checkpoint is untouched") if has_checkpoint else "",
+            )
+        )
     update()
     if model.trains_all:
         model.refresh_copies()

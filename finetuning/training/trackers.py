@@ -67,23 +67,30 @@ class TensorBoardTracker:
         name = f"events.out.tfevents.{now // 10**9:010d}.{socket.gethostname()}.{os.getpid()}.{now % 10**9:09d}"
         self.file = (self.folder / name).open("xb", buffering=0)
         start = SessionLog(status=SessionLog.START)  # TensorBoard forgets this step and later ones of other files
-        self._write([
-            Event(wall_time=time.time(), file_version="brain.Event:2"),
-            Event(wall_time=time.time(), step=delivered + 1, session_log=start),
-        ])  # fmt: skip
+        self._write(
+            [
+                Event(wall_time=time.time(), file_version="brain.Event:2"),
+                Event(wall_time=time.time(), step=delivered + 1, session_log=start),
+            ]
+        )
         return self.run_id
 
     def send(self, rows: Sequence[Row]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._write([
-            Event(
-                wall_time=_time_of(row), step=int(row["step"]),
-                summary=Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in _numbers(row).items()]),
-            )
-            for row in rows
-        ])  # fmt: skip
+        self._write(
+            [
+                Event(
+                    wall_time=_time_of(row),
+                    step=int(row["step"]),
+                    summary=Summary(
+                        value=[Summary.Value(tag=name, simple_value=value) for name, value in _numbers(row).items()]
+                    ),
+                )
+                for row in rows
+            ]
+        )
 
     def finish(self, state: str, artifacts: Sequence[Path]) -> None:
         self.reset()
@@ -221,13 +228,22 @@ class WandbTracker:
         self._require_answer()
         if self.run is None:
             self.run = wandb.init(
-                project=self.project, name=self.experiment, id=run_id or f"{self.experiment[:100]}-{secrets.token_hex(4)}",
-                resume="allow", dir=self.settings.experiment_dir, config=parameters_of(self.settings), allow_val_change=True,
+                project=self.project,
+                name=self.experiment,
+                id=run_id or f"{self.experiment[:100]}-{secrets.token_hex(4)}",
+                resume="allow",
+                dir=self.settings.experiment_dir,
+                config=parameters_of(self.settings),
+                allow_val_change=True,
                 settings=wandb.Settings(
-                    console="off", silent=True, disable_git=True, init_timeout=2 * REQUEST_TIMEOUT_S,
-                    finish_timeout=WANDB_FINISH_S, finish_timeout_raises=True,
+                    console="off",
+                    silent=True,
+                    disable_git=True,
+                    init_timeout=2 * REQUEST_TIMEOUT_S,
+                    finish_timeout=WANDB_FINISH_S,
+                    finish_timeout_raises=True,
                 ),
-            )  # fmt: skip
+            )
             # Steps are numbers of our own, as W&B's must never decrease.
             self.run.define_metric("step", hidden=True)
             self.run.define_metric("*", step_metric="step")

@@ -20,11 +20,16 @@ from finetuning.runtime.status import STATUS_FILE, read_status
 pytestmark = pytest.mark.unit
 
 INFO: dict[str, Any] = {
-    "step": 4, "max_steps": 10, "val_loss": 2.5, "files": {"a": 3}, "saved_at": "2026-01-02T03:04:05+0800",
+    "step": 4,
+    "max_steps": 10,
+    "val_loss": 2.5,
+    "files": {"a": 3},
+    "saved_at": "2026-01-02T03:04:05+0800",
     "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
     "identity": {"peft": "lora", "lora_rank": 8, "lora_alpha": 16.0, "data": "x"},
-    "origin": {"base_model": "m", "prompt": None}, "lightning": {"epoch": 0, "global_step": 4, "loops": {"fit_loop": {}}},
-}  # fmt: skip
+    "origin": {"base_model": "m", "prompt": None},
+    "lightning": {"epoch": 0, "global_step": 4, "loops": {"fit_loop": {}}},
+}
 
 
 def write(folder: Path, info: Any, step: int = 4) -> Path:

@@ -40,9 +40,14 @@ LENGTHS, ANSWERS = [40, 30, 20, 12], [10, 9, 8, 7]
 
 def make_optimizer(model: ParallelLlama) -> torch.optim.Optimizer:
     return build_optimizer(
-        model, learning_rate=1e-2, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False,
+        model,
+        learning_rate=1e-2,
+        betas=(0.9, 0.98),
+        eps=1e-8,
+        weight_decay=0.1,
+        fused=False,
         states="8bit" if model.strategy.split_master else "fp32",
-    )  # fmt: skip
+    )
 
 
 def take_steps(model: ParallelLlama, optimizer: torch.optim.Optimizer, split_folder: Path, count: int) -> list[float]:

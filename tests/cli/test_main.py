@@ -64,15 +64,39 @@ def test_a_flag_of_the_specification_is_understood_in_each_form(name: str, short
 
 def test_the_command_of_the_specification_is_understood_as_it_stands() -> None:
     config = resolve(
-        "--executor", "local", "--experiment", "llama31_finetuning", "--num_nodes", "1", "--num_gpus", "8",
-        "--hf_model_id", "meta-llama/Llama-3.1-8B-Instruct", "--hf_token", "hf_abc", "--max_steps", "100",
-        "--global_batch_size", "128", "--tensor_model_parallel_size", "2", "--pipeline_model_parallel_size", "1",
-        "--context_parallel_size", "1", "--dataset_path", "data/alpaca",
-    )  # fmt: skip
+        "--executor",
+        "local",
+        "--experiment",
+        "llama31_finetuning",
+        "--num_nodes",
+        "1",
+        "--num_gpus",
+        "8",
+        "--hf_model_id",
+        "meta-llama/Llama-3.1-8B-Instruct",
+        "--hf_token",
+        "hf_abc",
+        "--max_steps",
+        "100",
+        "--global_batch_size",
+        "128",
+        "--tensor_model_parallel_size",
+        "2",
+        "--pipeline_model_parallel_size",
+        "1",
+        "--context_parallel_size",
+        "1",
+        "--dataset_path",
+        "data/alpaca",
+    )
     assert config == RunConfig(
-        hf_model_id="meta-llama/Llama-3.1-8B-Instruct", dataset_path="data/alpaca", experiment="llama31_finetuning",
-        max_steps=100, global_batch_size=128, tensor_model_parallel_size=2,
-    )  # fmt: skip
+        hf_model_id="meta-llama/Llama-3.1-8B-Instruct",
+        dataset_path="data/alpaca",
+        experiment="llama31_finetuning",
+        max_steps=100,
+        global_batch_size=128,
+        tensor_model_parallel_size=2,
+    )
 
 
 def test_sequences_hold_8192_tokens_unless_another_length_is_given() -> None:

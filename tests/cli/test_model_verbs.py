@@ -43,8 +43,9 @@ def test_a_merged_adapter_is_compared_and_gives_the_adapter_s_text_in_transforme
     )
     texts = set()
     for model in (
-        transformers.AutoModelForCausalLM.from_pretrained(out), load_peft_reference(tiny_model, adapter).eval(),
-    ):  # fmt: skip
+        transformers.AutoModelForCausalLM.from_pretrained(out),
+        load_peft_reference(tiny_model, adapter).eval(),
+    ):
         tokens = model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
         texts.add(tokenizer.decode(tokens, skip_special_tokens=True))
     for model in ([str(out)], [str(adapter), "--base", str(tiny_model)]):
@@ -164,5 +165,6 @@ def test_an_adapter_s_own_settings_hold_where_none_are_given(adapter: Path) -> N
     assert found["lora_rank"] == 8 and found["lora_alpha"] == 6.0
     assert found["lora_targets"] == ("q_proj", "v_proj", "up_proj")
     assert with_adapter_settings({"peft": "none", "restore_config": str(adapter)}) == {
-        "peft": "none", "restore_config": str(adapter)
-    }  # fmt: skip
+        "peft": "none",
+        "restore_config": str(adapter),
+    }

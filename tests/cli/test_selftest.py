@@ -20,9 +20,26 @@ SAME = Comparison(2.0, 2.0, 1.0, 1.0, {"model.norm.weight": 1e-8, "lm_head.weigh
 def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     program = "import sys; from finetuning.cli.main import console; sys.argv = ['finetune', *sys.argv[1:]]; console()"
     done = subprocess.run(
-        [sys.executable, "-c", program, "selftest", "--num_gpus", "2", "-C", "2", "--peft", "lora", "--json",
-         str(tmp_path / "table.json")], cwd=ROOT, text=True, capture_output=True, timeout=500, check=False,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            program,
+            "selftest",
+            "--num_gpus",
+            "2",
+            "-C",
+            "2",
+            "--peft",
+            "lora",
+            "--json",
+            str(tmp_path / "table.json"),
+        ],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=500,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "CP 2 against one process" in done.stdout
     rows = [line for line in done.stdout.splitlines() if "LoRA, " in line]
@@ -30,8 +47,10 @@ def test_a_layout_is_compared_and_found_equal(tmp_path: Path) -> None:
     table = json.loads((tmp_path / "table.json").read_text())
     assert table["layout"] == "CP 2"
     assert [(row["trained"], row["equal"], row["limit"]) for row in table["rows"]] == [
-        ("LoRA, float64", True, 1e-12), ("LoRA, float32", True, 1e-6), ("LoRA, bfloat16", True, 5e-2)
-    ]  # fmt: skip
+        ("LoRA, float64", True, 1e-12),
+        ("LoRA, float32", True, 1e-6),
+        ("LoRA, bfloat16", True, 5e-2),
+    ]
     assert all("equal" in row and "NOT" not in row for row in rows)
 
 
@@ -51,11 +70,12 @@ def test_the_blocks_of_the_training_are_compared(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        replace(SAME, loss=2.00001), replace(SAME, grad_norm=1.00001),
+        replace(SAME, loss=2.00001),
+        replace(SAME, grad_norm=1.00001),
         replace(SAME, differences={**SAME.differences, "lm_head.weight": 2e-6}),
     ],
     ids=["loss", "norm", "gradient"],
-)  # fmt: skip
+)
 def test_any_difference_above_the_limit_is_no_equality(other: Comparison) -> None:
     assert SAME.equal()
     assert not other.equal()

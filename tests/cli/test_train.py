@@ -56,9 +56,14 @@ def test_bad_lines_are_listed_with_file_and_line_number(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_data(
-        tmp_path / "data", '{"input": "請說明', '{"input": "a", "output": "b"}', '["a", "b"]', '{"input": "a"}',
-        '{"input": "a", "output": 7}', '{"input": "a", "output": " "}',
-    )  # fmt: skip
+        tmp_path / "data",
+        '{"input": "請說明',
+        '{"input": "a", "output": "b"}',
+        '["a", "b"]',
+        '{"input": "a"}',
+        '{"input": "a", "output": 7}',
+        '{"input": "a", "output": " "}',
+    )
     (tmp_path / "data" / "test.jsonl").write_bytes(b'{"input": "\xff", "output": "b"}\n')
     assert main([*arguments, "--dataset_path", data]) == EXIT_BAD_INPUT
     found = problems(capsys)

@@ -18,10 +18,28 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.mark.dist
 def test_a_local_run_is_listed_shown_and_cancelled(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     command = finetune(
-        tmp_path, "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_gpus", "1",
-        "--experiment", "mine", "--global_batch_size", "8", "--seq_length", "256", "--max_steps", "1000000",
-        "--num_sample_answers", "0", "--save_every_n_steps", "1000000", "--val_check_interval", "1000000",
-    )  # fmt: skip
+        tmp_path,
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--num_gpus",
+        "1",
+        "--experiment",
+        "mine",
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "256",
+        "--max_steps",
+        "1000000",
+        "--num_sample_answers",
+        "0",
+        "--save_every_n_steps",
+        "1000000",
+        "--val_check_interval",
+        "1000000",
+    )
     experiment = tmp_path / "experiments" / "mine"
     command.wait_until(lambda: is_training(experiment, after_step=0))
     assert re.search(r"^mine +running +\d+/1000000 +local ", run_verb(tmp_path, "list"), re.MULTILINE)

@@ -19,22 +19,46 @@ from finetuning.model.llama import Llama
 pytestmark = pytest.mark.unit
 
 LLAMA_3_1_8B = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "bos_token_id": 128000,
-    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
-    "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05,
     "rope_scaling": {
-        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
         "rope_type": "llama3",
     },
-    "rope_theta": 500000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
-}  # fmt: skip
+    "rope_theta": 500000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 128256,
+}
 
 SCALING = LLAMA_3_1_8B["rope_scaling"]
 LLAMA_3_2_1B = {
-    **LLAMA_3_1_8B, "head_dim": 64, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
-    "rope_scaling": {**LLAMA_3_1_8B["rope_scaling"], "factor": 32.0}, "tie_word_embeddings": True,
-}  # fmt: skip
+    **LLAMA_3_1_8B,
+    "head_dim": 64,
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "rope_scaling": {**LLAMA_3_1_8B["rope_scaling"], "factor": 32.0},
+    "tie_word_embeddings": True,
+}
 
 
 @pytest.mark.parametrize("raw", [LLAMA_3_1_8B, LLAMA_3_2_1B], ids=["untied head", "tied head"])
@@ -226,11 +250,12 @@ OUT_OF_RANGE = [
     ("transformers_weights", "other.safetensors", "transformers_weights is 'other.safetensors'; only None is supported"),
     ("rope_scaling", SCALING | {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is supported"),
     (
-        "rope_scaling", SCALING | {"low_freq_factor": 4.0},
+        "rope_scaling",
+        SCALING | {"low_freq_factor": 4.0},
         "the llama3 RoPE scaling needs positive numbers, and low_freq_factor below high_freq_factor",
     ),
     ("num_attention_heads", 33, "33 attention heads must be a multiple of 8 key/value heads and divide the hidden size 4096"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "value", "sentence"), OUT_OF_RANGE)
@@ -260,7 +285,7 @@ def test_what_never_ends_is_not_waited_for(tmp_path: Path, target: str) -> None:
         ("compression_config", {"format": "float-quantized"}, "format float-quantized"),
         ("quantization", {"group_size": 64, "bits": 4}, "bits 4"),
     ],
-)  # fmt: skip
+)
 def test_quantized_weights_are_refused_by_the_configuration_alone(
     tmp_path: Path, key: str, value: dict[str, Any], shown: str
 ) -> None:
@@ -287,7 +312,7 @@ SAID_ONCE_OR_EQUALLY = [
     {"rope_parameters": {"rope_type": "default"}, "rope_theta": 500000.0},
     {"rope_parameters": NEW, "original_max_position_embeddings": NEW["original_max_position_embeddings"]},
     {},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("rope", SAID_ONCE_OR_EQUALLY, ids=str)
@@ -311,7 +336,7 @@ CONTRADICTIONS = [
         "original_max_position_embeddings 4096, rope_parameters.original_max_position_embeddings 8192",
     ),
     ({"rope_scaling": SCALING, "rope_parameters": NEW}, "rope_parameters.rope_theta 500000.0, nothing in the other"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rope", "said"), CONTRADICTIONS, ids=str)

@@ -20,10 +20,20 @@ from finetuning.model.lora import add_lora
 pytestmark = pytest.mark.unit
 
 LLAMA31_8B = LlamaConfig(
-    vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
-    num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
-    max_position_embeddings=131072, tie_word_embeddings=False, dtype="bfloat16",
-)  # fmt: skip
+    vocab_size=128256,
+    hidden_size=4096,
+    intermediate_size=14336,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=8,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192),
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+    dtype="bfloat16",
+)
 
 
 def given(**changed: Any) -> RunConfig:
@@ -248,9 +258,12 @@ def test_the_table_of_the_documentation_is_the_plan_s(name: str) -> None:
             in_words = cell if "GiB" in cell else cells[index - 1]  # "the same"
             copies = re.search(r"--data_parallel_replicate_size (\d)", in_words)
             config = given(
-                num_nodes=max(1, gpus // 8), num_gpus=min(gpus, 8), peft="lora" if index < 2 else "none",
-                data_parallel_replicate_size=int(copies[1]) if copies else 1, row_length=8192,
-            )  # fmt: skip
+                num_nodes=max(1, gpus // 8),
+                num_gpus=min(gpus, 8),
+                peft="lora" if index < 2 else "none",
+                data_parallel_replicate_size=int(copies[1]) if copies else 1,
+                row_length=8192,
+            )
             choices = resolve(config, LLAMA31_8B, gib, on_gpu=True)
             planned = f"{plan_memory(choices, LLAMA31_8B).total_gib:.0f} GiB"
             assert in_words.endswith(planned), f"{gpus} GPUs, column {index + 1}: {planned} with {choices}"
@@ -263,11 +276,16 @@ def test_what_the_documentation_says_of_less_memory_is_the_plan_s(name: str) -> 
     lines = [line for line in text.splitlines() if line.startswith(("1. `--activation_checkpointing", "2. "))]
     stated = [int(number) for line in lines for number in re.findall(r"(\d+) GiB", line)]
     ways: list[dict[str, Any]] = [
-        *({"activation_checkpointing": mode} | way for mode in ("selective", "full")
-          for way in ({"num_gpus": 1, "peft": "lora"}, {"num_gpus": 8, "sharding": "full"})),
-        *({"num_gpus": 8, "context_parallel_size": 8, "seq_length": 131072, "activation_checkpointing": "full"} | way
-          for way in ({"peft": "lora"}, {"sharding": "full"})),
-    ]  # fmt: skip
+        *(
+            {"activation_checkpointing": mode} | way
+            for mode in ("selective", "full")
+            for way in ({"num_gpus": 1, "peft": "lora"}, {"num_gpus": 8, "sharding": "full"})
+        ),
+        *(
+            {"num_gpus": 8, "context_parallel_size": 8, "seq_length": 131072, "activation_checkpointing": "full"} | way
+            for way in ({"peft": "lora"}, {"sharding": "full"})
+        ),
+    ]
     configs = [given(**way) for way in ways]
     plans = [plan_memory(resolve(config, LLAMA31_8B, 80.0, on_gpu=True), LLAMA31_8B) for config in configs]
     assert stated == [round(plan.total_gib) for plan in plans]

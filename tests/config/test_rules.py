@@ -55,43 +55,64 @@ def test_the_defaults_keep_every_rule() -> None:
         ({"max_steps": 10**15}, "--max_steps 1000000000000000: must be 1000000000 or less"),
         ({"seed": 2**63}, f"--seed {2**63}: must be {2**63 - 1} or less"),
         ({"min_lr": 1.0}, "--min_lr 1.0 is above the peak learning rate 5e-06"),
-        ({"peft": "lora", "lora_targets": ("q_proj", "qq")},
-         "--lora_targets q_proj,qq: unknown 'qq'; choose from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"),
+        (
+            {"peft": "lora", "lora_targets": ("q_proj", "qq")},
+            "--lora_targets q_proj,qq: unknown 'qq'; choose from q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ),
         ({"peft": "lora", "lora_targets": ("q_proj", "q_proj")}, "--lora_targets q_proj,q_proj: a name is given twice"),
         ({"lora_rank": 8}, "--lora_rank has no effect without --peft lora"),
         ({"log_artifacts": True}, "--log_artifacts has no effect without --mlflow_tracking_uri or --wandb_project"),
         ({"wandb_project": "x"}, "--wandb_project needs a package that is not installed: pip install wandb"),
         ({"mlflow_tracking_uri": "x"}, "--mlflow_tracking_uri needs a package that is not installed: pip install mlflow"),
-        ({"pipeline_schedule": "interleaved"},
-         "--pipeline_schedule interleaved has no effect without --pipeline_model_parallel_size 2 or more"),
-        ({"sharding": "replicated"},
-         ("--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies of "
-          "trained weights give --data_parallel_replicate_size")),
-        ({"sharding": "full", "pipeline_model_parallel_size": 2},
-         ("--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
-          "--sharding step, or replicated with --peft lora")),
+        (
+            {"pipeline_schedule": "interleaved"},
+            "--pipeline_schedule interleaved has no effect without --pipeline_model_parallel_size 2 or more",
+        ),
+        (
+            {"sharding": "replicated"},
+            (
+                "--sharding replicated keeps frozen weights whole, and without --peft lora none are frozen; for whole copies "
+                "of trained weights give --data_parallel_replicate_size"
+            ),
+        ),
+        (
+            {"sharding": "full", "pipeline_model_parallel_size": 2},
+            (
+                "--sharding full gathers weights for each use, but a pipeline schedule gathers them once per step; give "
+                "--sharding step, or replicated with --peft lora"
+            ),
+        ),
         ({"data_parallel_replicate_size": 0}, "--data_parallel_replicate_size 0: must be 1 or more"),
-        ({"profile_steps": 2, "max_steps": 3},
-         "--profile_steps 2 looks at steps after the first 3; give a --max_steps above 3"),
+        (
+            {"profile_steps": 2, "max_steps": 3},
+            "--profile_steps 2 looks at steps after the first 3; give a --max_steps above 3",
+        ),
         ({"least_memory": True}, "--least_memory needs --peft lora"),
-        ({"least_memory": True, "peft": "lora", "lora_targets": ("q_proj",)},
-         "--least_memory needs --lora_targets q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj"),
-        ({"least_memory": True, "peft": "lora", "tensor_model_parallel_size": 2},
-         "--least_memory needs --tensor_model_parallel_size 1"),
-        ({"least_memory": True, "peft": "lora", "pipeline_model_parallel_size": 2},
-         "--least_memory needs --pipeline_model_parallel_size 1"),
+        (
+            {"least_memory": True, "peft": "lora", "lora_targets": ("q_proj",)},
+            "--least_memory needs --lora_targets q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj",
+        ),
+        (
+            {"least_memory": True, "peft": "lora", "tensor_model_parallel_size": 2},
+            "--least_memory needs --tensor_model_parallel_size 1",
+        ),
+        (
+            {"least_memory": True, "peft": "lora", "pipeline_model_parallel_size": 2},
+            "--least_memory needs --pipeline_model_parallel_size 1",
+        ),
         ({"least_memory": True, "peft": "lora", "context_parallel_size": 2}, "--least_memory needs --context_parallel_size 1"),
         ({"least_memory": True, "peft": "lora", "sharding": "step"}, "--least_memory needs --sharding replicated"),
-        ({"least_memory": True, "peft": "lora", "activation_checkpointing": "full"},
-         "--least_memory needs --activation_checkpointing auto"),
+        (
+            {"least_memory": True, "peft": "lora", "activation_checkpointing": "full"},
+            "--least_memory needs --activation_checkpointing auto",
+        ),
         ({"least_memory": True, "peft": "lora", "compile": "on"}, "--least_memory needs --compile auto"),
         ({"time": "8:00:00"}, "--time has no effect without --executor slurm"),
         ({"mounts": ("/scratch",)}, "--mounts has no effect without --executor slurm"),
-        ({"nemo_model": "a.nemo"},
-         "--nemo_model a.nemo: there is no such file or folder"),
+        ({"nemo_model": "a.nemo"}, "--nemo_model a.nemo: there is no such file or folder"),
         ({"restore_config": "/no/such"}, "--restore_config /no/such: there is no such folder"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_setting_is_named_with_the_rule(changed: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert check_settings(given(**changed)) == [message]

@@ -28,10 +28,18 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 def test_a_run_comes_back_equal_from_its_file(tmp_path: Path) -> None:
     config = RunConfig(
-        **REQUIRED, peft="lora", lora_targets=("q_proj", "v_proj"), prompt_template="問題：{input}\n回答：{output}",
-        system_prompt="你是個有用的助理。\t'\"#: - ", lr=1e-5, max_steps=100, warmup_steps=0, save_every_n_steps=0,
-        accept_changes=True, lang="zh-TW",
-    )  # fmt: skip
+        **REQUIRED,
+        peft="lora",
+        lora_targets=("q_proj", "v_proj"),
+        prompt_template="問題：{input}\n回答：{output}",
+        system_prompt="你是個有用的助理。\t'\"#: - ",
+        lr=1e-5,
+        max_steps=100,
+        warmup_steps=0,
+        save_every_n_steps=0,
+        accept_changes=True,
+        lang="zh-TW",
+    )
     assert write_and_read(make_run(config), tmp_path) == make_run(config)
 
 
@@ -197,9 +205,17 @@ def test_settings_may_come_from_a_pipe_but_not_from_a_device(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "time"),
-    [("8:00:00", "8:00:00"), ("08:00:00", "08:00:00"), ("4:30", "4:30"), ("1-00:00:00", "1-00:00:00"), ("30", "30"),
-     ("'30:15'", "30:15"), ("2-12", "2-12"), ("", None)],
-)  # fmt: skip
+    [
+        ("8:00:00", "8:00:00"),
+        ("08:00:00", "08:00:00"),
+        ("4:30", "4:30"),
+        ("1-00:00:00", "1-00:00:00"),
+        ("30", "30"),
+        ("'30:15'", "30:15"),
+        ("2-12", "2-12"),
+        ("", None),
+    ],
+)
 def test_a_time_limit_needs_no_quotes(tmp_path: Path, text: str, time: str | None) -> None:
     settings = read_text(tmp_path, f"time: {text}\nmem: 64000\n")
     config = config_from_dict({**REQUIRED, **settings}, "settings.yaml")

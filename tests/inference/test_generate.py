@@ -105,9 +105,11 @@ def test_top_k_and_top_p_leave_out_what_is_unlikely() -> None:
     seen: dict[str, set[int]] = {"all": set(), "k": set(), "p": set(), "one": set()}
     for seed in range(200):
         for name, sampling in (
-            ("all", Sampling(temperature=1.0)), ("k", Sampling(temperature=1.0, top_k=3)),
-            ("p", Sampling(temperature=1.0, top_p=0.7)), ("one", Sampling(temperature=1.0, top_p=1e-9)),
-        ):  # fmt: skip
+            ("all", Sampling(temperature=1.0)),
+            ("k", Sampling(temperature=1.0, top_k=3)),
+            ("p", Sampling(temperature=1.0, top_p=0.7)),
+            ("one", Sampling(temperature=1.0, top_p=1e-9)),
+        ):
             seen[name] |= set(choose_tokens(logits, sampling, [torch.Generator().manual_seed(seed)]))
     assert seen == {"all": {0, 1, 2, 3}, "k": {0, 1, 2}, "p": {0, 1}, "one": {0}}
 

@@ -16,10 +16,27 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
 def test_the_lines_for_two_machines_train_to_a_finished_model(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     flags = [
-        "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_nodes", "2", "--num_gpus", "1",
-        "--global_batch_size", "8", "--seq_length", "256", "--experiments_dir", str(tmp_path / "experiments"),
-        "--experiment", "by_hand", "--max_steps", "1", "--num_sample_answers", "0",
-    ]  # fmt: skip
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--num_nodes",
+        "2",
+        "--num_gpus",
+        "1",
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "256",
+        "--experiments_dir",
+        str(tmp_path / "experiments"),
+        "--experiment",
+        "by_hand",
+        "--max_steps",
+        "1",
+        "--num_sample_answers",
+        "0",
+    ]
     code, dry = finetune(tmp_path, *flags, "--dryrun").finish()
     assert code == 0, dry
     assert not (tmp_path / "experiments").exists()

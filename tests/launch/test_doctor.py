@@ -23,8 +23,11 @@ pytestmark = pytest.mark.unit
 
 CLUSTER = Cluster(
     (Partition("defq", is_default=True, is_up=True, num_nodes=4, gpus_per_node=8, cpus_per_node=64, time_limit="1-00:00:00"),),
-    ("lab",), {"SLURM_VERSION": "24.05.1", "ClusterName": "c"}, has_pyxis=True, apptainer="apptainer",
-)  # fmt: skip
+    ("lab",),
+    {"SLURM_VERSION": "24.05.1", "ClusterName": "c"},
+    has_pyxis=True,
+    apptainer="apptainer",
+)
 
 
 def test_the_versions_here_are_good_enough() -> None:
@@ -74,9 +77,11 @@ def test_this_machine_and_its_address_are_described() -> None:
 def test_a_cluster_is_described_with_what_a_job_needs_to_know() -> None:
     texts = [finding.text for finding in describe_cluster(CLUSTER)]
     assert texts == [
-        "24.05.1 · c", "partition defq: 4 nodes x 8 GPUs, 64 CPUs, time limit 1-00:00:00 · the default", "your accounts: lab",
+        "24.05.1 · c",
+        "partition defq: 4 nodes x 8 GPUs, 64 CPUs, time limit 1-00:00:00 · the default",
+        "your accounts: lab",
         "Pyxis, apptainer",
-    ]  # fmt: skip
+    ]
     bare = dataclasses.replace(CLUSTER, accounts=None, has_pyxis=False, apptainer=None)
     found = {finding.text: finding for finding in describe_cluster(bare)}
     assert "keeps no accounts: --account is left out" in found

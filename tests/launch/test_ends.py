@@ -20,10 +20,28 @@ AT_ONCE_S = 25.0  # of a stop with nothing to save: 5 s of grace, and two busy c
 def start(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> Callable[..., Command]:
     def start(*flags: str, on_screen: bool = False) -> Command:
         return finetune(
-            tmp_path, "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_gpus", "2",
-            "--global_batch_size", "8", "--seq_length", "256", "--experiment", "e", "--save_every_n_steps", "100000",
-            "--val_check_interval", "100000", "--num_sample_answers", "0", *flags, on_screen=on_screen,
-        )  # fmt: skip
+            tmp_path,
+            "--hf_model_id",
+            str(tiny_model),
+            "--dataset_path",
+            str(tiny_dataset),
+            "--num_gpus",
+            "2",
+            "--global_batch_size",
+            "8",
+            "--seq_length",
+            "256",
+            "--experiment",
+            "e",
+            "--save_every_n_steps",
+            "100000",
+            "--val_check_interval",
+            "100000",
+            "--num_sample_answers",
+            "0",
+            *flags,
+            on_screen=on_screen,
+        )
 
     return start
 
@@ -35,7 +53,7 @@ def experiment(tmp_path: Path) -> Path:
 
 def test_only_now_kills_however_often_a_run_is_cancelled(
     start: Callable[..., Command], experiment: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     command = start("--max_steps", "100000")
     command.wait_until(lambda: is_training(experiment, after_step=1))
     command.freeze_workers()  # for as long as a save may take
@@ -85,7 +103,7 @@ def test_ctrl_c_is_answered_at_once_and_the_second_one_kills(start: Callable[...
 
 def test_a_stop_before_the_first_step_has_nothing_to_save_and_leaves_at_once(
     start: Callable[..., Command], experiment: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     command = start("--max_steps", "5", "--num_sample_answers", "4", "--max_new_tokens", "100000")
     command.wait_until(lambda: read_status(experiment).get("doing") == "generating answers")
     asked = time.monotonic()
@@ -102,7 +120,7 @@ def test_a_stop_before_the_first_step_has_nothing_to_save_and_leaves_at_once(
 
 def test_a_stop_after_the_last_step_says_what_is_missing_and_the_same_command_does_it(
     start: Callable[..., Command], experiment: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     command = start("--max_steps", "2")
     code, output = command.finish()
     assert code == 0, output
@@ -135,7 +153,7 @@ def test_a_run_whose_terminal_is_closed_saves_and_stops(start: Callable[..., Com
 
 def test_a_stopped_worker_is_told_about_and_ends_the_run_with_the_stacks_of_all(
     start: Callable[..., Command], experiment: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     command = start("--max_steps", "100000", "--stall_timeout_s", "20")
     command.wait_until(lambda: is_training(experiment, after_step=20))
     frozen = command.workers()[1]
@@ -160,9 +178,7 @@ def test_a_stopped_worker_is_told_about_and_ends_the_run_with_the_stacks_of_all(
         assert "in train_step" in log
 
 
-def test_a_stopped_worker_that_goes_on_is_told_about_and_loses_nothing(
-    start: Callable[..., Command], experiment: Path
-) -> None:  # fmt: skip
+def test_a_stopped_worker_that_goes_on_is_told_about_and_loses_nothing(start: Callable[..., Command], experiment: Path) -> None:
     command = start("--max_steps", "100000", "--stall_timeout_s", "200")
     command.wait_until(lambda: is_training(experiment, after_step=20))
     command.freeze_workers()

@@ -83,13 +83,21 @@ def refusals(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
 def run_program(calls: list[tuple[str, str | None, bool]], hub: Hub, folder: Path, environment: dict[str, str]) -> list[Found]:
     kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     settings = {
-        "HF_ENDPOINT": hub.address, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1", "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(folder / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(ROOT),
         "LC_ALL": "C",
-    }  # fmt: skip
+    }
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(calls)], env=kept | settings | environment, cwd=folder,
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, json.dumps(calls)],
+        env=kept | settings | environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     found: list[Found] = json.loads(result.stdout.splitlines()[-1])
     return found
@@ -228,11 +236,13 @@ def test_a_local_folder_is_taken_as_it_is(tiny_model: Path, monkeypatch: pytest.
         ("sub/typo", "--hf_model_id sub/typo: there is no such folder"),  # sub is here, so no model on the hub is meant
         ("a/b/c", "--hf_model_id a/b/c: there is no such folder"),
         ("sub/file.safetensors", "--hf_model_id sub/file.safetensors: is a file; give the folder that holds config.json"),
-        ("https://hf.co/m/L/tree/main",
-         "--hf_model_id https://hf.co/m/L/tree/main: give the model's name instead of its address: m/L"),
+        (
+            "https://hf.co/m/L/tree/main",
+            "--hf_model_id https://hf.co/m/L/tree/main: give the model's name instead of its address: m/L",
+        ),
         ("a--b", "--hf_model_id a--b: not a model name of the hub: Cannot have -- or .. in repo_id: 'a--b'."),
     ],
-)  # fmt: skip
+)
 def test_a_name_that_is_neither_folder_nor_model_is_refused_without_a_network(
     model: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,9 +55,13 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     optimizer = build_optimizer(model, learning_rate=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, fused=False)
     for step in STEPS:
         info = {
-            "step": step, "max_steps": MAX_STEPS, "val_loss": 2.0, "identity": identity, "lightning": {},
+            "step": step,
+            "max_steps": MAX_STEPS,
+            "val_loss": 2.0,
+            "identity": identity,
+            "lightning": {},
             "layout": {"pp": 1, "dp_replicate": 1, "dp_shard": 2, "cp": 1, "tp": 1},
-        }  # fmt: skip
+        }
         save_checkpoint(folder / "checkpoints" / checkpoint_name(step), model, optimizer_state(model, optimizer), info)
 
 
@@ -68,9 +72,14 @@ def stored(
     """The experiment folder of a run that was stopped after step 8 of 10; read only."""
     folder = tmp_path_factory.mktemp("stored")
     config = RunConfig(
-        hf_model_id=str(tiny_model), dataset_path=str(tiny_dataset), num_gpus=2, global_batch_size=8, seq_length=512,
-        experiment="tiny", peft=request.param,
-    )  # fmt: skip
+        hf_model_id=str(tiny_model),
+        dataset_path=str(tiny_dataset),
+        num_gpus=2,
+        global_batch_size=8,
+        seq_length=512,
+        experiment="tiny",
+        peft=request.param,
+    )
     identity = prepare(config, None, folder, folder / "data", with_weights=True).run.identity
     run_processes(1, write_checkpoints, config, folder, identity)
     write_status(folder, STOPPED, step=STEPS[-1], max_steps=MAX_STEPS)
@@ -108,9 +117,13 @@ def test_a_run_goes_on_from_its_newest_complete_checkpoint(settings: Settings, e
 
 @pytest.mark.parametrize(
     ("age", "text"),
-    [(timedelta(minutes=12), "12 minutes"), (timedelta(hours=5), "5 hours"), (timedelta(days=3), "3 days"),
-     (timedelta(hours=-1), "0 minutes")],
-)  # fmt: skip
+    [
+        (timedelta(minutes=12), "12 minutes"),
+        (timedelta(hours=5), "5 hours"),
+        (timedelta(days=3), "3 days"),
+        (timedelta(hours=-1), "0 minutes"),
+    ],
+)
 def test_the_age_of_the_checkpoint_is_told_in_a_fitting_unit(
     age: timedelta, text: str, settings: Settings, experiment: Path
 ) -> None:
@@ -336,9 +349,11 @@ class TestAdapters:
         for changed, line in (
             ({"lora_rank": 8}, "lora_rank: was 16, is now 8"),
             ({"lora_alpha": 16.0}, "lora_alpha: was 32.0, is now 16.0"),
-            ({"lora_targets": ("q_proj",)},
-             "lora_targets: was down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj, is now q_proj"),
-        ):  # fmt: skip
+            (
+                {"lora_targets": ("q_proj",)},
+                "lora_targets: was down_proj,gate_proj,k_proj,o_proj,q_proj,up_proj,v_proj, is now q_proj",
+            ),
+        ):
             config = settings(max_steps=10, peft="lora", accept_changes=True, **changed)
             assert problem_of(config, experiment) == (
                 f"experiment tiny was started with other settings:\n      {line}\n    these cannot change inside one "

@@ -31,9 +31,13 @@ def test_torchrun_takes_a_free_port_of_the_loopback_and_restarts_nothing(tmp_pat
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     given = dict(zip(command[3:-3:2], command[4:-3:2], strict=True))
     assert given == {
-        "--nnodes": "1", "--nproc_per_node": "4", "--rdzv_backend": "c10d", "--rdzv_endpoint": "localhost:0",
-        "--local-addr": "127.0.0.1", "--max_restarts": "0",
-    }  # fmt: skip
+        "--nnodes": "1",
+        "--nproc_per_node": "4",
+        "--rdzv_backend": "c10d",
+        "--rdzv_endpoint": "localhost:0",
+        "--local-addr": "127.0.0.1",
+        "--max_restarts": "0",
+    }
     assert command[-3:] == ["-m", "finetuning.train", str(tmp_path / "run.yaml")]
 
 
@@ -82,10 +86,25 @@ class Running:
 def running(tiny_model: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("running")
     flags = [
-        "--hf_model_id", str(tiny_model), "--dataset_path", str(tiny_dataset), "--num_gpus", "2", "--global_batch_size", "8",
-        "--seq_length", "256", "--experiments_dir", str(folder / "experiments"), "--num_sample_answers", "0",
-        "--save_every_n_steps", "1000", "--val_check_interval", "1000",
-    ]  # fmt: skip
+        "--hf_model_id",
+        str(tiny_model),
+        "--dataset_path",
+        str(tiny_dataset),
+        "--num_gpus",
+        "2",
+        "--global_batch_size",
+        "8",
+        "--seq_length",
+        "256",
+        "--experiments_dir",
+        str(folder / "experiments"),
+        "--num_sample_answers",
+        "0",
+        "--save_every_n_steps",
+        "1000",
+        "--val_check_interval",
+        "1000",
+    ]
     experiment = folder / "experiments" / "busy"
     command = finetune(folder, *flags, "--experiment", "busy", "--max_steps", "1000000", "--hf_token", TOKEN)
     command.wait_until(lambda: is_training(experiment, after_step=0))

@@ -15,9 +15,13 @@ Pair = tuple[Llama, transformers.LlamaForCausalLM]
 
 # The original length is so short that a row of 24 tokens meets all three bands of the scaling.
 LLAMA3_ROPE = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -29,9 +33,16 @@ def make_pair(tmp_path: Path) -> Callable[..., Pair]:
 
     def make(**settings: Any) -> Pair:
         shape = {
-            "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
-        }  # fmt: skip
+            "vocab_size": 97,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_parameters": LLAMA3_ROPE,
+            "tie_word_embeddings": False,
+            "rms_norm_eps": 1e-5,
+        }
         config = transformers.LlamaConfig(**{**shape, **settings}, attn_implementation="sdpa")
         config.save_pretrained(tmp_path)
         theirs = transformers.LlamaForCausalLM(config).float()

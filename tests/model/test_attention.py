@@ -92,9 +92,10 @@ def test_the_operator_keeps_the_compilers_rules() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(
-    "lengths", [[300], [1, 299], [128, 1, 171], [1] * 300, [4100], [4096, 4]],
+    "lengths",
+    [[300], [1, 299], [128, 1, 171], [1] * 300, [4100], [4096, 4]],
     ids=lambda lengths: f"{sum(lengths)} in {len(lengths)}",
-)  # fmt: skip
+)
 def test_the_flash_operator_equals_a_masked_softmax(lengths: list[int]) -> None:
     inputs = [
         x.detach().to("cuda", torch.bfloat16).requires_grad_()

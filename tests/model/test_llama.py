@@ -24,10 +24,12 @@ VARIANTS = {
     "one key/value head for each query head": {"num_key_value_heads": 4},
     "one key/value head for all": {"num_key_value_heads": 1},
     "tied head, default RoPE, no groups": {
-        "tie_word_embeddings": True, "rope_parameters": DEFAULT_ROPE, "num_key_value_heads": 4,
+        "tie_word_embeddings": True,
+        "rope_parameters": DEFAULT_ROPE,
+        "num_key_value_heads": 4,
     },
     "heads wider than hidden_size / num_attention_heads": {"head_dim": 16},
-}  # fmt: skip
+}
 every_variant = pytest.mark.parametrize("settings", VARIANTS.values(), ids=VARIANTS.keys())
 
 MakePair = Callable[..., tuple[Llama, transformers.LlamaForCausalLM]]

@@ -19,20 +19,50 @@ STEPS, KILLED_AFTER = 4, 2
 def model(tmp_path: Path) -> Path:
     """Four layers for four stages, four key/value heads."""
     make_tiny_model(
-        tmp_path / "model", hidden_size=32, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
-        intermediate_size=48, vocab_size=512,
-    )  # fmt: skip
+        tmp_path / "model",
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=48,
+        vocab_size=512,
+    )
     return tmp_path / "model"
 
 
 def command(folder: Path, model: Path, dataset: Path, experiment: str, num_gpus: int, *flags: str) -> Command:
     folder.mkdir(exist_ok=True)
     return Command(
-        folder, str(ROOT / "finetune.py"), "--executor", "local", "--experiment", experiment, "--num_nodes", "1",
-        "--num_gpus", str(num_gpus), "--hf_model_id", str(model), "--max_steps", str(STEPS), "--global_batch_size", "8",
-        "--dataset_path", str(dataset), "--seq_length", "512", "--lr", "1e-3", "--val_check_interval", "2",
-        "--num_sample_answers", "1", "--max_new_tokens", "2", *flags,
-    )  # fmt: skip
+        folder,
+        str(ROOT / "finetune.py"),
+        "--executor",
+        "local",
+        "--experiment",
+        experiment,
+        "--num_nodes",
+        "1",
+        "--num_gpus",
+        str(num_gpus),
+        "--hf_model_id",
+        str(model),
+        "--max_steps",
+        str(STEPS),
+        "--global_batch_size",
+        "8",
+        "--dataset_path",
+        str(dataset),
+        "--seq_length",
+        "512",
+        "--lr",
+        "1e-3",
+        "--val_check_interval",
+        "2",
+        "--num_sample_answers",
+        "1",
+        "--max_new_tokens",
+        "2",
+        *flags,
+    )
 
 
 @pytest.mark.timeout(600)  # three launches, one of eight processes
@@ -42,9 +72,22 @@ def test_a_run_of_eight_processes_is_killed_and_goes_on_in_another_layout(
 ) -> None:
     folder = tmp_path / "work"
     first = command(
-        folder, model, tiny_dataset, "moved", 8, "--peft", way, "--tensor_model_parallel_size", "2",
-        "--pipeline_model_parallel_size", "2", "--context_parallel_size", "2", "--pipeline_schedule", "interleaved",
-    )  # fmt: skip
+        folder,
+        model,
+        tiny_dataset,
+        "moved",
+        8,
+        "--peft",
+        way,
+        "--tensor_model_parallel_size",
+        "2",
+        "--pipeline_model_parallel_size",
+        "2",
+        "--context_parallel_size",
+        "2",
+        "--pipeline_schedule",
+        "interleaved",
+    )
     moved = folder / "experiments" / "moved"
     first.wait_until((moved / "checkpoints" / f"step={KILLED_AFTER:06d}").is_dir)
     os.kill(first.process.pid, signal.SIGKILL)

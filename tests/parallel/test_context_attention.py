@@ -34,9 +34,11 @@ LENGTH, HEAD_DIM = sum(LENGTHS), 64
 
 ON_CPU = pytest.param("cpu", torch.float32, id="cpu", marks=pytest.mark.dist)
 ON_GPU = pytest.param(
-    "cuda", torch.bfloat16, id="gpu",
+    "cuda",
+    torch.bfloat16,
+    id="gpu",
     marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")],
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize(("device", "dtype"), [ON_CPU, ON_GPU])
@@ -71,10 +73,20 @@ def test_pieces_of_a_row_attend_to_whole_documents(device: str, dtype: torch.dty
 def attend_in_two_parts(device: str, dtype: torch.dtype, heads: tuple[int, int]) -> tuple[Tensor, ...]:
     """Places of this process, its part of the output, and the gradients of its queries, keys and values."""
     config = LlamaConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=heads[0],
-        num_key_value_heads=heads[1], head_dim=HEAD_DIM, rms_norm_eps=1e-5, rope_theta=10000.0, rope_scaling=None,
-        max_position_embeddings=LENGTH, tie_word_embeddings=False, dtype="float32",
-    )  # fmt: skip
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=heads[0],
+        num_key_value_heads=heads[1],
+        head_dim=HEAD_DIM,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=False,
+        dtype="float32",
+    )
     plan = plan_context(config, 2, 1)
     assert (plan.repeat is None) == (heads[0] % 2 == 1)
     model, layout = Llama(config), Layout("cpu", Degrees(cp=2))
@@ -92,9 +104,11 @@ def attend_in_two_parts(device: str, dtype: torch.dtype, heads: tuple[int, int])
 
 def through_the_cpu() -> Any:
     return mock.patch.multiple(
-        collectives, _all_gather=staged(collectives._all_gather), _reduce_scatter=staged(collectives._reduce_scatter),
+        collectives,
+        _all_gather=staged(collectives._all_gather),
+        _reduce_scatter=staged(collectives._reduce_scatter),
         dist=mock.Mock(wraps=dist, all_to_all_single=staged(dist.all_to_all_single)),
-    )  # fmt: skip
+    )
 
 
 def staged(collective: Callable[..., object]) -> Callable[..., None]:

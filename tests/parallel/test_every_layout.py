@@ -21,9 +21,14 @@ TP, CP, PP = Degrees(tp=2), Degrees(cp=2), Degrees(pp=2)
 SHARDED, COPIED = Degrees(dp_shard=2), Degrees(dp_replicate=2)
 AXES = [TP, CP, PP, SHARDED, COPIED]
 PAIRS = [
-    Degrees(pp=2, tp=2), Degrees(cp=2, tp=2), Degrees(dp_shard=2, tp=2), Degrees(pp=2, cp=2), Degrees(pp=2, dp_shard=2),
-    Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2),
-]  # fmt: skip
+    Degrees(pp=2, tp=2),
+    Degrees(cp=2, tp=2),
+    Degrees(dp_shard=2, tp=2),
+    Degrees(pp=2, cp=2),
+    Degrees(pp=2, dp_shard=2),
+    Degrees(dp_shard=2, cp=2),
+    Degrees(dp_replicate=2, dp_shard=2),
+]
 TRIPLES = [Degrees(pp=2, dp_shard=2, tp=2), Degrees(pp=2, cp=2, tp=2), Degrees(dp_shard=2, cp=2, tp=2)]
 WIDE = [Degrees(tp=4), Degrees(cp=4), Degrees(pp=4), Degrees(dp_shard=4), Degrees(dp_replicate=4)]
 
@@ -54,17 +59,28 @@ INTERLEAVED = replace(FULL, pipeline_schedule="interleaved")
 GROUPS: dict[str, list[Case]] = {
     "one axis": both(AXES),
     "ways of data parallel": [
-        Case(SHARDED, replace(FULL, sharding="step")), Case(SHARDED, replace(LORA, sharding="full")),
-        Case(SHARDED, replace(LORA, sharding="step")), Case(COPIED, replace(LORA, sharding="full")),
+        Case(SHARDED, replace(FULL, sharding="step")),
+        Case(SHARDED, replace(LORA, sharding="full")),
+        Case(SHARDED, replace(LORA, sharding="step")),
+        Case(COPIED, replace(LORA, sharding="full")),
         Case(TP, replace(LORA, sharding="full")),
     ],
     "pipeline schedules": [
-        Case(PP, INTERLEAVED), Case(PP, replace(LORA, pipeline_schedule="interleaved")),
+        Case(PP, INTERLEAVED),
+        Case(PP, replace(LORA, pipeline_schedule="interleaved")),
     ],
-    "tied tables": [Case(TP, tied=True), Case(PP, tied=True), Case(PP, LORA, tied=True), Case(PP, INTERLEAVED, tied=True),
-                    Case(SHARDED, tied=True)],
+    "tied tables": [
+        Case(TP, tied=True),
+        Case(PP, tied=True),
+        Case(PP, LORA, tied=True),
+        Case(PP, INTERLEAVED, tied=True),
+        Case(SHARDED, tied=True),
+    ],
     "heads that run out": [
-        Case(CP, heads=(8, 1)), Case(CP, heads=(6, 3)), Case(CP, heads=(1, 1)), Case(CP, LORA, heads=(3, 3)),
+        Case(CP, heads=(8, 1)),
+        Case(CP, heads=(6, 3)),
+        Case(CP, heads=(1, 1)),
+        Case(CP, LORA, heads=(3, 3)),
         Case(CP, heads=(9, 3)),
     ],
     "activation checkpointing": [
@@ -83,15 +99,17 @@ GROUPS: dict[str, list[Case]] = {
     "fused blocks": [
         Case(degrees, replace(LORA, blocks=FUSED, activation_checkpointing=mode))
         for degrees, mode in ((SHARDED, "none"), (COPIED, "selective"), (PP, "full"))
-    ] + [
-        Case(degrees, replace(LORA, blocks=LOW_MEMORY), tied=tied)
-        for degrees, tied in ((SHARDED, False), (COPIED, True))
-    ],
+    ]
+    + [Case(degrees, replace(LORA, blocks=LOW_MEMORY), tied=tied) for degrees, tied in ((SHARDED, False), (COPIED, True))],
     "fused blocks, context parallel": [
-        *(Case(CP, replace(strategy, blocks=FUSED, activation_checkpointing=mode))
-          for strategy, mode in ((FULL, "none"), (FULL, "selective"), (LORA, "none"), (LORA, "full"))),
-        *(Case(CP, replace(strategy, blocks=FUSED), heads=heads)
-          for strategy, heads in ((FULL, (8, 1)), (FULL, (9, 3)), (LORA, (3, 3)))),
+        *(
+            Case(CP, replace(strategy, blocks=FUSED, activation_checkpointing=mode))
+            for strategy, mode in ((FULL, "none"), (FULL, "selective"), (LORA, "none"), (LORA, "full"))
+        ),
+        *(
+            Case(CP, replace(strategy, blocks=FUSED), heads=heads)
+            for strategy, heads in ((FULL, (8, 1)), (FULL, (9, 3)), (LORA, (3, 3)))
+        ),
         Case(CP, replace(FULL, blocks=FUSED, sharding="step", optimizer_states="bf16"), tied=True),
     ],
     "fused blocks, all weights": [
@@ -105,7 +123,8 @@ GROUPS: dict[str, list[Case]] = {
     "bfloat16": [
         Case(degrees, replace(strategy, compute_dtype="bfloat16"))
         for degrees, strategy in ((TP, FULL), (TP, LORA), (CP, LORA), (PP, FULL), (SHARDED, FULL))
-    ] + [Case(degrees, replace(FULL, compute_dtype="bfloat16", optimizer_states="bf16")) for degrees in (TP, PP, SHARDED)]
+    ]
+    + [Case(degrees, replace(FULL, compute_dtype="bfloat16", optimizer_states="bf16")) for degrees in (TP, PP, SHARDED)]
     + [
         Case(degrees, replace(FULL, compute_dtype="bfloat16", optimizer_states="bf16", blocks=FUSED))
         for degrees in (TP, SHARDED)
@@ -113,18 +132,24 @@ GROUPS: dict[str, list[Case]] = {
     "one axis, exact": both(AXES, **EXACT),
     "pairs of axes": both(PAIRS),
     "wide axes": [
-        *(Case(degrees) for degrees in WIDE), Case(Degrees(cp=4), heads=(2, 1)), Case(Degrees(cp=4), heads=(8, 2)),
+        *(Case(degrees) for degrees in WIDE),
+        Case(Degrees(cp=4), heads=(2, 1)),
+        Case(Degrees(cp=4), heads=(8, 2)),
     ],
     "pairs, other ways": [
         Case(Degrees(pp=2, dp_shard=2), replace(LORA, blocks=FUSED)),
         Case(Degrees(dp_replicate=2, dp_shard=2), replace(LORA, blocks=FUSED)),
-        Case(Degrees(pp=2, tp=2), tied=True), Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
-        Case(Degrees(cp=2, tp=2), heads=(2, 2)), Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
+        Case(Degrees(pp=2, tp=2), tied=True),
+        Case(Degrees(pp=2, dp_shard=2), INTERLEAVED, tied=True),
+        Case(Degrees(cp=2, tp=2), heads=(2, 2)),
+        Case(Degrees(dp_replicate=2, tp=2), replace(LORA, sharding="full")),
         Case(Degrees(tp=4), FULL),
     ],
     "fused blocks, all weights, pairs": [
-        *(Case(degrees, replace(FULL, blocks=FUSED)) for degrees in
-          (Degrees(dp_shard=2, tp=2), Degrees(dp_replicate=2, dp_shard=2), Degrees(pp=2, dp_shard=2))),
+        *(
+            Case(degrees, replace(FULL, blocks=FUSED))
+            for degrees in (Degrees(dp_shard=2, tp=2), Degrees(dp_replicate=2, dp_shard=2), Degrees(pp=2, dp_shard=2))
+        ),
         Case(Degrees(pp=2, tp=2), replace(FULL, blocks=FUSED, optimizer_states="bf16", activation_checkpointing="full")),
         Case(
             Degrees(dp_shard=2, tp=2),
@@ -132,13 +157,15 @@ GROUPS: dict[str, list[Case]] = {
         ),
     ],
     "fused blocks, context parallel, pairs": [
-        Case(Degrees(cp=2, tp=2), replace(FULL, blocks=FUSED)), Case(Degrees(cp=2, dp_shard=2), replace(FULL, blocks=FUSED)),
-        Case(Degrees(cp=2, dp_shard=2), replace(LORA, blocks=FUSED)), Case(Degrees(cp=2, pp=2), replace(LORA, blocks=FUSED)),
+        Case(Degrees(cp=2, tp=2), replace(FULL, blocks=FUSED)),
+        Case(Degrees(cp=2, dp_shard=2), replace(FULL, blocks=FUSED)),
+        Case(Degrees(cp=2, dp_shard=2), replace(LORA, blocks=FUSED)),
+        Case(Degrees(cp=2, pp=2), replace(LORA, blocks=FUSED)),
     ],
     "three axes": both(TRIPLES),
     "three axes, exact": both(TRIPLES, **EXACT),
     "eight processes": [Case(Degrees(dp_replicate=2, dp_shard=2, tp=2)), Case(Degrees(tp=8)), Case(Degrees(dp_shard=8), LORA)],
-}  # fmt: skip
+}
 # Each layout is in a group that is always run; these are dear and see little that the others do not.
 SLOW = {"compiled blocks, more", "three axes, exact"}
 EVERY_CASE = [

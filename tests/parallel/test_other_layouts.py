@@ -67,9 +67,13 @@ def train_on(
 
 
 CHAIN = [
-    ONE, Degrees(pp=2, tp=2), Degrees(dp_shard=2, cp=2), Degrees(dp_replicate=2, dp_shard=2, tp=2), Degrees(dp_replicate=2),
     ONE,
-]  # fmt: skip
+    Degrees(pp=2, tp=2),
+    Degrees(dp_shard=2, cp=2),
+    Degrees(dp_replicate=2, dp_shard=2, tp=2),
+    Degrees(dp_replicate=2),
+    ONE,
+]
 
 
 FUSED_CHAIN = [Degrees(dp_shard=2, cp=2), Degrees(pp=2), Degrees(cp=2), ONE]
@@ -79,7 +83,7 @@ FUSED_CHAIN = [Degrees(dp_shard=2, cp=2), Degrees(pp=2), Degrees(cp=2), ONE]
     ("strategy", "chain"),
     [(FULL, CHAIN), (LORA, [*CHAIN[1:4], ONE]), (replace(LORA, blocks=FUSED), FUSED_CHAIN)],
     ids=["full", "lora", "lora, fused"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
     tiny_model: Path, tiny_tied_model: Path, tmp_path: Path, strategy: Strategy, chain: list[Degrees], tied: bool
@@ -95,9 +99,7 @@ def test_a_checkpoint_of_any_layout_goes_on_in_any_other(
         )
         assert all(losses == ranks[0] for losses in ranks)  # every rank knows the loss
         found += ranks[0]
-    (expected,) = run_processes(
-        1, train_on, base, strategy, ONE, tmp_path / "split", tmp_path / "one", 0, len(chain)
-    )  # fmt: skip
+    (expected,) = run_processes(1, train_on, base, strategy, ONE, tmp_path / "split", tmp_path / "one", 0, len(chain))
     # Adam divides by the size of a gradient, so rounding of tiny gradients becomes whole steps.
     assert found == pytest.approx(expected, rel=1e-4)
     assert max(expected) - min(expected) > 0.01
@@ -120,11 +122,19 @@ def logits_and_release(model: ParallelLlama) -> Tensor:
 
 @pytest.mark.parametrize(
     ("degrees", "fuse"),
-    [(Degrees(tp=2), False), (Degrees(cp=2), False), (Degrees(pp=2), False), (Degrees(dp_shard=2), False),
-     (Degrees(pp=2, tp=2), False), (Degrees(cp=2, tp=2), False), (Degrees(pp=2, cp=2), False), (Degrees(cp=2), True),
-     (Degrees(dp_shard=2), True)],
+    [
+        (Degrees(tp=2), False),
+        (Degrees(cp=2), False),
+        (Degrees(pp=2), False),
+        (Degrees(dp_shard=2), False),
+        (Degrees(pp=2, tp=2), False),
+        (Degrees(cp=2, tp=2), False),
+        (Degrees(pp=2, cp=2), False),
+        (Degrees(cp=2), True),
+        (Degrees(dp_shard=2), True),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_evaluation_and_generation_are_those_of_one_process(
     tiny_model: Path, tmp_path: Path, degrees: Degrees, fuse: bool
 ) -> None:
@@ -148,9 +158,13 @@ def export(model_folder: Path, strategy: Strategy, degrees: Degrees, target: Pat
         export_model(model, target, model_folder, None)
     else:
         config = RunConfig(
-            hf_model_id=str(model_folder), dataset_path="", peft="lora", lora_rank=3, lora_alpha=12.0,
+            hf_model_id=str(model_folder),
+            dataset_path="",
+            peft="lora",
+            lora_rank=3,
+            lora_alpha=12.0,
             lora_targets=LORA_TARGETS,
-        )  # fmt: skip
+        )
         export_adapters(model, target, config, model_folder, None)
     dist.barrier()
     return whole_logits(model, TOKENS)

@@ -42,9 +42,14 @@ def test_stages_run_in_a_row_in_a_loop_or_in_a_v() -> None:
 
 @pytest.mark.parametrize(
     ("cp", "tp", "expected"),
-    [(2, 1, ContextPlan(2, 1)), (8, 2, ContextPlan(8, 2)), (4, 8, ContextPlan(4, 4)), (8, 8, ContextPlan(8, None)),
-     (3, 1, ContextPlan(3, None))],
-)  # fmt: skip
+    [
+        (2, 1, ContextPlan(2, 1)),
+        (8, 2, ContextPlan(8, 2)),
+        (4, 8, ContextPlan(4, 4)),
+        (8, 8, ContextPlan(8, None)),
+        (3, 1, ContextPlan(3, None)),
+    ],
+)
 def test_heads_of_the_8b_are_spread_repeated_or_gathered(cp: int, tp: int, expected: ContextPlan) -> None:
     assert plan_context(LLAMA31_8B, cp, tp) == expected
 
@@ -94,12 +99,20 @@ def test_a_place_of_a_row_is_found_in_exactly_one_part(plan: ContextPlan) -> Non
 
 @pytest.mark.parametrize(
     ("name", "dim"),
-    [("model.embed_tokens.weight", 0), ("lm_head.weight", 0), ("model.norm.weight", None),
-     ("model.layers.3.self_attn.q_proj.weight", 0), ("model.layers.3.self_attn.q_proj.lora_A.weight", None),
-     ("model.layers.3.self_attn.q_proj.lora_B.weight", 0), ("model.layers.3.mlp.down_proj.weight", 1),
-     ("model.layers.3.mlp.down_proj.lora_A.weight", 1), ("model.layers.3.mlp.down_proj.lora_B.weight", None),
-     ("model.layers.3.input_layernorm.weight", None), ("model.layers.3.mlp.down_proj.weight.exp_avg", 1)],
-)  # fmt: skip
+    [
+        ("model.embed_tokens.weight", 0),
+        ("lm_head.weight", 0),
+        ("model.norm.weight", None),
+        ("model.layers.3.self_attn.q_proj.weight", 0),
+        ("model.layers.3.self_attn.q_proj.lora_A.weight", None),
+        ("model.layers.3.self_attn.q_proj.lora_B.weight", 0),
+        ("model.layers.3.mlp.down_proj.weight", 1),
+        ("model.layers.3.mlp.down_proj.lora_A.weight", 1),
+        ("model.layers.3.mlp.down_proj.lora_B.weight", None),
+        ("model.layers.3.input_layernorm.weight", None),
+        ("model.layers.3.mlp.down_proj.weight.exp_avg", 1),
+    ],
+)
 def test_a_name_says_how_tensor_parallel_cuts_its_weight(name: str, dim: int | None) -> None:
     assert tensor_dim(name) == dim
 

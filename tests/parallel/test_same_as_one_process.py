@@ -58,9 +58,12 @@ def loss_and_gradients(model_folder: Path, adapter: Path | None, strategy: Strat
     squared_norm = model.squared_gradient_norm()
     torch.distributed.all_reduce(squared_norm)
     return {
-        "loss": loss_sum.item() / batch.answer_tokens, "gradients": gradients, "norm": squared_norm.item() ** 0.5,
-        "own_answers": own_answers, "micro_batches": len(batch.micro_batches),
-    }  # fmt: skip
+        "loss": loss_sum.item() / batch.answer_tokens,
+        "gradients": gradients,
+        "norm": squared_norm.item() ** 0.5,
+        "own_answers": own_answers,
+        "micro_batches": len(batch.micro_batches),
+    }
 
 
 def losses_of_steps(
@@ -188,8 +191,10 @@ def test_several_optimizer_steps_follow_plain_adamw(
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},
             {"params": [p for p in trained if p.ndim == 1], "weight_decay": 0.0},
         ],
-        lr=3e-3, betas=(0.9, 0.98), eps=1e-8,
-    )  # fmt: skip
+        lr=3e-3,
+        betas=(0.9, 0.98),
+        eps=1e-8,
+    )
     split, plain = open_split(split_folder), []
     for samples in steps:
         plain.append(mean_loss_backward(model, split, np.array(samples)))

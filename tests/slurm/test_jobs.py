@@ -39,10 +39,30 @@ class Place:
     def train(self, name: str, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
         """Starts `python finetune.py --executor slurm …`; a flag given later wins."""
         command = [
-            sys.executable, "finetune.py", "--executor", "slurm", "--experiment", name, "--hf_model_id", str(self.model),
-            "--dataset_path", str(self.dataset), "--experiments_dir", str(self.experiments), "--global_batch_size", "8",
-            "--seq_length", "512", "--num_sample_answers", "0", "--lr", "1e-3", "--num_gpus", "1", *arguments,
-        ]  # fmt: skip
+            sys.executable,
+            "finetune.py",
+            "--executor",
+            "slurm",
+            "--experiment",
+            name,
+            "--hf_model_id",
+            str(self.model),
+            "--dataset_path",
+            str(self.dataset),
+            "--experiments_dir",
+            str(self.experiments),
+            "--global_batch_size",
+            "8",
+            "--seq_length",
+            "512",
+            "--num_sample_answers",
+            "0",
+            "--lr",
+            "1e-3",
+            "--num_gpus",
+            "1",
+            *arguments,
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **variables}
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
@@ -239,9 +259,15 @@ def test_apptainer_is_given_the_folders_and_the_command(place: Place, tmp_path: 
     assert {f"{path}:{path}" for path in (ROOT, folder, place.model, place.dataset)} <= set(given[2].split(","))
     assert given[3:6] == ["--pwd", str(folder), "/images/nemo.sif"]
     assert given[6:] == [
-        "env", f"PYTHONPATH={ROOT}", "PYTHONUNBUFFERED=1", "PYTHONNOUSERSITE=1", sys.executable, "-m",
-        "finetuning.launch.slurm", f"{folder}/run.yaml",
-    ]  # fmt: skip
+        "env",
+        f"PYTHONPATH={ROOT}",
+        "PYTHONUNBUFFERED=1",
+        "PYTHONNOUSERSITE=1",
+        sys.executable,
+        "-m",
+        "finetuning.launch.slurm",
+        f"{folder}/run.yaml",
+    ]
 
 
 def test_what_the_cluster_would_refuse_is_found_before_anything_is_submitted(place: Place) -> None:

@@ -126,8 +126,9 @@ def test_one_that_refuses_is_named_once_and_gets_everything_later(box: Box, tmp_
         time.sleep(0.01)
     away = t(
         "{tracker} takes no records ({reason}); the training goes on, and they are sent from metrics.csv later",
-        tracker="the box", reason="nobody is here",
-    )  # fmt: skip
+        tracker="the box",
+        reason="nobody is here",
+    )
     assert said == [away]
     box.refuses = False
     wait_until(lambda: box.steps() == list(range(1, 12)))

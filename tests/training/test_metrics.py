@@ -23,8 +23,10 @@ def test_the_columns_come_in_a_fixed_order(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     MetricsFile(path, 0).append(row(1))
     header, line = path.read_text(encoding="utf-8").splitlines()
-    assert header == ("step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
-                      "imbalance,memory_gib,time,seconds")  # fmt: skip
+    assert header == (
+        "step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
+        "imbalance,memory_gib,time,seconds"
+    )
     assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
 
 

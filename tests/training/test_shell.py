@@ -40,10 +40,21 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     os.environ["LOCAL_RANK"] = "0"
     config = RunConfig(hf_model_id=str(model_folder), dataset_path="data", global_batch_size=2, save_every_n_steps=2)
     run = Run(
-        config, str(folder), device="cpu", model_path=str(model_folder), tokens_dir=str(folder), sources={},
-        strategy=Strategy(sharding="full", optimizer_states="fp32"), max_steps=MAX_STEPS, warmup_steps=0,
-        val_check_interval=1, save_every_n_steps=2, end_token_ids=(), initial_weights=None, identity={},
-    )  # fmt: skip
+        config,
+        str(folder),
+        device="cpu",
+        model_path=str(model_folder),
+        tokens_dir=str(folder),
+        sources={},
+        strategy=Strategy(sharding="full", optimizer_states="fp32"),
+        max_steps=MAX_STEPS,
+        warmup_steps=0,
+        val_check_interval=1,
+        save_every_n_steps=2,
+        end_token_ids=(),
+        initial_weights=None,
+        identity={},
+    )
     split = open_split(folder / "split")
     at_saves, while_steps_run = [], []
 
@@ -63,9 +74,15 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
             return False
 
     batches = GlobalBatches(
-        split, start_step=0, max_steps=MAX_STEPS, global_batch_size=2, seed=1, data_rank=0, data_parallel_size=1,
+        split,
+        start_step=0,
+        max_steps=MAX_STEPS,
+        global_batch_size=2,
+        seed=1,
+        data_rank=0,
+        data_parallel_size=1,
         plan=PackPlan(64, 8, 0.01),
-    )  # fmt: skip
+    )
     log = io.StringIO()
     shown.PLAIN_INTERVAL_S = 0.0
     display = TrainingDisplay(Console(file=io.StringIO()), Console(file=log, width=200), MAX_STEPS, 1)
@@ -81,10 +98,20 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     )
     strategy = MeshStrategy(Layout("cpu", Degrees()), max_steps=MAX_STEPS, identity={}, origin={})
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, strategy=strategy, max_steps=MAX_STEPS, max_epochs=-1, callbacks=[record], logger=False,
-        enable_checkpointing=False, limit_val_batches=0, enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, default_root_dir=folder,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=1,
+        strategy=strategy,
+        max_steps=MAX_STEPS,
+        max_epochs=-1,
+        callbacks=[record],
+        logger=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=folder,
+    )
     with pytest.raises(ValueError, match="not my day") if fails_in_step else nullcontext():
         trainer.fit(FineTuning(run, lambda: build(model_folder), stop_requested), batches)
     return {"at saves": at_saves, "while steps run": while_steps_run, "at the end": on_disk(), "log": log.getvalue()}

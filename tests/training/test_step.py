@@ -51,9 +51,11 @@ def step_after_a_good_one(model_folder: Path, split_folder: Path, states: str, l
     """Two steps with a real optimizer, the second with an embedding that is infinite on the last rank."""
     split_master = states != "fp32"
     strategy = Strategy(
-        optimizer_states="bf16" if split_master else "fp32", compute_dtype="bfloat16" if split_master else "float32",
-        lora_rank=4 if lora else None, lora_targets=("q_proj", "down_proj"),
-    )  # fmt: skip
+        optimizer_states="bf16" if split_master else "fp32",
+        compute_dtype="bfloat16" if split_master else "float32",
+        lora_rank=4 if lora else None,
+        lora_targets=("q_proj", "down_proj"),
+    )
     model = build(model_folder, strategy)
     optimizer = build_optimizer(
         model, learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1, fused=False, states=states
@@ -98,9 +100,14 @@ def order_of_a_step(model_folder: Path, split_folder: Path) -> tuple[list[str], 
 
     def step() -> StepResult:
         return train_step(
-            model, batch, lambda: calls.append("update"), scale=scale, clip_grad=1e-3, stop=False,
+            model,
+            batch,
+            lambda: calls.append("update"),
+            scale=scale,
+            clip_grad=1e-3,
+            stop=False,
             meanwhile=lambda: calls.append("meanwhile"),
-        )  # fmt: skip
+        )
 
     step()
     model.zero_grad()

@@ -51,10 +51,21 @@ class Server:
 
     def start(self) -> None:
         command = [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.folder}/runs.db",
-            "--artifacts-destination", str(self.folder / "artifacts"), "--host", "127.0.0.1", "--port", str(self.port),
-            "--workers", "1",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--backend-store-uri",
+            f"sqlite:///{self.folder}/runs.db",
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
         with (self.folder / "server.log").open("ab") as log:
             environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
             self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
@@ -113,11 +124,33 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(folder: Path, model: Path, dataset: Path, server: Server, max_steps: int) -> Command:
     return finetune(
-        folder, "--hf_model_id", str(model), "--dataset_path", str(dataset), "--num_gpus", "1", "--global_batch_size", "16",
-        "--seq_length", "256", "--num_sample_answers", "0", "--save_every_n_steps", "20", "--val_check_interval", "30",
-        "--experiment", "tracked", "--max_steps", str(max_steps), "--mlflow_tracking_uri", server.address,
-        "--wandb_project", "tests", "--log_artifacts",
-    )  # fmt: skip
+        folder,
+        "--hf_model_id",
+        str(model),
+        "--dataset_path",
+        str(dataset),
+        "--num_gpus",
+        "1",
+        "--global_batch_size",
+        "16",
+        "--seq_length",
+        "256",
+        "--num_sample_answers",
+        "0",
+        "--save_every_n_steps",
+        "20",
+        "--val_check_interval",
+        "30",
+        "--experiment",
+        "tracked",
+        "--max_steps",
+        str(max_steps),
+        "--mlflow_tracking_uri",
+        server.address,
+        "--wandb_project",
+        "tests",
+        "--log_artifacts",
+    )
 
 
 def test_a_server_that_dies_changes_nothing_and_gets_everything_when_it_is_back(
@@ -160,8 +193,11 @@ def test_a_server_that_dies_changes_nothing_and_gets_everything_when_it_is_back(
     code, output = start(folder, tiny_model, tiny_dataset, server, MORE_STEPS).finish()
     assert code == 0, output
     assert json.loads(progress_file.read_text()) == {
-        "address": server.address, "run_id": run_id, "delivered": MORE_STEPS, "ended": True,
-    }  # fmt: skip
+        "address": server.address,
+        "run_id": run_id,
+        "delivered": MORE_STEPS,
+        "ended": True,
+    }
     assert sorted(server.steps(run_id)) == list(range(1, MORE_STEPS + 1))
     run = server.run(run_id)
     assert (run.info.status, run.data.tags["resumed.max_steps"]) == ("FINISHED", str(MORE_STEPS))
@@ -281,15 +317,18 @@ def test_a_deleted_experiment_is_found_before_the_start(server: Server, other_ru
     [
         ({"WANDB_MODE": "offline"}, None),
         ({"WANDB_MODE": "disabled"}, "--wandb_project tests: has no effect, as W&B is disabled (WANDB_MODE)"),
-        ({"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"},
-         f"--wandb_project tests: {SILENT}"),
+        ({"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9"}, f"--wandb_project tests: {SILENT}"),
         ({"WANDB_MODE": "online", "WANDB_BASE_URL": "the server"}, "does not let you in (No API key configured."),
     ],
-)  # fmt: skip
+)
 def test_wandb_is_asked_before_the_start(
-    server: Server, other_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    environment: dict[str, str], problem: str | None,
-) -> None:  # fmt: skip
+    server: Server,
+    other_run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    environment: dict[str, str],
+    problem: str | None,
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     for name, value in environment.items():

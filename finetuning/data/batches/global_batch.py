@@ -147,9 +147,17 @@ class GlobalBatches:
     """
 
     def __init__(
-        self, split: Split, *, start_step: int, max_steps: int, global_batch_size: int, seed: int,
-        data_rank: int, data_parallel_size: int, plan: PackPlan,
-    ):  # fmt: skip
+        self,
+        split: Split,
+        *,
+        start_step: int,
+        max_steps: int,
+        global_batch_size: int,
+        seed: int,
+        data_rank: int,
+        data_parallel_size: int,
+        plan: PackPlan,
+    ):
         self.split, self.plan, self.seed = split, plan, seed
         self.start_step, self.max_steps, self.global_batch_size = start_step, max_steps, global_batch_size
         self.data_rank, self.data_parallel_size = data_rank, data_parallel_size

@@ -50,9 +50,10 @@ class Ledger:
 
     def append(self, entry: LedgerEntry) -> None:
         payload = zlib.compress(
-            entry.lines.astype("<i8").tobytes() + entry.tokens.astype("<i4").tobytes()
+            entry.lines.astype("<i8").tobytes()
+            + entry.tokens.astype("<i4").tobytes()
             + entry.answer_tokens.astype("<i4").tobytes()
-        )  # fmt: skip
+        )
         header = HEADER.pack(MAGIC, entry.step, len(entry.lines), len(payload), zlib.crc32(payload))
         with self.path.open("ab") as file:
             file.write(header + payload)

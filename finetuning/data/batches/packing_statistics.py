@@ -29,7 +29,7 @@ class PackingFacts:
 
 def packing_facts(
     counts: np.ndarray, *, global_batch_size: int, data_parallel_size: int, plan: PackPlan, seed: int
-) -> PackingFacts:  # fmt: skip
+) -> PackingFacts:
     """`counts`: tokens of each sample, at least one sample."""
     lengths = np.maximum(counts - 1, 0)
     steps = steps_per_epoch(len(lengths), global_batch_size)

@@ -72,9 +72,13 @@ class ChatTemplate:
         """
         try:
             text = self._compiled.render(
-                messages=[dict(message) for message in messages], tools=None, documents=None,
-                add_generation_prompt=add_generation_prompt, **self.tokens, **self.date_string,
-            )  # fmt: skip
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.tokens,
+                **self.date_string,
+            )
         except jinja2.TemplateError as error:
             raise TemplateFault(str(error)) from None
         except Exception as error:  # a template is a program: it may divide by zero
@@ -125,9 +129,11 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {
-            "raise_exception": _raise, "strftime_now": self._strftime_now, "dict": _Dictionary(),
+            "raise_exception": _raise,
+            "strftime_now": self._strftime_now,
+            "dict": _Dictionary(),
             "namespace": _Namespace,
-        }  # fmt: skip
+        }
         return environment.from_string(self.text)
 
 
@@ -187,6 +193,11 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: tuple[str, str] | None = None,
-             sort_keys: bool = False) -> str:  # fmt: skip
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -301,9 +301,13 @@ def _with_ends(source: FormatSource, ends: tuple[str, ...]) -> FormatSource:
 def _chat_parts(source: FormatSource) -> tuple[TemplateParts, str | None]:
     if source.chat_template is None:
         raise InputError(
-            t("{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
-              "--prompt_template, for example '{example}'", path=source.model_path, example=r"問題：{input}\n回答：{output}")
-        )  # fmt: skip
+            t(
+                "{path}: the tokenizer has no chat template (a base model?); use an -Instruct model, or give "
+                "--prompt_template, for example '{example}'",
+                path=source.model_path,
+                example=r"問題：{input}\n回答：{output}",
+            )
+        )
     settled = settle(source)
     if settled.parts is None:
         raise InputError(

@@ -55,15 +55,27 @@ def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
     text, tokens = found.whole_text(sample), found.encode(sample)[0].tolist()
     if text != example["text"] or template_hash(found) != record["template_hash"]:
         raise InputError(
-            t("{folder}: the chat template is not the one that the model was trained with (hash {found}, in training "
-              "{trained}). In training: {before!r}; now: {now!r}. Put the trained one back", folder=folder,
-              found=template_hash(found), trained=record["template_hash"], before=example["text"], now=text)
-        )  # fmt: skip
+            t(
+                "{folder}: the chat template is not the one that the model was trained with (hash {found}, in training "
+                "{trained}). In training: {before!r}; now: {now!r}. Put the trained one back",
+                folder=folder,
+                found=template_hash(found),
+                trained=record["template_hash"],
+                before=example["text"],
+                now=text,
+            )
+        )
     if tokens != example["tokens"]:
         raise InputError(
-            t("{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is now {now}. "
-              "Put the trained one back", folder=folder, text=text, before=example["tokens"], now=tokens)
-        )  # fmt: skip
+            t(
+                "{folder}: the tokenizer is not the one that the model was trained with: {text!r} was {before}, is now {now}. "
+                "Put the trained one back",
+                folder=folder,
+                text=text,
+                before=example["tokens"],
+                now=tokens,
+            )
+        )
     if (difference := found.differences([sample])[0]) is not None:
         raise InputError(f"{folder}: " + describe(difference.code, difference.values))
     return found

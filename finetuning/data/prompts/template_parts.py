@@ -150,9 +150,14 @@ class Difference(NamedTuple):
 
 
 def difference(
-    parts: TemplateParts, template: ChatTemplate, system_prompt: str | None, system: str | None, turns: list[tuple[str, str]],
-    *, with_answer: bool = True,
-) -> Difference | None:  # fmt: skip
+    parts: TemplateParts,
+    template: ChatTemplate,
+    system_prompt: str | None,
+    system: str | None,
+    turns: list[tuple[str, str]],
+    *,
+    with_answer: bool = True,
+) -> Difference | None:
     """Compares a sample as its parts write it with what the template makes of it; None: they are the same."""
     try:
         prompt, whole = _rendered(template, system or system_prompt, turns, with_answer=with_answer)

@@ -79,8 +79,10 @@ class Report:
         return {
             "files": [dataclasses.asdict(file) for file in self.files],
             "splits": {name: dataclasses.asdict(split) for name, split in self.splits.items()},
-            "was_split": self.was_split, "histogram_edges": HISTOGRAM_EDGES, **self.findings.as_json(),
-        }  # fmt: skip
+            "was_split": self.was_split,
+            "histogram_edges": HISTOGRAM_EDGES,
+            **self.findings.as_json(),
+        }
 
 
 def read_report(path: Path) -> Report:
@@ -121,9 +123,13 @@ class _Samples:
 
 
 def scan_sources(
-    sources: dict[str, Source], settings: ScanSettings, folder: Path | None = None, progress: Progress | None = None, *,
+    sources: dict[str, Source],
+    settings: ScanSettings,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    *,
     is_one_body: bool = False,
-) -> Report:  # fmt: skip
+) -> Report:
     """Checks all files of `sources`, and writes their tokens and splits to `folder`.
 
     A raw file is split 98/1/1 by a fixed shuffle of its usable lines. With `is_one_body`, nothing can leak between the files,
@@ -144,9 +150,14 @@ def scan_sources(
 
 
 def _scan(
-    sources: dict[str, Source], paths: list[Path], settings: ScanSettings, folder: Path | None, progress: Progress | None,
-    report: Report, is_one_body: bool,
-) -> None:  # fmt: skip
+    sources: dict[str, Source],
+    paths: list[Path],
+    settings: ScanSettings,
+    folder: Path | None,
+    progress: Progress | None,
+    report: Report,
+    is_one_body: bool,
+) -> None:
     pool = make_pool(paths, settings)
     try:
         with tempfile.TemporaryFile() as signatures_file:
@@ -172,15 +183,25 @@ def _scan(
             report.splits[name] = _split_report(path.name, samples.counts[chosen], samples.answers[chosen])
         if folder is not None:
             select_samples(
-                folder / name, f"../file_{paths.index(path)}", samples.starts[chosen], samples.counts[chosen],
-                samples.answers[chosen], samples.lines[chosen],
-            )  # fmt: skip
+                folder / name,
+                f"../file_{paths.index(path)}",
+                samples.starts[chosen],
+                samples.counts[chosen],
+                samples.answers[chosen],
+                samples.lines[chosen],
+            )
 
 
 def _read_file(
-    index: int, path: Path, settings: ScanSettings, pool: Any, folder: Path | None, progress: Progress | None,
-    report: Report, signatures_file: Any,
-) -> _Samples:  # fmt: skip
+    index: int,
+    path: Path,
+    settings: ScanSettings,
+    pool: Any,
+    folder: Path | None,
+    progress: Progress | None,
+    report: Report,
+    signatures_file: Any,
+) -> _Samples:
     writer = TokenWriter(folder / f"file_{index}") if folder is not None else None
     formats: Counter[str] = Counter()
     unknown: dict[str, tuple[int, int]] = {}
@@ -223,9 +244,15 @@ def _gather(index: int, batches: list[Scanned]) -> _Samples:
     counts = column("counts") if len(column("counts")) else np.zeros(len(lines), np.int64)
     answers = column("answers") if len(column("answers")) else np.zeros(len(lines), np.int64)
     return _Samples(
-        np.full(len(lines), index), lines, np.cumsum(counts) - counts, counts, answers,
-        column("digests", DIGEST_BYTES, np.uint8), column("questions", DIGEST_BYTES, np.uint8), column("scripts", 2),
-    )  # fmt: skip
+        np.full(len(lines), index),
+        lines,
+        np.cumsum(counts) - counts,
+        counts,
+        answers,
+        column("digests", DIGEST_BYTES, np.uint8),
+        column("questions", DIGEST_BYTES, np.uint8),
+        column("scripts", 2),
+    )
 
 
 def _join(files: list[_Samples]) -> _Samples:
@@ -263,9 +290,7 @@ class _Later:
     values: Values
 
 
-def _compare(
-    samples: _Samples, part: np.ndarray, paths: list[Path], signatures: np.ndarray, report: Report
-) -> None:  # fmt: skip
+def _compare(samples: _Samples, part: np.ndarray, paths: list[Path], signatures: np.ndarray, report: Report) -> None:
     """Duplicates, leakage and foreign script: what only shows between samples."""
     found = _find_equal(samples, part, paths)
     earlier_equal = equal_to_earlier(samples.digests)
@@ -358,9 +383,14 @@ def _foreign_characters(code: str, sample: Sample) -> str:
 def _split_report(file: str, counts: np.ndarray, answers: np.ndarray) -> SplitReport:
     histogram = np.histogram(counts, bins=np.array([-0.5, *(edge + 0.5 for edge in HISTOGRAM_EDGES[1:])]))[0]
     return SplitReport(
-        file, len(counts), int(counts.sum()), int(answers.sum()), int(counts.max(initial=0)),
-        int(np.median(counts)) if len(counts) else 0, histogram.tolist(),
-    )  # fmt: skip
+        file,
+        len(counts),
+        int(counts.sum()),
+        int(answers.sum()),
+        int(counts.max(initial=0)),
+        int(np.median(counts)) if len(counts) else 0,
+        histogram.tolist(),
+    )
 
 
 def bad_lines(findings: Findings) -> list[Finding]:

@@ -11,11 +11,35 @@ from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.json_line import short_json
 
 # What says where a record comes from, and never what is asked or answered.
-HARMLESS = frozenset((
-    "id", "idx", "index", "uuid", "source", "dataset", "split", "category", "topic", "task", "tags", "lang", "language",
-    "license", "url", "model", "created", "created_at", "date", "timestamp", "meta", "metadata", "prompt_id", "conversation_id",
-    "__index_level_0__",
-))  # fmt: skip
+HARMLESS = frozenset(
+    (
+        "id",
+        "idx",
+        "index",
+        "uuid",
+        "source",
+        "dataset",
+        "split",
+        "category",
+        "topic",
+        "task",
+        "tags",
+        "lang",
+        "language",
+        "license",
+        "url",
+        "model",
+        "created",
+        "created_at",
+        "date",
+        "timestamp",
+        "meta",
+        "metadata",
+        "prompt_id",
+        "conversation_id",
+        "__index_level_0__",
+    )
+)
 # What would change the prompt, the answer, or how much it is trained.
 OF_TOOLS = ("tools", "functions", "tool_choice", "parallel_tool_calls", "tool_calls", "tool_call_id", "function_call")
 OF_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
@@ -55,9 +79,11 @@ def of_other_formats(value: dict[str, Any], used: Iterable[str], texts: Iterable
     others = [
         name
         for name in OF_FORMATS
-        if name in value and name not in used and not is_absent(value[name])
+        if name in value
+        and name not in used
+        and not is_absent(value[name])
         and not (isinstance(value[name], str) and value[name].strip() in known)
-    ]  # fmt: skip
+    ]
     if not others:
         return None
     return Problem("several_formats", {"names": ", ".join(map(repr, others))}, short_json(value[others[0]]))

@@ -18,16 +18,49 @@ KEPT_PER_CODE = 100  # findings of one kind in one file that stay in memory; all
 
 ERROR, WARNING = "error", "warning"
 ERRORS = (
-    "unreadable", "inflates", "utf_16", "json_array", "line_too_large", "no_records", "not_utf8", "bad_json", "not_an_object",
-    "missing_field", "wrong_type", "wrong_turns", "unsupported_field", "several_formats", "two_systems", "lone_surrogate",
-    "empty_answer", "empty_question", "system_has_no_place", "turns_have_no_place",
-    "template_differs", "tokenizer_fails", "wrong_begin", "no_end_token", "token_beyond_table", "too_long",
-)  # fmt: skip
+    "unreadable",
+    "inflates",
+    "utf_16",
+    "json_array",
+    "line_too_large",
+    "no_records",
+    "not_utf8",
+    "bad_json",
+    "not_an_object",
+    "missing_field",
+    "wrong_type",
+    "wrong_turns",
+    "unsupported_field",
+    "several_formats",
+    "two_systems",
+    "lone_surrogate",
+    "empty_answer",
+    "empty_question",
+    "system_has_no_place",
+    "turns_have_no_place",
+    "template_differs",
+    "tokenizer_fails",
+    "wrong_begin",
+    "no_end_token",
+    "token_beyond_table",
+    "too_long",
+)
 WARNINGS = (
-    "byte_order_mark", "duplicate_key", "not_a_number", "unknown_field", "replacement_character", "pasted_template",
-    "special_token", "exact_duplicate", "near_duplicate", "leakage", "simplified_chinese", "traditional_chinese",
-    "input_cut", "dropped_too_long",
-)  # fmt: skip
+    "byte_order_mark",
+    "duplicate_key",
+    "not_a_number",
+    "unknown_field",
+    "replacement_character",
+    "pasted_template",
+    "special_token",
+    "exact_duplicate",
+    "near_duplicate",
+    "leakage",
+    "simplified_chinese",
+    "traditional_chinese",
+    "input_cut",
+    "dropped_too_long",
+)
 # After these the rest of the file is not read: no choice of the user's drops what nobody has seen.
 FILE_ERRORS = ("unreadable", "inflates", "utf_16", "json_array", "line_too_large")
 
@@ -73,9 +106,14 @@ class Finding:
     def as_json(self) -> dict[str, Any]:
         values = {name: printable(value) if isinstance(value, str) else value for name, value in self.values.items()}
         return {
-            "severity": self.severity, "code": self.code, "file": printable(self.file), "line": self.line, "values": values,
-            "message": self.message, "excerpt": self.excerpt,
-        }  # fmt: skip
+            "severity": self.severity,
+            "code": self.code,
+            "file": printable(self.file),
+            "line": self.line,
+            "values": values,
+            "message": self.message,
+            "excerpt": self.excerpt,
+        }
 
 
 def finding_from_json(value: dict[str, Any]) -> Finding:
@@ -176,14 +214,23 @@ def describe(code: str, values: Values) -> str:
         case "wrong_type":
             return t("field '{name}' must be text, but is {value}", **values)
         case "wrong_turns":
-            return t("'messages' must be an optional system message, then user and assistant in turns, ending with the "
-                     "assistant; found {found}", **values)  # fmt: skip
+            return t(
+                "'messages' must be an optional system message, then user and assistant in turns, ending with the "
+                "assistant; found {found}",
+                **values,
+            )
         case "unsupported_field" if values["name"] == "history":
-            return t("field 'history' would change the sample and is not supported; write earlier turns as 'messages', of "
-                     "which every answer is trained", **values)  # fmt: skip
+            return t(
+                "field 'history' would change the sample and is not supported; write earlier turns as 'messages', of "
+                "which every answer is trained",
+                **values,
+            )
         case "unsupported_field":
-            return t("field '{name}' would change the sample and is not supported: {value}; remove the field, or leave the "
-                     "sample out", **values)  # fmt: skip
+            return t(
+                "field '{name}' would change the sample and is not supported: {value}; remove the field, or leave the "
+                "sample out",
+                **values,
+            )
         case "several_formats":
             return t("holds {names} of another format as well, with a text of its own; keep the fields of one format", **values)
         case "two_systems":
@@ -201,8 +248,11 @@ def describe(code: str, values: Values) -> str:
         case "template_differs" if values["where"] == "error":
             return t("the chat template fails on it ({theirs}); change the sample, or give --prompt_template", **values)
         case "template_differs":
-            return t("the chat template depends on the text itself: it writes {theirs!r} where the sample has {ours!r}; change "
-                     "the sample, or give --prompt_template", **values)  # fmt: skip
+            return t(
+                "the chat template depends on the text itself: it writes {theirs!r} where the sample has {ours!r}; change "
+                "the sample, or give --prompt_template",
+                **values,
+            )
         case "tokenizer_fails":
             return t("the tokenizer fails on this sample: {error}", **values)
         case "wrong_begin":
@@ -210,14 +260,23 @@ def describe(code: str, values: Values) -> str:
         case "no_end_token":
             return t("an answer would not end with a trained end token, so the model would not learn to stop there")
         case "token_beyond_table":
-            return t("token {token!r} has the id {id}, and the model's embedding table only {size} rows; enlarge the table, or "
-                     "use the tokenizer that belongs to the model", **values)  # fmt: skip
+            return t(
+                "token {token!r} has the id {id}, and the model's embedding table only {size} rows; enlarge the table, or "
+                "use the tokenizer that belongs to the model",
+                **values,
+            )
         case "too_long" if "at_least" in values:
-            return t("more than {at_least} tokens do not fit --seq_length {seq_length}; the answer would be cut; shorten it, "
-                     "or choose with --truncation", **values)  # fmt: skip
+            return t(
+                "more than {at_least} tokens do not fit --seq_length {seq_length}; the answer would be cut; shorten it, "
+                "or choose with --truncation",
+                **values,
+            )
         case "too_long":
-            return t("{tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be cut; "
-                     "shorten it, give --seq_length {tokens} or more, or choose with --truncation", **values)  # fmt: skip
+            return t(
+                "{tokens} tokens ({prompt} of them prompt) do not fit --seq_length {seq_length}; the answer would be cut; "
+                "shorten it, give --seq_length {tokens} or more, or choose with --truncation",
+                **values,
+            )
         case "byte_order_mark":
             return t("begins with a byte order mark; it is skipped")
         case "duplicate_key":
@@ -231,8 +290,9 @@ def describe(code: str, values: Values) -> str:
         case "replacement_character":
             return t("holds '\ufffd', the trace of a text read in the wrong encoding")
         case "pasted_template":
-            return t("a chat template's '{text}' is part of the text; the template is added here, so it would stand twice",
-                     **values)  # fmt: skip
+            return t(
+                "a chat template's '{text}' is part of the text; the template is added here, so it would stand twice", **values
+            )
         case "special_token":
             return t("'{token}' inside the text is treated as plain text, never as a control token", **values)
         case "exact_duplicate":
@@ -244,8 +304,9 @@ def describe(code: str, values: Values) -> str:
         case "leakage" if values["kind"] == "question":
             return t("the same question as {other}: measured on it, the model looks better than it is", **values)
         case "leakage":
-            return t("almost the same as {other} (about {percent} %): measured on it, the model looks better than it is",
-                     **values)  # fmt: skip
+            return t(
+                "almost the same as {other} (about {percent} %): measured on it, the model looks better than it is", **values
+            )
         case "simplified_chinese":
             return t("Simplified characters in Traditional Chinese data: {characters}", **values)
         case "traditional_chinese":

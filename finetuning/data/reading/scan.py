@@ -34,9 +34,15 @@ from finetuning.runtime.secrets import ContextWithoutSecrets, without_secrets
 
 REFUSE, CUT_INPUT, DROP = "refuse", "cut_input", "drop"
 TEMPLATE_TEXTS = (
-    "<|start_header_id|>", "<|im_start|>", "<start_of_turn>", "[INST]", "<<SYS>>", "### Instruction:", "### Response:",
+    "<|start_header_id|>",
+    "<|im_start|>",
+    "<start_of_turn>",
+    "[INST]",
+    "<<SYS>>",
+    "### Instruction:",
+    "### Response:",
     "<|begin_of_text|>",
-)  # fmt: skip
+)
 MIN_BYTES_FOR_PROCESSES = 4 << 20  # a process takes a second to start; less than that is read by one alone
 MAX_PROCESSES = 16
 MAX_UNKNOWN = 50  # names of fields that nobody knows, of a file
@@ -104,16 +110,21 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
         findings += [problem.at(batch.file, line) for line, problem in unwritable + unusable]
     texts = ["\n".join(sample.texts()) for sample in samples]
     return Scanned(
-        batch.position, len(batch.records), formats, findings, unknown,
+        batch.position,
+        len(batch.records),
+        formats,
+        findings,
+        unknown,
         lines=np.array([sample.line for sample in samples], np.int64),
         counts=np.array([len(tokens) for tokens, _ in encoded], np.int64),
         answers=np.array([int(trained.sum()) for _, trained in encoded], np.int64),
         tokens=np.concatenate([tokens for tokens, _ in encoded]) if encoded else np.zeros(0, np.int32),
         trained=np.concatenate([trained for _, trained in encoded]) if encoded else np.zeros(0, np.bool_),
         digests=_digests([digest([sample.system, *sample.texts()]) for sample in samples]),
-        questions=_digests([_digest_of_question(sample) for sample in samples]), signatures=minima(texts),
+        questions=_digests([_digest_of_question(sample) for sample in samples]),
+        signatures=minima(texts),
         scripts=np.array([(len(only_simplified(x)), len(only_traditional(x))) for x in texts], np.int64).reshape(-1, 2),
-    )  # fmt: skip
+    )
 
 
 def add_unknown(unknown: dict[str, tuple[int, int]], name: str, line: int, count: int) -> None:

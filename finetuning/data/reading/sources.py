@@ -69,8 +69,9 @@ def find_sources(path: Path) -> dict[str, Source]:
     """
     if path.is_file():
         if stem_of(path) is None:
-            raise InputError(t("--dataset_path {path}: not a data file; use {suffixes}", path=path,
-                               suffixes=", ".join(SUFFIXES)))  # fmt: skip
+            raise InputError(
+                t("--dataset_path {path}: not a data file; use {suffixes}", path=path, suffixes=", ".join(SUFFIXES))
+            )
         return {name: Source(path, is_shared=True) for name in SPLITS}
     if not path.is_dir():
         raise InputError(t("--dataset_path {path}: there is no such folder", path=path))
@@ -79,8 +80,13 @@ def find_sources(path: Path) -> dict[str, Source]:
     for name in SPLITS:
         found = [file for file in files if stem_of(file) == name]
         if len(found) > 1:
-            raise InputError(t("--dataset_path {path}: {files} are for the same split; keep one", path=path,
-                               files=", ".join(file.name for file in found)))  # fmt: skip
+            raise InputError(
+                t(
+                    "--dataset_path {path}: {files} are for the same split; keep one",
+                    path=path,
+                    files=", ".join(file.name for file in found),
+                )
+            )
         if found:
             named[name] = Source(found[0])
     if "training" in named:
@@ -90,9 +96,13 @@ def find_sources(path: Path) -> dict[str, Source]:
         return {name: Source(raw[0], is_shared=True) for name in SPLITS}
     listed = ", ".join(sorted(file.name for file in path.iterdir())[:10]) or t("nothing")
     raise InputError(
-        t("--dataset_path {path}: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other .jsonl "
-          "file to be split 98/1/1; found {found}", path=path, found=listed)
-    )  # fmt: skip
+        t(
+            "--dataset_path {path}: needs training.jsonl (and validation.jsonl, test.jsonl), or exactly one other .jsonl "
+            "file to be split 98/1/1; found {found}",
+            path=path,
+            found=listed,
+        )
+    )
 
 
 def fingerprint(sources: dict[str, Source]) -> str:

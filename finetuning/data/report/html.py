@@ -124,9 +124,12 @@ def _lengths(report: Report) -> str:
         return ""
     parts = [f"<h2>{escape(t('Token lengths'))}</h2>"]
     for name, split in report.splits.items():
-        facts = t("{samples:,} sample{samples:s}, median {median:,}, longest {longest:,} "
-                  "token{longest:s}", samples=split.samples,
-                  median=split.median, longest=split.longest)  # fmt: skip
+        facts = t(
+            "{samples:,} sample{samples:s}, median {median:,}, longest {longest:,} token{longest:s}",
+            samples=split.samples,
+            median=split.median,
+            longest=split.longest,
+        )
         parts.append(f'<h3>{escape(name)} <span class="dim">{escape(facts)}</span></h3>{_histogram(split)}')
     return "\n".join(parts)
 

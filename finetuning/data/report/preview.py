@@ -46,9 +46,7 @@ def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Prev
     return Preview(file, sample.line, shown, promises(sample, tokens, trained, prompt_format))
 
 
-def preview_line(
-    source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None
-) -> Preview:  # fmt: skip
+def preview_line(source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None) -> Preview:
     """The preview of a line, or of the first usable sample; with its input cut to this many tokens, where the run does so.
 
     Raises:
@@ -76,8 +74,17 @@ def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
     `with_ids` adds a line for each token: its number, its id, whether it is trained, and its text.
     """
     text = Text()
-    text.append(t("{file}:{line} · {tokens} token{tokens:s}, {trained} of them trained (in brackets)", file=preview.file,
-                  line=preview.line, tokens=len(preview.tokens), trained=preview.trained) + "\n", style="bold")  # fmt: skip
+    text.append(
+        t(
+            "{file}:{line} · {tokens} token{tokens:s}, {trained} of them trained (in brackets)",
+            file=preview.file,
+            line=preview.line,
+            tokens=len(preview.tokens),
+            trained=preview.trained,
+        )
+        + "\n",
+        style="bold",
+    )
     was_trained = False
     for token in preview.tokens:
         if token.is_trained != was_trained:

@@ -36,35 +36,63 @@ def show_report(console: Console, report: Report, facts: PackingFacts | None) ->
     """Files, findings with their first places, lengths, packing."""
     for file in report.files:
         formats = " · ".join(file.formats) or t("nothing")
-        _print(console, t("{file}: {samples:,} usable of {records:,} record{records:s}, {formats}, {size:.1f} "
-                          "MiB", file=file.name,
-                          samples=file.samples, records=file.records, formats=formats, size=file.size / 2**20))  # fmt: skip
+        _print(
+            console,
+            t(
+                "{file}: {samples:,} usable of {records:,} record{records:s}, {formats}, {size:.1f} MiB",
+                file=file.name,
+                samples=file.samples,
+                records=file.records,
+                formats=formats,
+                size=file.size / 2**20,
+            ),
+        )
     show_findings(console, report, SHOWN_PER_CODE)
     for name, split in report.splits.items():
         _print(
             console,
-            t("{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
-              "median {median:,}, longest "
-              "{longest:,}", split=name, samples=split.samples, tokens=split.tokens, answers=split.answer_tokens,
-              median=split.median, longest=split.longest),
+            t(
+                "{split}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers, "
+                "median {median:,}, longest "
+                "{longest:,}",
+                split=name,
+                samples=split.samples,
+                tokens=split.tokens,
+                answers=split.answer_tokens,
+                median=split.median,
+                longest=split.longest,
+            ),
             "bold",
-        )  # fmt: skip
+        )
         for line in _histogram(split):
             _print(console, line)
     if facts is not None:
         _print(
             console,
-            t("packing: {steps:,} step{steps:s} per epoch of {batch} sample{batch:s}; {fill:.1%} of the computed "
-              "positions are real tokens; "
-              "the slowest of {ranks} rank{ranks:s} has {imbalance:.1%} more work than the mean; padded instead, it would be "
-              "{padded:.1f} times as much", steps=facts.steps_per_epoch, batch=facts.global_batch_size, fill=facts.fill,
-              ranks=facts.data_parallel_size, imbalance=facts.imbalance, padded=facts.padded),
-        )  # fmt: skip
+            t(
+                "packing: {steps:,} step{steps:s} per epoch of {batch} sample{batch:s}; {fill:.1%} of the computed "
+                "positions are real tokens; "
+                "the slowest of {ranks} rank{ranks:s} has {imbalance:.1%} more work than the mean; padded instead, it would be "
+                "{padded:.1f} times as much",
+                steps=facts.steps_per_epoch,
+                batch=facts.global_batch_size,
+                fill=facts.fill,
+                ranks=facts.data_parallel_size,
+                imbalance=facts.imbalance,
+                padded=facts.padded,
+            ),
+        )
     errors, warnings = report.findings.count(ERROR), report.findings.count(WARNING)
     if errors:
-        _print(console, t("✗ {errors} error{errors:s}, {warnings} warning{warnings:s}: errors stop a "
-                          "training", errors=errors, warnings=warnings),
-               "bold red")  # fmt: skip
+        _print(
+            console,
+            t(
+                "✗ {errors} error{errors:s}, {warnings} warning{warnings:s}: errors stop a training",
+                errors=errors,
+                warnings=warnings,
+            ),
+            "bold red",
+        )
     else:
         _print(console, t("✓ no errors, {warnings} warning{warnings:s}", warnings=warnings), "bold green")
 

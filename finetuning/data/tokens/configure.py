@@ -53,10 +53,16 @@ class Dataset:
 
 
 def configure_dataset(
-    dataset_path: str | Path, model_path: str | Path, tokens_dir: str | Path, *, seq_length: int,
-    prompt_template: str | None = None, system_prompt: str | None = None, truncation: str = REFUSE,
+    dataset_path: str | Path,
+    model_path: str | Path,
+    tokens_dir: str | Path,
+    *,
+    seq_length: int,
+    prompt_template: str | None = None,
+    system_prompt: str | None = None,
+    truncation: str = REFUSE,
     skip_bad_samples: bool = False,
-) -> Dataset:  # fmt: skip
+) -> Dataset:
     """Finds, checks and tokenizes the data set of a run.
 
     Args:
@@ -210,10 +216,12 @@ def _refuse_bad_data(report: Report, sources: dict[str, Source], skip_bad_sample
             problems.append(t("{path}: holds no samples", path=file.name))
         elif file.samples < len(SPLITS) and report.was_split and not problems:
             problems.append(
-                t("{path}: {count} sample{count:s} cannot be split into training, validation and test; 3 are "
-                  "needed", path=file.name,
-                  count=file.samples)
-            )  # fmt: skip
+                t(
+                    "{path}: {count} sample{count:s} cannot be split into training, validation and test; 3 are needed",
+                    path=file.name,
+                    count=file.samples,
+                )
+            )
     if not problems:
         return
     usable = sum(file.samples for file in report.files)
@@ -239,9 +247,13 @@ def find_megatron(path: Path) -> dict[str, Source]:
             return {name: Source(with_ending(pairs[0], ".bin"), is_shared=True) for name in SPLITS}
         if pairs:
             raise InputError(
-                t("--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of "
-                  "them", path=path, files=", ".join(file.name for file in pairs))
-            )  # fmt: skip
+                t(
+                    "--dataset_path {path}: {files} — name them training*.bin, validation*.bin and test*.bin, or give one of "
+                    "them",
+                    path=path,
+                    files=", ".join(file.name for file in pairs),
+                )
+            )
         return {}
     if path.suffix in (".bin", ".idx") or with_ending(path, ".idx").is_file():
         return {name: Source(with_ending(path, ".bin"), is_shared=True) for name in SPLITS}
@@ -254,9 +266,12 @@ def _write_megatron_splits(sources: dict[str, Source], folder: Path, seq_length:
         if source.is_shared:
             if len(documents) < len(SPLITS):
                 raise InputError(
-                    t("{path}: {count} document{count:s} cannot be split into training, validation and test; 3 are needed",
-                      path=source.path, count=len(documents))
-                )  # fmt: skip
+                    t(
+                        "{path}: {count} document{count:s} cannot be split into training, validation and test; 3 are needed",
+                        path=source.path,
+                        count=len(documents),
+                    )
+                )
             documents = documents[split_98_1_1(len(documents)) == SPLITS.index(name)]
         if not len(documents):
             raise InputError(t("{path}: holds no samples", path=source.path))

@@ -58,20 +58,38 @@ def read_megatron(prefix: Path) -> MegatronData:
         raise InputError(t("{file}: not a Megatron index (its first bytes are not MMIDIDX)", file=idx_file))
     _, version, code, num_sequences, num_entries = HEADER.unpack_from(raw)
     if version != 1 or code not in DTYPES:
-        raise InputError(t("{file}: version {version} with data type {code} cannot be read; version 1 with whole numbers can",
-                           file=idx_file, version=version, code=code))  # fmt: skip
+        raise InputError(
+            t(
+                "{file}: version {version} with data type {code} cannot be read; version 1 with whole numbers can",
+                file=idx_file,
+                version=version,
+                code=code,
+            )
+        )
     needed = HEADER.size + 12 * num_sequences + 8 * num_entries
     if len(raw) not in (needed, needed + num_sequences):  # multi-modal data adds a byte for each sequence
-        raise InputError(t("{file}: {found} bytes, but its header promises {needed}; is it complete?", file=idx_file,
-                           found=len(raw), needed=needed))  # fmt: skip
+        raise InputError(
+            t(
+                "{file}: {found} bytes, but its header promises {needed}; is it complete?",
+                file=idx_file,
+                found=len(raw),
+                needed=needed,
+            )
+        )
     lengths = np.frombuffer(raw, "<i4", num_sequences, HEADER.size).astype(np.int64)
     offsets = np.frombuffer(raw, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
     documents = np.frombuffer(raw, "<i8", num_entries, HEADER.size + 12 * num_sequences)
     dtype = np.dtype(DTYPES[code])
     ends = offsets // dtype.itemsize + lengths
     if num_sequences and int(ends.max()) * dtype.itemsize > bin_file.stat().st_size:
-        raise InputError(t("{file}: {found} bytes, but its index needs {needed}; is it complete?", file=bin_file,
-                           found=bin_file.stat().st_size, needed=int(ends.max()) * dtype.itemsize))  # fmt: skip
+        raise InputError(
+            t(
+                "{file}: {found} bytes, but its index needs {needed}; is it complete?",
+                file=bin_file,
+                found=bin_file.stat().st_size,
+                needed=int(ends.max()) * dtype.itemsize,
+            )
+        )
     tokens = np.memmap(bin_file, dtype=dtype, mode="r") if bin_file.stat().st_size else np.zeros(0, dtype)
     # The sequences of a document follow each other in the file.
     first, after = documents[:-1], documents[1:]

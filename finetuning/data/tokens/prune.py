@@ -58,6 +58,9 @@ def _tokens_of(run_file: Path) -> str:
         return Path(yaml.safe_load(run_file.read_text(encoding="utf-8"))["tokens_dir"]).name
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise InputError(
-            t("{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed", file=run_file,
-              error=" ".join(str(error).split()))
-        ) from None  # fmt: skip
+            t(
+                "{file}: cannot be read ({error}), so it is not known which tokens it needs; nothing is removed",
+                file=run_file,
+                error=" ".join(str(error).split()),
+            )
+        ) from None

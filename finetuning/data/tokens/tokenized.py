@@ -94,7 +94,7 @@ class TokenWriter:
 
 def select_samples(
     folder: Path, tokens_folder: str, starts: np.ndarray, counts: np.ndarray, answers: np.ndarray, lines: np.ndarray
-) -> None:  # fmt: skip
+) -> None:
     """Writes a split that selects samples of a file whose tokens are in `tokens_folder`, relative to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("starts", starts), ("counts", counts), ("answers", answers), ("lines", lines)):

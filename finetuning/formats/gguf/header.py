@@ -18,21 +18,42 @@ SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 # Number of a type -> name, numbers in a block, bytes of a block (ggml's GGML_QUANT_SIZES).
 TYPES = {
-    0: ("float32", 1, 4), 1: ("float16", 1, 2), 30: ("bfloat16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50), 20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56),
-}  # fmt: skip
+    0: ("float32", 1, 4),
+    1: ("float16", 1, 2),
+    30: ("bfloat16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    29: ("IQ1_M", 256, 56),
+}
 MAX_DIMS = 4  # of a tensor, ggml's own
 MAX_BYTES = 2**26  # of a header: those of models with the largest vocabularies have a quarter
 LARGEST = 2**24  # entries, characters of a string; more than any model has
 ALIGNMENT = 32  # of the numbers of a tensor, where the file says nothing else
 # Settings of an architecture -> ours.
 GGUF_NAMES = {
-    "block_count": "layers", "embedding_length": "hidden", "feed_forward_length": "MLP", "attention.head_count": "heads",
-    "attention.head_count_kv": "key/value heads", "context_length": "positions",
-}  # fmt: skip
+    "block_count": "layers",
+    "embedding_length": "hidden",
+    "feed_forward_length": "MLP",
+    "attention.head_count": "heads",
+    "attention.head_count_kv": "key/value heads",
+    "context_length": "positions",
+}
 
 
 @dataclass(frozen=True)

@@ -41,9 +41,10 @@ def write_tokenizer(file: Path, settings: Mapping[str, Any], config: LlamaConfig
     described = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{f"{name}_token": tokens[numbers[name]] for name in ("bos", "eos") if name in numbers},
-        "clean_up_tokenization_spaces": False, "model_input_names": ["input_ids", "attention_mask"],
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
         "model_max_length": config.max_position_embeddings,
-    }  # fmt: skip
+    }
     (target / "tokenizer_config.json").write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     ends = {tokens.index(token) for token in END_TOKENS if token in tokens}
     ends |= {number for name, number in numbers.items() if name != "bos"}
@@ -62,26 +63,35 @@ def _tokenizer(file: Path, settings: Mapping[str, Any], config: LlamaConfig) -> 
     ordinary = _count_first(types, NORMAL)
     used = [number for number in types[ordinary:] if number != UNUSED]
     is_llama_3 = (
-        kind == "gpt2" and rule in LLAMA_3 and 0 < len(tokens) == len(set(tokens)) == len(types) <= config.vocab_size
-        and set(used) <= {CONTROL, USER_DEFINED} and UNUSED not in types[ordinary : ordinary + len(used)]
+        kind == "gpt2"
+        and rule in LLAMA_3
+        and 0 < len(tokens) == len(set(tokens)) == len(types) <= config.vocab_size
+        and set(used) <= {CONTROL, USER_DEFINED}
+        and UNUSED not in types[ordinary : ordinary + len(used)]
         and all(pair.count(" ") == 1 for pair in merges)
-    )  # fmt: skip
+    )
     if not is_llama_3:
         raise InputError(
-            t("{file}: its tokenizer ({kind}, {rule}) is not Llama 3's, which alone can be read from a GGUF file; give a "
-              "folder or hub name with the model's config.json and tokenizer as --base", file=file, kind=kind,
-              rule=rule)
-        )  # fmt: skip
+            t(
+                "{file}: its tokenizer ({kind}, {rule}) is not Llama 3's, which alone can be read from a GGUF file; give a "
+                "folder or hub name with the model's config.json and tokenizer as --base",
+                file=file,
+                kind=kind,
+                rule=rule,
+            )
+        )
     pairs = (pair.partition(" ") for pair in merges)
     vocabulary = {token: number for number, token in enumerate(tokens[:ordinary])}
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, [(left, right) for left, _, right in pairs], ignore_merges=True))
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(t("{file}: the tokenizer cannot be read: {error}", file=file, error=error)) from None
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     added = range(ordinary, ordinary + len(used))  # their order gives their numbers
     tokenizer.add_tokens([AddedToken(tokens[n], special=types[n] == CONTROL, normalized=False) for n in added])

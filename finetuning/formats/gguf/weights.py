@@ -38,15 +38,25 @@ OUTER = {
     "lm_head.weight": "output.weight",
 }
 INNER = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 # What a Llama does not have, and what would say that it is not used.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "expert_count": (None, 0), "rope.scaling.type": (None, "none"), "logit_scale": (None, 1.0),
-    "residual_scale": (None, 1.0), "embedding_scale": (None, 1.0), "attention.sliding_window": (None, 0),
-}  # fmt: skip
+    "expert_count": (None, 0),
+    "rope.scaling.type": (None, "none"),
+    "logit_scale": (None, 1.0),
+    "residual_scale": (None, 1.0),
+    "embedding_scale": (None, 1.0),
+    "attention.sliding_window": (None, 0),
+}
 META_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # Llama 3.1's; 3.2 has another factor
 DIVISOR_TOLERANCE = 1e-5  # of float32
 
@@ -132,9 +142,12 @@ class GgufModel:
             )
         if settings.get("split.count") not in (None, 0, 1):
             raise InputError(
-                t("{file}: is one of {count} parts; put them together first, by llama.cpp's llama-gguf-split --merge",
-                  file=self.path, count=settings["split.count"])
-            )  # fmt: skip
+                t(
+                    "{file}: is one of {count} parts; put them together first, by llama.cpp's llama-gguf-split --merge",
+                    file=self.path,
+                    count=settings["split.count"],
+                )
+            )
         problems = [
             t("{file}: {name} is {value!r}, which a Llama does not have", file=self.path, name=name, value=value)
             for name, allowed in REFUSED.items()
@@ -145,27 +158,45 @@ class GgufModel:
         table = tensors.get(OUTER["model.embed_tokens.weight"])
         if table is None or len(table.shape) != 2:
             raise InputError(
-                t("{path}: the weights do not fit the model: {shown}", path=self.path,
-                  shown=t("{name} should be {wanted}, found {found}", name=OUTER["model.embed_tokens.weight"], wanted="[V, D]",
-                          found=list(table.shape) if table is not None else t("nothing")))
-            )  # fmt: skip
+                t(
+                    "{path}: the weights do not fit the model: {shown}",
+                    path=self.path,
+                    shown=t(
+                        "{name} should be {wanted}, found {found}",
+                        name=OUTER["model.embed_tokens.weight"],
+                        wanted="[V, D]",
+                        found=list(table.shape) if table is not None else t("nothing"),
+                    ),
+                )
+            )
         heads, hidden, layers = (self._whole(n) for n in ("attention.head_count", "embedding_length", "block_count"))
         head_dim = self._whole("attention.key_length", self._whole("rope.dimension_count", max(1, hidden // heads)))
         if layers > len(tensors) or head_dim % 2:
             raise InputError(
-                t("{file}: {layers} layers with heads of {size} do not fit {count} tensors", file=self.path, layers=layers,
-                  size=head_dim, count=len(tensors))
-            )  # fmt: skip
+                t(
+                    "{file}: {layers} layers with heads of {size} do not fit {count} tensors",
+                    file=self.path,
+                    layers=layers,
+                    size=head_dim,
+                    count=len(tensors),
+                )
+            )
         theta = self._real("rope.freq_base", 10000.0)
         return LlamaConfig(
-            vocab_size=table.shape[0], hidden_size=hidden, intermediate_size=self._whole("feed_forward_length"),
-            num_hidden_layers=layers, num_attention_heads=heads,
-            num_key_value_heads=self._whole("attention.head_count_kv", heads), head_dim=head_dim,
-            rms_norm_eps=_short(self._real("attention.layer_norm_rms_epsilon")), rope_theta=theta,
-            rope_scaling=self._rope_scaling(head_dim, theta), max_position_embeddings=self._whole("context_length"),
+            vocab_size=table.shape[0],
+            hidden_size=hidden,
+            intermediate_size=self._whole("feed_forward_length"),
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=self._whole("attention.head_count_kv", heads),
+            head_dim=head_dim,
+            rms_norm_eps=_short(self._real("attention.layer_norm_rms_epsilon")),
+            rope_theta=theta,
+            rope_scaling=self._rope_scaling(head_dim, theta),
+            max_position_embeddings=self._whole("context_length"),
             tie_word_embeddings=OUTER["lm_head.weight"] not in tensors,
             dtype=str(PLAIN[table.kind]).removeprefix("torch.") if table.kind in PLAIN else QUANTISED_DTYPE,
-        )  # fmt: skip
+        )
 
     def source(self, config: LlamaConfig | None = None) -> GgufSource:
         """The weights; a configuration that is given must say what the file says.
@@ -178,11 +209,15 @@ class GgufModel:
         wanted = {gguf_name(name): list(shape) for name, shape in self.config.parameter_shapes().items()}
         stored = self.header.tensors
         wrong = [
-            t("{name} should be {wanted}, found {found}", name=name, wanted=shape,
-              found=list(stored[name].shape) if name in stored else t("nothing"))
+            t(
+                "{name} should be {wanted}, found {found}",
+                name=name,
+                wanted=shape,
+                found=list(stored[name].shape) if name in stored else t("nothing"),
+            )
             for name, shape in wanted.items()
             if name not in stored or list(stored[name].shape) != shape
-        ]  # fmt: skip
+        ]
         if wrong:
             shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
             raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.path, shown=shown))
@@ -195,9 +230,12 @@ class GgufModel:
             raise InputError(t("{file}: holds weights of {types}, which cannot be read", file=self.path, types=quantized[-1]))
         if quantized and importlib.util.find_spec("gguf") is None:
             raise InputError(
-                t("{file}: holds weights of {types}, and reading these needs the gguf package: pip install gguf",
-                  file=self.path, types=", ".join(quantized))
-            )  # fmt: skip
+                t(
+                    "{file}: holds weights of {types}, and reading these needs the gguf package: pip install gguf",
+                    file=self.path,
+                    types=", ".join(quantized),
+                )
+            )
         return GgufSource(self.path, self.header, config or self.config)
 
     def fingerprint(self) -> str:
@@ -230,9 +268,13 @@ class GgufModel:
         value = self.header.settings.get(f"llama.{name}", default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(
-                t("{file}: {name} is {value!r}, but must be a positive whole number", file=self.path, name=f"llama.{name}",
-                  value=value)
-            )  # fmt: skip
+                t(
+                    "{file}: {name} is {value!r}, but must be a positive whole number",
+                    file=self.path,
+                    name=f"llama.{name}",
+                    value=value,
+                )
+            )
         return value
 
     def _real(self, name: str, default: float | None = None) -> float:
@@ -268,9 +310,13 @@ class GgufModel:
                 return scaling
             found = f"{divisors.min().item():g} … {divisors.max().item():g}"
         raise InputError(
-            t("{file}: {name} ({found}) is not the RoPE scaling of Llama 3.1 or 3.2", file=self.path, name=ROPE_DIVISORS,
-              found=found)
-        )  # fmt: skip
+            t(
+                "{file}: {name} ({found}) is not the RoPE scaling of Llama 3.1 or 3.2",
+                file=self.path,
+                name=ROPE_DIVISORS,
+                found=found,
+            )
+        )
 
 
 def open_gguf(path: Path) -> GgufModel:

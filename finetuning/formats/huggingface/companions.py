@@ -58,15 +58,17 @@ def check_companions(base: Path) -> None:
     """
     links = [name for name in (CONFIG_FILE, *TOKENIZER_FILES) if (base / name).is_file() and _leads_elsewhere(base / name)]
     if links:
-        raise InputError([
-            t(
-                "{file}: is a link to {target}, outside of the model folder, and would be copied from there; give the folder "
-                "that holds the files themselves",
-                file=base / name,
-                target=(base / name).resolve(),
-            )
-            for name in links
-        ])  # fmt: skip
+        raise InputError(
+            [
+                t(
+                    "{file}: is a link to {target}, outside of the model folder, and would be copied from there; give the "
+                    "folder that holds the files themselves",
+                    file=base / name,
+                    target=(base / name).resolve(),
+                )
+                for name in links
+            ]
+        )
 
 
 def copy_config(base: Path, target: Path, dtype: str | None = None) -> None:

@@ -89,9 +89,13 @@ def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, pro
         free = shutil.disk_usage(folder).free
         if free < total:
             raise InputError(
-                t("{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}", path=target, needed=total / 2**30,
-                  free=free / 2**30)
-            )  # fmt: skip
+                t(
+                    "{path}: needs {needed:.1f} GiB, and the disk has {free:.1f}",
+                    path=target,
+                    needed=total / 2**30,
+                    free=free / 2**30,
+                )
+            )
         write_weights(folder, plan, tensors, rows_of)
         changed = dtype if dtype is not None and dtype != source.config.dtype else None
         write_description(folder, plan, model.base_folder, changed)

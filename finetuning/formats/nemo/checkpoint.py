@@ -106,9 +106,12 @@ def nemo_source(checkpoint: NemoCheckpoint, config: LlamaConfig | None) -> Megat
         raise InputError([f"{checkpoint.path}: {difference}" for difference in found])
     if config is None:
         raise InputError(
-            t("{path}: holds no settings of its model ({names}); give the model's config.json, by --hf_model_id or --base",
-              path=checkpoint.path, names="context/model.yaml, run_config.yaml")
-        )  # fmt: skip
+            t(
+                "{path}: holds no settings of its model ({names}); give the model's config.json, by --hf_model_id or --base",
+                path=checkpoint.path,
+                names="context/model.yaml, run_config.yaml",
+            )
+        )
     source = MegatronSource(checkpoint.table, config, checkpoint.prefix)
     source.check()
     return source
@@ -132,9 +135,13 @@ def describe_nemo(checkpoint: NemoCheckpoint, scratch: Path) -> Path:
     if config is None or checkpoint.tokenizer is None:
         lacking = t("settings of its model") if config is None else t("tokenizer in Hugging Face format")
         raise InputError(
-            t("{path}: holds no {lacking}; give the model's folder or hub name as --hf_model_id or --base, for its "
-              "configuration and tokenizer", path=checkpoint.path, lacking=lacking)
-        )  # fmt: skip
+            t(
+                "{path}: holds no {lacking}; give the model's folder or hub name as --hf_model_id or --base, for its "
+                "configuration and tokenizer",
+                path=checkpoint.path,
+                lacking=lacking,
+            )
+        )
     target = scratch / f"{checkpoint.path.name}-{nemo_fingerprint(checkpoint)}"
     target.mkdir(parents=True, exist_ok=True)
     copy_companions(checkpoint.tokenizer, target, None)
@@ -171,14 +178,23 @@ def _find_folder(given: Path) -> Path:
         return (newest if len(newest) == 1 else found)[0]
     if found:
         raise InputError(
-            t("{path}: holds {count} checkpoint{count:s}; give one of them: {names}", path=given, count=len(found),
-              names=", ".join(str(path.relative_to(given)) for path in found[:8]))
-        )  # fmt: skip
+            t(
+                "{path}: holds {count} checkpoint{count:s}; give one of them: {names}",
+                path=given,
+                count=len(found),
+                names=", ".join(str(path.relative_to(given)) for path in found[:8]),
+            )
+        )
     names = ", ".join(sorted(path.name for path in given.iterdir())[:8]) or t("nothing")
     raise InputError(
-        t("{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found "
-          "{names}", path=given, metadata=METADATA_FILE, names=names)
-    )  # fmt: skip
+        t(
+            "{path}: no checkpoint of NeMo or Megatron (weights/ and context/, {metadata}, iter_…, or a .nemo file); found "
+            "{names}",
+            path=given,
+            metadata=METADATA_FILE,
+            names=names,
+        )
+    )
 
 
 def _tracked(folder: Path) -> Path | None:
@@ -248,9 +264,13 @@ def _open_archive(path: Path, scratch: Path) -> NemoCheckpoint:
         ranks = sorted(name for name in parts.files if name.endswith("/model_weights.ckpt"))
         if ranks:
             raise InputError(
-                t("{file}: was saved in {count} parts by model parallelism ({names}, …); merge them with NeMo's own script",
-                  file=path, count=len(ranks), names=ranks[0])
-            )  # fmt: skip
+                t(
+                    "{file}: was saved in {count} parts by model parallelism ({names}, …); merge them with NeMo's own script",
+                    file=path,
+                    count=len(ranks),
+                    names=ranks[0],
+                )
+            )
         found = ", ".join(sorted(parts.files)[:8])
         raise InputError(t("{file}: holds no model_weights.ckpt; found {found}", file=path, found=found))
     readable = parts.files["model_config.yaml"].path
@@ -267,9 +287,12 @@ def _open_sharded(parts: FileParts) -> tuple[ShardedFiles, dict[str, Any]]:
             raise InputError(t("{file}: says nothing about the format", file=parts.where / BACKEND_FILE)) from None
     if backend != "torch_dist":
         raise InputError(
-            t("{path}: the weights are stored as {backend!r}; only 'torch_dist' can be read. Megatron's tools convert it",
-              path=parts.where, backend=backend)
-        )  # fmt: skip
+            t(
+                "{path}: the weights are stored as {backend!r}; only 'torch_dist' can be read. Megatron's tools convert it",
+                path=parts.where,
+                backend=backend,
+            )
+        )
     common = read_torch_file(parts.files[COMMON_FILE]) if COMMON_FILE in parts.files else {}
     return ShardedFiles(parts), common if isinstance(common, dict) else {}
 

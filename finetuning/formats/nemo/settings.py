@@ -21,14 +21,29 @@ from finetuning.storage.file_parts import FilePart
 
 # What changes the computation, and the values that are a Llama's; a setting that is not there has one of them.
 LLAMA_ONLY: Mapping[str, tuple[Any, ...]] = {
-    "normalization": ("RMSNorm", "rmsnorm"), "gated_linear_unit": (True,), "swiglu": (True,),
-    "activation": ("fast-swiglu", "swiglu"), "add_bias_linear": (False,), "bias": (False,), "add_qkv_bias": (False,),
-    "position_embedding_type": ("rope",), "rotary_percent": (1.0,), "rotary_percentage": (1.0,),
-    "rotary_interleaved": (False,), "num_moe_experts": (None,), "num_experts": (None,), "qk_layernorm": (False,),
-    "layernorm_zero_centered_gamma": (False,), "apply_layernorm_1p": (False,), "multi_latent_attention": (False,),
-    "seq_len_interpolation_factor": (None,), "rotary_seq_len_interpolation_factor": (None,), "window_size": (None,),
-    "mtp_num_layers": (None,), "transformer_block_type": ("pre_ln",),
-}  # fmt: skip
+    "normalization": ("RMSNorm", "rmsnorm"),
+    "gated_linear_unit": (True,),
+    "swiglu": (True,),
+    "activation": ("fast-swiglu", "swiglu"),
+    "add_bias_linear": (False,),
+    "bias": (False,),
+    "add_qkv_bias": (False,),
+    "position_embedding_type": ("rope",),
+    "rotary_percent": (1.0,),
+    "rotary_percentage": (1.0,),
+    "rotary_interleaved": (False,),
+    "num_moe_experts": (None,),
+    "num_experts": (None,),
+    "qk_layernorm": (False,),
+    "layernorm_zero_centered_gamma": (False,),
+    "apply_layernorm_1p": (False,),
+    "multi_latent_attention": (False,),
+    "seq_len_interpolation_factor": (None,),
+    "rotary_seq_len_interpolation_factor": (None,),
+    "window_size": (None,),
+    "mtp_num_layers": (None,),
+    "transformer_block_type": ("pre_ln",),
+}
 EXPONENT = re.compile(r"\d+(\.\d+)?[eE][+-]?\d+")
 LLAMA3_SCALING = RopeScaling(8.0, 1.0, 4.0, 8192)  # the numbers that Megatron-core has built in, but for the factor
 
@@ -83,15 +98,27 @@ def llama_config(settings: Mapping[str, Any], rows: int, dtype: str, source: Pat
         InputError: it is no Llama, or sizes are missing.
     """
     problems = [
-        t("{file}: {name} is {value!r}; a Llama has {supported!r}", file=source, name=name, value=settings[name],
-          supported=supported[0])
+        t(
+            "{file}: {name} is {value!r}; a Llama has {supported!r}",
+            file=source,
+            name=name,
+            value=settings[name],
+            supported=supported[0],
+        )
         for name, supported in LLAMA_ONLY.items()
         if settings.get(name) is not None and settings[name] not in supported
-    ]  # fmt: skip
+    ]
     activation = settings.get("activation_func")
     if activation is not None and "silu" not in str(activation):
-        problems.append(t("{file}: {name} is {value!r}; a Llama has {supported!r}", file=source, name="activation_func",
-                          value=activation, supported="silu"))  # fmt: skip
+        problems.append(
+            t(
+                "{file}: {name} is {value!r}; a Llama has {supported!r}",
+                file=source,
+                name="activation_func",
+                value=activation,
+                supported="silu",
+            )
+        )
     sizes: dict[str, int] = {}
     for name in ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"):
         most = MAX_LAYERS if name == "num_layers" else MAX_SIZE

@@ -120,11 +120,15 @@ class MegatronSource:
         wanted = {self.prefix + key: size for key, size in self._wanted().items()}
         stored = self.table.sizes
         wrong = [
-            t("{name} should be {wanted}, found {found}", name=key, wanted=size,
-              found=list(stored[key]) if key in stored else t("nothing"))
+            t(
+                "{name} should be {wanted}, found {found}",
+                name=key,
+                wanted=size,
+                found=list(stored[key]) if key in stored else t("nothing"),
+            )
             for key, size in wanted.items()
             if key not in stored or not _fits(stored[key], size, padded=key.endswith((TABLE, "output_layer.weight")))
-        ]  # fmt: skip
+        ]
         if wrong:
             shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
             raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.table.where, shown=shown))
@@ -139,11 +143,16 @@ class MegatronSource:
         config = self.config
         head = config.head_dim
         rows = {
-            "model.embed_tokens.weight": config.vocab_size, "lm_head.weight": config.vocab_size,
-            "q_proj": config.num_attention_heads * head, "k_proj": config.num_key_value_heads * head,
-            "v_proj": config.num_key_value_heads * head, "o_proj": config.hidden_size,
-            "gate_proj": config.intermediate_size, "up_proj": config.intermediate_size, "down_proj": config.hidden_size,
-        }  # fmt: skip
+            "model.embed_tokens.weight": config.vocab_size,
+            "lm_head.weight": config.vocab_size,
+            "q_proj": config.num_attention_heads * head,
+            "k_proj": config.num_key_value_heads * head,
+            "v_proj": config.num_key_value_heads * head,
+            "o_proj": config.hidden_size,
+            "gate_proj": config.intermediate_size,
+            "up_proj": config.intermediate_size,
+            "down_proj": config.hidden_size,
+        }
         kind = name if name in rows else name.split(".")[-2]
         if kind not in rows:
             return (config.hidden_size,)
@@ -169,7 +178,7 @@ class MegatronSource:
         joined = {
             QKV: [(config.num_attention_heads + 2 * config.num_key_value_heads) * head, config.hidden_size],
             GATE_UP: [2 * config.intermediate_size, config.hidden_size],
-        }  # fmt: skip
+        }
         for layer in range(config.num_hidden_layers):
             for inner in INNER:
                 key, index = self._find(layer, inner)
@@ -192,9 +201,13 @@ def find_prefix(table: TensorTable) -> str:
     adapters = [name for name in table.sizes if ".adapter." in name and not _passed_over(name)]
     if adapters:
         raise InputError(
-            t("{path}: holds LoRA adapters only ({name}, …); merge them with NeMo's or Megatron-Bridge's own script, or give "
-              "the checkpoint of the base model", path=table.where, name=adapters[0])
-        )  # fmt: skip
+            t(
+                "{path}: holds LoRA adapters only ({name}, …); merge them with NeMo's or Megatron-Bridge's own script, or give "
+                "the checkpoint of the base model",
+                path=table.where,
+                name=adapters[0],
+            )
+        )
     names = [name for name in table.sizes if not _passed_over(name)]
     shown = ", ".join(names[:3]) or t("nothing")
     raise InputError(

@@ -39,9 +39,12 @@ FILE_BYTES = 4 * 2**30  # a new file begins when one has grown beyond
 PIECE_BYTES = 2**28  # of a vocabulary table
 # Modules of Transformer Engine that ask for a state of their own; without fp8 it is empty.
 STATEFUL = (
-    "self_attention.linear_qkv", "self_attention.linear_proj", "self_attention.core_attention",
-    "mlp.linear_fc1", "mlp.linear_fc2",
-)  # fmt: skip
+    "self_attention.linear_qkv",
+    "self_attention.linear_proj",
+    "self_attention.core_attention",
+    "mlp.linear_fc1",
+    "mlp.linear_fc2",
+)
 
 
 class TorchDistWriter:
@@ -62,9 +65,7 @@ class TorchDistWriter:
         whole = piece.detach().cpu().contiguous()
         if whole.untyped_storage().nbytes() != whole.numel() * whole.itemsize:
             whole = whole.clone()  # torch.save writes all that lies behind a tensor
-        entry = self.entries.setdefault(
-            key, TensorStorageMetadata(TensorProperties(dtype=whole.dtype), torch.Size(size), [])
-        )  # fmt: skip
+        entry = self.entries.setdefault(key, TensorStorageMetadata(TensorProperties(dtype=whole.dtype), torch.Size(size), []))
         assert isinstance(entry, TensorStorageMetadata)
         chunk = ChunkStorageMetadata(torch.Size(offsets), whole.size())
         self._append(MetadataIndex(key, chunk.offsets, len(entry.chunks)), whole)
@@ -101,9 +102,12 @@ class TorchDistWriter:
 
 
 def export_nemo(
-    model: StoredModel, target: Path, dtype_of: Callable[[str], torch.dtype], progress: Callable[[int, int], None],
+    model: StoredModel,
+    target: Path,
+    dtype_of: Callable[[str], torch.dtype],
+    progress: Callable[[int, int], None],
     step: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """Writes all weights, an adapter merged into them, with settings, tokenizer and template.
 
     Args:
@@ -185,18 +189,30 @@ def model_settings(config: LlamaConfig, dtype: torch.dtype) -> dict[str, Any]:
     scaling = config.rope_scaling
     settings: dict[str, Any] = {
         "_target_": f"{module}.{'LlamaConfig' if scaling is None else 'Llama31Config'}",
-        "num_layers": config.num_hidden_layers, "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.intermediate_size, "num_attention_heads": config.num_attention_heads,
-        "num_query_groups": config.num_key_value_heads, "kv_channels": config.head_dim,
-        "layernorm_epsilon": config.rms_norm_eps, "normalization": "RMSNorm", "gated_linear_unit": True,
-        "add_bias_linear": False, "position_embedding_type": "rope", "rotary_base": config.rope_theta, "rotary_percent": 1.0,
-        "seq_length": config.max_position_embeddings, "vocab_size": config.vocab_size,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": config.num_attention_heads,
+        "num_query_groups": config.num_key_value_heads,
+        "kv_channels": config.head_dim,
+        "layernorm_epsilon": config.rms_norm_eps,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "position_embedding_type": "rope",
+        "rotary_base": config.rope_theta,
+        "rotary_percent": 1.0,
+        "seq_length": config.max_position_embeddings,
+        "vocab_size": config.vocab_size,
         "share_embeddings_and_output_weights": config.tie_word_embeddings,
-        "bf16": dtype == torch.bfloat16, "fp16": dtype == torch.float16,
-    }  # fmt: skip
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
+    }
     if scaling is not None:
         settings |= {
-            "scale_factor": scaling.factor, "low_freq_factor": scaling.low_freq_factor,
-            "high_freq_factor": scaling.high_freq_factor, "old_context_len": scaling.original_max_position_embeddings,
-        }  # fmt: skip
+            "scale_factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "old_context_len": scaling.original_max_position_embeddings,
+        }
     return {"_target_": f"{module}.LlamaModel", "config": settings}

@@ -35,11 +35,15 @@ class CheckpointSource:
         wanted = llama_shapes(self.config)
         stored = self.files.sizes
         wrong = [
-            t("{name} should be {wanted}, found {found}", name=name, wanted=list(shape),
-              found=list(stored[self.prefix + name]) if self.prefix + name in stored else t("nothing"))
+            t(
+                "{name} should be {wanted}, found {found}",
+                name=name,
+                wanted=list(shape),
+                found=list(stored[self.prefix + name]) if self.prefix + name in stored else t("nothing"),
+            )
             for name, shape in wanted.items()
             if stored.get(self.prefix + name) != shape
-        ]  # fmt: skip
+        ]
         if wrong:
             shown = "; ".join(wrong[:3]) + (f"; … ({len(wrong)})" if len(wrong) > 3 else "")
             raise InputError(t("{path}: the weights do not fit the model: {shown}", path=self.folder, shown=shown))

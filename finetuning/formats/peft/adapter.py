@@ -24,10 +24,26 @@ from finetuning.i18n import t
 
 # PEFT settings that do not change what a stored adapter computes, or that its tensors say themselves.
 DESCRIPTIVE = {
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "r",
-    "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "layers_to_transform",
-    "megatron_core", "qalora_group_size", "eva_config", "loftq_config", "ensure_weight_tying", "runtime_config",
-}  # fmt: skip
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "target_modules",
+    "exclude_modules",
+    "lora_alpha",
+    "lora_dropout",
+    "layers_to_transform",
+    "megatron_core",
+    "qalora_group_size",
+    "eva_config",
+    "loftq_config",
+    "ensure_weight_tying",
+    "runtime_config",
+}
 # Computed here as PEFT does.
 SUPPORTED = {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
 # Besides null, false and what is empty.
@@ -71,11 +87,15 @@ class Adapter:
             InputError: the model has no such weight, or one of another shape.
         """
         wrong = [
-            t("{name} is {found} there, the model's is {wanted}", name=name, found=[len(u.b), u.a.shape[1]],
-              wanted=list(shapes[name]) if name in shapes else t("nothing"))
+            t(
+                "{name} is {found} there, the model's is {wanted}",
+                name=name,
+                found=[len(u.b), u.a.shape[1]],
+                wanted=list(shapes[name]) if name in shapes else t("nothing"),
+            )
             for name, u in self.updates.items()
             if shapes.get(name) != (len(u.b), u.a.shape[1])
-        ]  # fmt: skip
+        ]
         if wrong:
             raise InputError(t("{path}: the adapter belongs to another model: {shown}", path=path, shown="; ".join(wrong[:3])))
 
@@ -151,24 +171,38 @@ def unsupported_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
     """A message for each setting that changes what the adapter computes and that nothing here computes."""
     if settings.get("peft_type") != "LORA":
         return [
-            t("{folder}: {name} is {value!r}; only {supported!r} is supported", folder=folder, name="peft_type",
-              value=settings.get("peft_type"), supported="LORA")
-        ]  # fmt: skip
+            t(
+                "{folder}: {name} is {value!r}; only {supported!r} is supported",
+                folder=folder,
+                name="peft_type",
+                value=settings.get("peft_type"),
+                supported="LORA",
+            )
+        ]
     start = settings.get("init_lora_weights")
     problems = []
     if start not in PLAIN_STARTS:
         problems.append(
-            t("{folder}: made with init_lora_weights={value!r}, which changes the base weights as well; convert it with PEFT "
-              "(path_initial_model_for_weight_conversion)", folder=folder, value=start)
-        )  # fmt: skip
+            t(
+                "{folder}: made with init_lora_weights={value!r}, which changes the base weights as well; convert it with PEFT "
+                "(path_initial_model_for_weight_conversion)",
+                folder=folder,
+                value=start,
+            )
+        )
     for name, value in settings.items():
         plain = value in (None, False, {}, []) or (name, value) in PLAIN_VALUES
         if not plain and name not in DESCRIPTIVE | SUPPORTED | {"init_lora_weights"}:
             supported = "none" if name == "bias" else None
             problems.append(
-                t("{folder}: {name} is {value!r}; only {supported!r} is supported", folder=folder, name=name, value=value,
-                  supported=supported)
-            )  # fmt: skip
+                t(
+                    "{folder}: {name} is {value!r}; only {supported!r} is supported",
+                    folder=folder,
+                    name=name,
+                    value=value,
+                    supported=supported,
+                )
+            )
     return problems
 
 

@@ -22,9 +22,15 @@ from finetuning.parallel.weights import fill
 
 # What training computes; any other value is refused. Merging and generating know more: finetuning.formats.peft.adapter.
 PLAIN_SETTINGS: dict[str, Any] = {
-    "peft_type": "LORA", "bias": "none", "use_dora": False, "fan_in_fan_out": False, "modules_to_save": None,
-    "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
-}  # fmt: skip
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
 
 
 def initialize_adapters(model: ParallelLlama, seed: int) -> None:
@@ -42,11 +48,16 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
     """
     settings = read_settings(folder)
     problems = [
-        t("{folder}: {name} is {value!r}; only {supported!r} is supported", folder=folder, name=name,
-          value=settings[name], supported=plain)
+        t(
+            "{folder}: {name} is {value!r}; only {supported!r} is supported",
+            folder=folder,
+            name=name,
+            value=settings[name],
+            supported=plain,
+        )
         for name, plain in PLAIN_SETTINGS.items()
         if settings.get(name) and settings[name] != plain
-    ] or unsupported_settings(folder, settings)  # fmt: skip
+    ] or unsupported_settings(folder, settings)
     if problems:
         return problems
     found = adapter_settings(folder)
@@ -57,11 +68,16 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
         "lora_targets": sorted(found["lora_targets"]) == sorted(config.lora_targets),
     }
     different = [
-        t("{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out",
-          folder=folder, name=name, found=_shown(found[name]), wanted=_shown(wanted[name]))
+        t(
+            "{folder}: the adapter has --{name} {found}, but the run asks for {wanted}; give the same, or leave it out",
+            folder=folder,
+            name=name,
+            found=_shown(found[name]),
+            wanted=_shown(wanted[name]),
+        )
         for name, is_same in same.items()
         if not is_same
-    ]  # fmt: skip
+    ]
     if different:
         return different
     stored = _stored_targets(folder)

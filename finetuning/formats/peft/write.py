@@ -19,9 +19,13 @@ from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
 
 
 def export_adapters(
-    model: ParallelLlama, target: Path, config: RunConfig, base: Path, chat_template: str | None,
+    model: ParallelLlama,
+    target: Path,
+    config: RunConfig,
+    base: Path,
+    chat_template: str | None,
     origin: dict[str, Any] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Writes the adapters and the tokenizer to `target`; every rank must call it, rank 0 writes."""
     shapes = {name: shape for name, shape in model.all_shapes().items() if is_adapter(name)}
     temporary = begin_shared_folder(target, sum(4 * shape.numel() for shape in shapes.values()))
@@ -68,7 +72,13 @@ def write_adapter(
     # Not by save_file, which hides what the system said in an error of its own.
     (folder / ADAPTER_WEIGHTS_FILE).write_bytes(save(stored, metadata={"format": "pt"}))
     settings = PLAIN_SETTINGS | {
-        "task_type": "CAUSAL_LM", "inference_mode": True, "base_model_name_or_path": base_name, "r": rank, "lora_alpha": alpha,
-        "lora_dropout": 0.0, "use_rslora": False, "target_modules": list(targets),
-    }  # fmt: skip
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+        "base_model_name_or_path": base_name,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0,
+        "use_rslora": False,
+        "target_modules": list(targets),
+    }
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")

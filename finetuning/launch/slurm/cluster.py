@@ -54,9 +54,11 @@ def read_cluster() -> Cluster:
     """
     if shutil.which("sbatch") is None:
         raise InputError(
-            t("--executor slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or with "
-              "--executor local")
-        )  # fmt: skip
+            t(
+                "--executor slurm: there is no sbatch on this machine; run the command on a login node of the cluster, or with "
+                "--executor local"
+            )
+        )
     config = parse_config(ask("scontrol", "show", "config"))
     return Cluster(
         partitions=parse_partitions(ask("sinfo", "--noheader", "--format", "%P|%a|%D|%G|%c|%l")),

@@ -42,14 +42,20 @@ def choose_container(config: RunConfig, cluster: Cluster, problems: list[str], n
         return Container(runtime, apptainer_reference(image))
     if image == RunConfig.container_image:
         notes.append(
-            t("no container: srun has no Pyxis and this machine no Apptainer, so the default image {image} is left out and the "
-              "nodes run this Python environment (--container_image none says the same)", image=image)
-        )  # fmt: skip
+            t(
+                "no container: srun has no Pyxis and this machine no Apptainer, so the default image {image} is left out and "
+                "the nodes run this Python environment (--container_image none says the same)",
+                image=image,
+            )
+        )
     else:
         problems.append(
-            t("--container_image {image}: srun has no Pyxis and this machine no Apptainer; give --container_image none for "
-              "this Python environment, or --container_runtime apptainer if only the nodes have it", image=image)
-        )  # fmt: skip
+            t(
+                "--container_image {image}: srun has no Pyxis and this machine no Apptainer; give --container_image none for "
+                "this Python environment, or --container_runtime apptainer if only the nodes have it",
+                image=image,
+            )
+        )
     return Container("none", "")
 
 
@@ -76,9 +82,10 @@ def container_command(container: Container, run: Run, folders: Sequence[str]) ->
         return [], []
     if container.runtime == "pyxis":
         return [
-            f"--container-image={container.image}", f"--container-mounts={','.join(mounts)}",
+            f"--container-image={container.image}",
+            f"--container-mounts={','.join(mounts)}",
             f"--container-workdir={run.experiment_dir}",
-        ], []  # fmt: skip
+        ], []
     inside = [container.runtime, "exec", "--bind", ",".join(mounts), "--pwd", run.experiment_dir]
     if run.device == "cuda":
         inside.append("--nv")

@@ -12,8 +12,16 @@ from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import ask
 
 ENDED_STATES = (
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"
-)  # fmt: skip
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "TIMEOUT",
+)
 
 
 @dataclass(frozen=True)
@@ -42,9 +50,13 @@ def submit(script: Path) -> str:
     """
     try:
         result = subprocess.run(
-            ["sbatch", "--parsable", str(script)], capture_output=True, text=True, check=False, env=job_environment(),
+            ["sbatch", "--parsable", str(script)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=job_environment(),
             stdin=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
     except FileNotFoundError:
         raise InputError(t("Slurm's command {command} is not on this machine", command="sbatch")) from None
     if result.returncode != 0:

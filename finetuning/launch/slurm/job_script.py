@@ -65,14 +65,23 @@ def plan_job(config: RunConfig, cluster: Cluster) -> JobPlan:
     options.append(f"--cpus-per-task={cpus}")
     if partition is not None and cpus > partition.cpus_per_node:
         plan.problems.append(
-            t("--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPU{found:s}", asked=cpus,
-              partition=partition.name, found=partition.cpus_per_node)
-        )  # fmt: skip
+            t(
+                "--cpus_per_task {asked}: the nodes of partition {partition} have {found} CPU{found:s}",
+                asked=cpus,
+                partition=partition.name,
+                found=partition.cpus_per_node,
+            )
+        )
     mem = config.mem if config.mem is not None else ("0" if on_gpu and node_gpus == config.num_gpus else None)
     named = {
-        "mem": mem, "time": config.time, "qos": config.qos, "constraint": config.constraint, "nodelist": config.nodelist,
-        "exclude": config.exclude, "dependency": config.dependency,
-    }  # fmt: skip
+        "mem": mem,
+        "time": config.time,
+        "qos": config.qos,
+        "constraint": config.constraint,
+        "nodelist": config.nodelist,
+        "exclude": config.exclude,
+        "dependency": config.dependency,
+    }
     options += [f"--{name}={value}" for name, value in named.items() if value is not None]
     if config.exclusive:
         options.append("--exclusive")
@@ -177,9 +186,13 @@ def _partition(config: RunConfig, cluster: Cluster, plan: JobPlan) -> Partition 
     names = ", ".join(partition.name for partition in cluster.partitions)
     if asked is None and config.partition == RunConfig.partition and default is not None:
         plan.notes.append(
-            t("the cluster has no partition {asked}; the job goes to its default one, {default} (all: {names})",
-              asked=config.partition, default=default.name, names=names)
-        )  # fmt: skip
+            t(
+                "the cluster has no partition {asked}; the job goes to its default one, {default} (all: {names})",
+                asked=config.partition,
+                default=default.name,
+                names=names,
+            )
+        )
         asked = default
     if asked is None:
         plan.problems.append(
@@ -190,10 +203,13 @@ def _partition(config: RunConfig, cluster: Cluster, plan: JobPlan) -> Partition 
         plan.problems.append(t("--partition {asked}: is down; the cluster has {names}", asked=asked.name, names=names))
     if config.num_nodes > asked.num_nodes:
         plan.problems.append(
-            t("--num_nodes {asked}: partition {partition} has {found} "
-              "node{found:s}", asked=config.num_nodes, partition=asked.name,
-              found=asked.num_nodes)
-        )  # fmt: skip
+            t(
+                "--num_nodes {asked}: partition {partition} has {found} node{found:s}",
+                asked=config.num_nodes,
+                partition=asked.name,
+                found=asked.num_nodes,
+            )
+        )
     return asked
 
 
@@ -219,7 +235,7 @@ def _account(config: RunConfig, cluster: Cluster, plan: JobPlan) -> list[str]:
 
 def _gpu_options(
     config: RunConfig, cluster: Cluster, partition: Partition | None, extra: list[str], plan: JobPlan
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     found = partition.gpus_per_node if partition else 0
     asked = config.gpu_request
     if any(GPU_OPTION.match(word) for word in extra):
@@ -230,10 +246,15 @@ def _gpu_options(
         return []
     if found and config.num_gpus > found and partition is not None:
         plan.problems.append(
-            t("--num_gpus {asked}: the nodes of partition {partition} have {found} GPU{found:s}; give --num_gpus "
-              "{found} and more "
-              "--num_nodes", asked=config.num_gpus, partition=partition.name, found=found)
-        )  # fmt: skip
+            t(
+                "--num_gpus {asked}: the nodes of partition {partition} have {found} GPU{found:s}; give --num_gpus "
+                "{found} and more "
+                "--num_nodes",
+                asked=config.num_gpus,
+                partition=partition.name,
+                found=found,
+            )
+        )
     if asked == "auto":  # only this plugin of Slurm counts GPUs by itself
         asked = "gpus-per-node" if "cons_tres" in cluster.config.get("SelectType", "") else "gres"
     return [GPU_REQUESTS[asked].format(count=config.num_gpus)]
@@ -254,9 +275,10 @@ def _cpu_note(config: RunConfig, partition: Partition | None) -> str:
     return t(
         "Slurm knows no GPU in partition {partition}: --num_gpus {count} means {count} CPU process{count:es} on each "
         "node (GPUs that "
-        "Slurm does not list: --gpu_request gres)", partition=partition.name if partition else config.partition,
+        "Slurm does not list: --gpu_request gres)",
+        partition=partition.name if partition else config.partition,
         count=config.num_gpus,
-    )  # fmt: skip
+    )
 
 
 def _check_time(config: RunConfig, plan: JobPlan) -> None:
@@ -272,9 +294,13 @@ def _check_time(config: RunConfig, plan: JobPlan) -> None:
         )
     elif limit and limit <= config.save_time_s:
         plan.problems.append(
-            t("--time {given}: the job would be told to save at once, because --save_time_s is {seconds}; give more time, or "
-              "fewer seconds", given=config.time, seconds=config.save_time_s)
-        )  # fmt: skip
+            t(
+                "--time {given}: the job would be told to save at once, because --save_time_s is {seconds}; give more time, or "
+                "fewer seconds",
+                given=config.time,
+                seconds=config.save_time_s,
+            )
+        )
 
 
 def _check_environment(config: RunConfig, plan: JobPlan) -> None:

@@ -52,9 +52,14 @@ def wait_for_file(path: Path, node: int, wait_s: float = FILE_WAIT_S) -> None:
     while not path.is_file():
         if time.monotonic() > deadline:
             raise RunError(
-                t("{path} cannot be seen on {host} after {seconds:.0f} s; the experiment folder must be on a file system that "
-                  "all nodes share (--experiments_dir)", path=path, host=os.uname().nodename, seconds=wait_s)
-            )  # fmt: skip
+                t(
+                    "{path} cannot be seen on {host} after {seconds:.0f} s; the experiment folder must be on a file system "
+                    "that all nodes share (--experiments_dir)",
+                    path=path,
+                    host=os.uname().nodename,
+                    seconds=wait_s,
+                )
+            )
         if path.parent.is_dir():
             list(path.parent.iterdir())  # makes NFS look again
         time.sleep(min(1.0, wait_s / 10))
@@ -109,22 +114,36 @@ class Node:
             reason = t(
                 "the job was started {count} time{count:s} at step {step} without getting to a checkpoint; it is not "
                 "started again. "
-                "Lower --save_every_n_steps, or see what ended it in {log}", count=STARTS_WITHOUT_PROGRESS, step=first_step,
+                "Lower --save_every_n_steps, or see what ended it in {log}",
+                count=STARTS_WITHOUT_PROGRESS,
+                step=first_step,
                 log=self.logs / f"slurm-{self.job_id}.out",
-            )  # fmt: skip
+            )
             self._write_outcome("failed")
             record_outcome(self.folder, Outcome(FAILED, EXIT_FAILED, reason))
             raise RunError(reason)
         write_status(
-            self.folder, STARTING, step=first_step, max_steps=self.run.max_steps, reason=None, exit_code=None,
-            job_id=self.job_id, restarts=self.restarts, saved=None, launcher_pid=None,
-        )  # fmt: skip
+            self.folder,
+            STARTING,
+            step=first_step,
+            max_steps=self.run.max_steps,
+            reason=None,
+            exit_code=None,
+            job_id=self.job_id,
+            restarts=self.restarts,
+            saved=None,
+            launcher_pid=None,
+        )
 
     def _command(self) -> list[str]:
         return torchrun_command_of_node(
-            self.run_file, self.run.config.num_gpus, num_nodes=len(self.addresses), node=str(self.node),
-            first_node=rendezvous_address(self.addresses[0], self.node == 0), port=port_of_job(int(self.job_id), self.restarts),
-        )  # fmt: skip
+            self.run_file,
+            self.run.config.num_gpus,
+            num_nodes=len(self.addresses),
+            node=str(self.node),
+            first_node=rendezvous_address(self.addresses[0], self.node == 0),
+            port=port_of_job(int(self.job_id), self.restarts),
+        )
 
     def _end(self, outcome: Outcome, asked: int | None, first_step: int) -> int:
         """Writes how it ended and whether the job is to go on by itself."""
@@ -143,15 +162,19 @@ class Node:
             return EXIT_FINISHED
         step = saved_step(self.folder)
         if step > first_step:
-            reason = t("time limit: saved at step {step} of {max_steps}; the job goes on by itself", step=step,
-                       max_steps=self.run.max_steps)  # fmt: skip
+            reason = t(
+                "time limit: saved at step {step} of {max_steps}; the job goes on by itself",
+                step=step,
+                max_steps=self.run.max_steps,
+            )
             write_status(self.folder, QUEUED, reason=reason, exit_code=None)
             self._write_outcome("requeue")
         else:
             reason = t(
                 "time limit: nothing new was saved since step {step}, so the job does not go on by itself; give more --time, "
-                "or a shorter --save_time_s", step=first_step,
-            )  # fmt: skip
+                "or a shorter --save_time_s",
+                step=first_step,
+            )
             record_outcome(self.folder, Outcome(FAILED, EXIT_FAILED, reason))
             self._write_outcome("failed")
         print(reason, flush=True)

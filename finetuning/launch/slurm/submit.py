@@ -39,9 +39,13 @@ def refuse_live_job(experiment_dir: Path, name: str) -> None:
     job_id = status.get("job_id")
     if job_id is not None and status["state"] in LIVE_STATES and is_live(job_id):
         raise InputError(
-            t("experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel {name}"
-              "`, or give another --experiment name", name=name, job=job_id)
-        )  # fmt: skip
+            t(
+                "experiment {name} is job {job} already; see it with `finetune logs {name}`, end it with `finetune cancel "
+                "{name}`, or give another --experiment name",
+                name=name,
+                job=job_id,
+            )
+        )
 
 
 def submit_job(run: Run, job_script: str, step: int, console: Console) -> str:

@@ -76,9 +76,15 @@ class FullBlock(Block):
     """
 
     def __init__(
-        self, block: Block, *, fp8: bool, keep_all: bool, gathered: bool = False, exchange: Exchange | None = None,
+        self,
+        block: Block,
+        *,
+        fp8: bool,
+        keep_all: bool,
+        gathered: bool = False,
+        exchange: Exchange | None = None,
         accumulation: Accumulation | None = None,
-    ):  # fmt: skip
+    ):
         assert not (fp8 and gathered)
         super().__init__(block.self_attn, block.mlp, block.input_layernorm, block.post_attention_layernorm)
         self.keep_all, self.exchange = keep_all, exchange or NoExchange()
@@ -114,7 +120,7 @@ class FullBlock(Block):
     @override
     def forward(
         self, x_BtD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Block output [1, t, D]; B is 1. Every process of the exchange must call it.
 
         Without an exchange, `at_S` chooses positions: the output is theirs only, [1, S, D].

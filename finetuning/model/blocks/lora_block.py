@@ -65,7 +65,7 @@ class LoraBlock(Block):
     @override
     def forward(
         self, x_BTD: Tensor, cos_BTH: Tensor, sin_BTH: Tensor, documents: Documents, at_S: Tensor | None = None
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Block output [1, T, D], or [1, S, D] of the positions `at_S` only; B is 1."""
         # The input of the first block needs no gradient; one of the adapters makes autograd call the backward pass.
         anchor = self.adapters.parameters[0]
@@ -188,9 +188,16 @@ class _LoraBlock(torch.autograd.Function):
         grads, dgate_up, dt_gate_up = _side_by_side(len(gate_up), gate_up.shape[1], low.a_gate_up)
         dgate, dup = dgate_up.chunk(2, -1)
         kernels.gate_backward_with_adapters(
-            w_down.backward(dx3), gate, up, dgate, dup, gate_low_rank_deltas(t_gate_up, low), (dt_down, low.a_down),
-            (d.b_gate, d.b_up, d.a_down), scale,
-        )  # fmt: skip
+            w_down.backward(dx3),
+            gate,
+            up,
+            dgate,
+            dup,
+            gate_low_rank_deltas(t_gate_up, low),
+            (dt_down, low.a_down),
+            (d.b_gate, d.b_up, d.a_down),
+            scale,
+        )
         for grad, b, dt in zip((dgate, dup), (low.b_gate, low.b_up), dt_gate_up.chunk(2, -1), strict=True):
             torch.mm(grad, b, out=dt)
         _scaled_product(dt_gate_up, h2, scale, d.a_gate_up)

@@ -170,9 +170,16 @@ def _after_attention_backward(
         gate, up = gate_up.chunk(2, -1)
         # The gradients take the place of gate and up: each entry is read before it is written.
         kernels.gate_backward_with_adapters(
-            w_down_transposed.backward(dx3), gate, up, gate, up, gate_low_rank_deltas(t_gate_up, low), (dt_down, low.a_down),
-            (sums[0], sums[1], sums[2]), scale,
-        )  # fmt: skip
+            w_down_transposed.backward(dx3),
+            gate,
+            up,
+            gate,
+            up,
+            gate_low_rank_deltas(t_gate_up, low),
+            (dt_down, low.a_down),
+            (sums[0], sums[1], sums[2]),
+            scale,
+        )
         dt_gate_up = torch.cat((gate @ low.b_gate, up @ low.b_up), -1)
         d.a_gate_up.add_(dt_gate_up.t() @ h2, alpha=scale)
         dh2 = w_gate_up_transposed.backward(gate_up).addmm_(dt_gate_up, low.a_gate_up)
@@ -188,9 +195,16 @@ def _after_attention_backward(
 
 
 def _projection_backward(
-    least: LowMemoryBlock, x_TD: Tensor, dqkv_TC: Tensor, dt_qkv: Tensor, dx2_TD: Tensor, low: Adapters, d: Adapters, *,
+    least: LowMemoryBlock,
+    x_TD: Tensor,
+    dqkv_TC: Tensor,
+    dt_qkv: Tensor,
+    dx2_TD: Tensor,
+    low: Adapters,
+    d: Adapters,
+    *,
     needs_input: bool,
-) -> Tensor | None:  # fmt: skip
+) -> Tensor | None:
     """Gradient of the block's input [T, D], adapters' added to `d`; none for the first block, as the embedding is frozen."""
     norm = least.input_layernorm.weight
     h1, inverse1 = kernels.norm(x_TD, norm, least.eps)

@@ -42,7 +42,7 @@ def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def norm_backward(
     grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, out_TD: Tensor | None = None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Gradient of the norm's input plus the gradient that arrives past the norm, [T, D]; written into `out`, if given.
 
     With n = x * inverse and g = weight * grad: inverse * (g - n * mean(g * n)).
@@ -110,9 +110,15 @@ def apply_rotary_to_heads(
 
 
 def apply_rotary_to_heads_backward(
-    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
-    update: LowRankDelta | None = None, gradients: tuple[Tensor, Tensor] | None = None,
-) -> None:  # fmt: skip
+    grad_q_TNH: Tensor,
+    grad_k_TKH: Tensor,
+    grad_v_TKH: Tensor,
+    cos_TH: Tensor,
+    sin_TH: Tensor,
+    out_TC: Tensor,
+    update: LowRankDelta | None = None,
+    gradients: tuple[Tensor, Tensor] | None = None,
+) -> None:
     """Turns the gradients of q and k back and writes all three side by side into `out_TC`.
 
     Args:
@@ -126,8 +132,13 @@ def apply_rotary_to_heads_backward(
     out_TC.copy_(torch.cat((rotated, grad_v_TKH.float()), 1).flatten(1))
     if update is not None and gradients is not None:
         sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
-        per_kind = (out_TC.split(sizes, -1), update.t_TR.chunk(3, -1), update.b_OR.split(sizes), gradients[0].chunk(3, -1),
-                    gradients[1].split(sizes))  # fmt: skip
+        per_kind = (
+            out_TC.split(sizes, -1),
+            update.t_TR.chunk(3, -1),
+            update.b_OR.split(sizes),
+            gradients[0].chunk(3, -1),
+            gradients[1].split(sizes),
+        )
         for grad, t, b, dt, db in zip(*per_kind, strict=True):
             low_rank_delta_backward(grad, LowRankDelta(t, b), dt, db)
 
@@ -141,7 +152,7 @@ def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 def gate_with_adapters(
     gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRankDelta, LowRankDelta], a_RF: Tensor
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
     if gate_TF.is_cuda:
         inner_TF = _triton().gate(gate_TF, up_TF, updates)
@@ -159,10 +170,16 @@ def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF:
 
 
 def gate_backward_with_adapters(
-    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor,
-    updates: tuple[LowRankDelta, LowRankDelta], through: tuple[Tensor, Tensor],
-    gradients: tuple[Tensor, Tensor, Tensor], scale: float,
-) -> None:  # fmt: skip
+    grad_TF: Tensor,
+    gate_TF: Tensor,
+    up_TF: Tensor,
+    grad_gate_TF: Tensor,
+    grad_up_TF: Tensor,
+    updates: tuple[LowRankDelta, LowRankDelta],
+    through: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+) -> None:
     """The same for layers with adapters, with the sums over tokens that the gate's output and gradients are good for.
 
     Args:
@@ -281,9 +298,7 @@ def gather_rows(table_VD: Tensor, tokens_T: Tensor) -> Tensor:
     return table_VD[tokens_T]
 
 
-def scaled_product(
-    x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast_sums: bool = True
-) -> Tensor:  # fmt: skip
+def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: torch.dtype, *, fast_sums: bool = True) -> Tensor:
     """x y^T [T, O] of two matrices [T, I] and [O, I] that are quantized by rows, returned in `dtype`.
 
     On CUDA, T may be anything; O and I must be multiples of 16.

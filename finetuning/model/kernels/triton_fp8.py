@@ -24,23 +24,41 @@ def store_quantized(values, places, factor_place, inside, largest: tl.constexpr,
 
 def quantize_rows(
     x_TD: Tensor, columns_D: Tensor | None, out_TD: Tensor, largest: float, min_scale: float
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor]:
     num_rows, size = x_TD.shape
     factors = torch.empty((num_rows, 1), dtype=torch.float32, device=x_TD.device)
     block = triton.next_power_of_2(size)
     _quantize_rows[(num_rows,)](
-        x_TD, x_TD.stride(0), out_TD, out_TD.stride(0), factors, factors if columns_D is None else columns_D, size,
-        largest=largest, min_scale=min_scale, BLOCK=block, MULTIPLY=columns_D is not None,
+        x_TD,
+        x_TD.stride(0),
+        out_TD,
+        out_TD.stride(0),
+        factors,
+        factors if columns_D is None else columns_D,
+        size,
+        largest=largest,
+        min_scale=min_scale,
+        BLOCK=block,
+        MULTIPLY=columns_D is not None,
         num_warps=4 if block <= 8192 else 8,
-    )  # fmt: skip
+    )
     return out_TD, factors
 
 
 @triton.jit
 def _quantize_rows(
-    x, stride, out, out_stride, factors, multipliers, size: tl.constexpr, largest: tl.constexpr, min_scale: tl.constexpr,
-    BLOCK: tl.constexpr, MULTIPLY: tl.constexpr,
-):  # fmt: skip
+    x,
+    stride,
+    out,
+    out_stride,
+    factors,
+    multipliers,
+    size: tl.constexpr,
+    largest: tl.constexpr,
+    min_scale: tl.constexpr,
+    BLOCK: tl.constexpr,
+    MULTIPLY: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -54,17 +72,32 @@ def quantize_beside(a_RI: Tensor, factors_I1: Tensor, out_IR: Tensor, largest: f
     rank, size = a_RI.shape
     multipliers = torch.empty(rank, dtype=torch.float32, device=a_RI.device)
     _quantize_beside[(rank,)](
-        a_RI, factors_I1, out_IR, out_IR.stride(0), multipliers, size, largest=largest, min_scale=min_scale,
-        BLOCK=triton.next_power_of_2(size), num_warps=8,
-    )  # fmt: skip
+        a_RI,
+        factors_I1,
+        out_IR,
+        out_IR.stride(0),
+        multipliers,
+        size,
+        largest=largest,
+        min_scale=min_scale,
+        BLOCK=triton.next_power_of_2(size),
+        num_warps=8,
+    )
     return multipliers
 
 
 @triton.jit
 def _quantize_beside(
-    a, factors, out, stride, multipliers, size: tl.constexpr, largest: tl.constexpr, min_scale: tl.constexpr,
+    a,
+    factors,
+    out,
+    stride,
+    multipliers,
+    size: tl.constexpr,
+    largest: tl.constexpr,
+    min_scale: tl.constexpr,
     BLOCK: tl.constexpr,
-):  # fmt: skip
+):
     rank = tl.program_id(0)
     places = tl.arange(0, BLOCK)
     inside = places < size

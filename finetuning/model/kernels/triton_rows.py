@@ -30,21 +30,40 @@ def norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 def norm_and_quantize(
     x_TD: Tensor, weight_D: Tensor, eps: float, largest: float, min_scale: float
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     out, inverse = torch.empty_like(x_TD), _row_factors(x_TD)
     quantized, factors = torch.empty_like(x_TD, dtype=torch.float8_e4m3fn), _row_factors(x_TD)
     _norm[(len(x_TD),)](
-        x_TD, weight_D, out, inverse, quantized, factors, eps, QUANTISE=True, largest=largest, min_scale=min_scale,
+        x_TD,
+        weight_D,
+        out,
+        inverse,
+        quantized,
+        factors,
+        eps,
+        QUANTISE=True,
+        largest=largest,
+        min_scale=min_scale,
         **_whole_rows(x_TD),
-    )  # fmt: skip
+    )
     return out, inverse, (quantized, factors[:, None])
 
 
 @triton.jit
 def _norm(
-    x, weight, out, inverse, quantized, factors, eps, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
-    largest: tl.constexpr = 1.0, min_scale: tl.constexpr = 1.0,
-):  # fmt: skip
+    x,
+    weight,
+    out,
+    inverse,
+    quantized,
+    factors,
+    eps,
+    size: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0,
+    min_scale: tl.constexpr = 1.0,
+):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < size
@@ -60,12 +79,19 @@ def _norm(
 
 def norm_backward(
     grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor, weight_D: Tensor, residual_grad_TD: Tensor, out_TD: Tensor | None
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     out = torch.empty_like(x_TD) if out_TD is None else out_TD
     _norm_backward[(len(x_TD),)](
-        grad_TD, x_TD, inverse_T, weight_D, residual_grad_TD, residual_grad_TD.stride(0), out, out.stride(0),
+        grad_TD,
+        x_TD,
+        inverse_T,
+        weight_D,
+        residual_grad_TD,
+        residual_grad_TD.stride(0),
+        out,
+        out.stride(0),
         **_whole_rows(x_TD),
-    )  # fmt: skip
+    )
     return out
 
 
@@ -125,30 +151,54 @@ def cross_entropy(logits_TV: Tensor, labels_T: Tensor) -> Tensor:
     losses = _row_factors(logits_TV)
     if len(losses):
         _cross_entropy[(len(losses),)](
-            logits_TV, labels_T, losses, logits_TV, losses, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=False,
+            logits_TV,
+            labels_T,
+            losses,
+            logits_TV,
+            losses,
+            logits_TV.shape[1],
+            BLOCK=VOCABULARY_BLOCK,
+            QUANTISE=False,
             num_warps=16,
-        )  # fmt: skip
+        )
     return losses
 
 
 def cross_entropy_and_quantize(
     logits_TV: Tensor, labels_T: Tensor, largest: float, min_scale: float
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:  # fmt: skip
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     losses, factors = _row_factors(logits_TV), _row_factors(logits_TV)
     quantized = torch.empty_like(logits_TV, dtype=torch.float8_e4m3fn)
     if len(losses):
         _cross_entropy[(len(losses),)](
-            logits_TV, labels_T, losses, quantized, factors, logits_TV.shape[1], BLOCK=VOCABULARY_BLOCK, QUANTISE=True,
-            largest=largest, min_scale=min_scale, num_warps=16,
-        )  # fmt: skip
+            logits_TV,
+            labels_T,
+            losses,
+            quantized,
+            factors,
+            logits_TV.shape[1],
+            BLOCK=VOCABULARY_BLOCK,
+            QUANTISE=True,
+            largest=largest,
+            min_scale=min_scale,
+            num_warps=16,
+        )
     return losses, (quantized, factors[:, None])
 
 
 @triton.jit
 def _cross_entropy(
-    logits, labels, losses, gradients, factors, size: tl.constexpr, BLOCK: tl.constexpr, QUANTISE: tl.constexpr,
-    largest: tl.constexpr = 1.0, min_scale: tl.constexpr = 1.0,
-):  # fmt: skip
+    logits,
+    labels,
+    losses,
+    gradients,
+    factors,
+    size: tl.constexpr,
+    BLOCK: tl.constexpr,
+    QUANTISE: tl.constexpr,
+    largest: tl.constexpr = 1.0,
+    min_scale: tl.constexpr = 1.0,
+):
     row = tl.program_id(0).to(tl.int64)
     logits += row * size
     gradients += row * size

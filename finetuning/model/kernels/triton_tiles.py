@@ -67,17 +67,40 @@ def add_low_rank_delta(x_TD: Tensor, y_TD: Tensor, update: LowRank) -> Tensor:
     out = torch.empty_like(x_TD)
     grid = (triton.cdiv(num_rows, UPDATE_ROWS), triton.cdiv(size, UPDATE_COLUMNS))
     _add_update[grid](
-        x_TD, y_TD, y_TD.stride(0), t, t.stride(0), b, out, num_rows, size, rank, _padded(rank),
-        ROWS=UPDATE_ROWS, COLUMNS=UPDATE_COLUMNS, num_warps=8,
-    )  # fmt: skip
+        x_TD,
+        y_TD,
+        y_TD.stride(0),
+        t,
+        t.stride(0),
+        b,
+        out,
+        num_rows,
+        size,
+        rank,
+        _padded(rank),
+        ROWS=UPDATE_ROWS,
+        COLUMNS=UPDATE_COLUMNS,
+        num_warps=8,
+    )
     return out
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _add_update(
-    x, y, y_stride, t, t_stride, b, out, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    x,
+    y,
+    y_stride,
+    t,
+    t_stride,
+    b,
+    out,
+    num_rows,
+    size: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < size)
@@ -96,18 +119,45 @@ def low_rank_delta_backward(grad_TO: Tensor, update: LowRank, dt_TR: Tensor, db_
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     dt_parts, db_parts = _dt_parts(grid[0], grad_TO, rank), _db_parts(grid[1], 1, size, rank, grad_TO.device)
     _update_backward[grid](
-        grad_TO, grad_TO.stride(0), t, t.stride(0), b, dt_parts, db_parts, num_rows, size, rank, _padded(rank),
-        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        grad_TO,
+        grad_TO.stride(0),
+        t,
+        t.stride(0),
+        b,
+        dt_parts,
+        db_parts,
+        num_rows,
+        size,
+        rank,
+        _padded(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        TILES=tiles,
+        STAGES=stages,
+        num_warps=warps,
+    )
     _add_dt(dt_parts, (grid[0], 0), dt_TR, rank)
     _add_db(db_parts, (db_OR,), rank)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _update_backward(
-    grad, grad_stride, t, t_stride, b, dt_parts, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    grad,
+    grad_stride,
+    t,
+    t_stride,
+    b,
+    dt_parts,
+    db_parts,
+    num_rows,
+    size: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     ranks = tl.arange(0, RANK)
     b_tile = _load_rows(b, rank, columns, ranks, size, rank)
@@ -148,9 +198,7 @@ def _store_db(parts, part, values, columns, ranks, size: tl.constexpr, RANK: tl.
 def _add_dt(parts: Tensor, counts: tuple[int, int], dt_TR: Tensor, rank: int) -> None:
     """Sums of the first counts[0] parts, of the next counts[1], again of the next counts[1] and so on, side by side."""
     grid = (triton.cdiv(len(dt_TR), DT_ROWS), dt_TR.shape[1] // rank)
-    _add_dt_parts[grid](
-        parts, dt_TR, dt_TR.stride(0), len(dt_TR), *counts, rank, _padded(rank), ROWS=DT_ROWS, num_warps=1
-    )  # fmt: skip
+    _add_dt_parts[grid](parts, dt_TR, dt_TR.stride(0), len(dt_TR), *counts, rank, _padded(rank), ROWS=DT_ROWS, num_warps=1)
 
 
 @triton.jit(do_not_specialize=["num_rows", "first_count", "other_count"])
@@ -182,9 +230,18 @@ def _add_db(parts: Tensor, sums: tuple[Tensor, ...], rank: int, scale: float = 1
 
 @triton.jit(do_not_specialize=["num_parts"])
 def _add_db_parts(
-    parts, first, second, third, num_parts, scale, count: tl.constexpr, size: tl.constexpr, rank: tl.constexpr,
-    RANK: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
+    parts,
+    first,
+    second,
+    third,
+    num_parts,
+    scale,
+    count: tl.constexpr,
+    size: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     which = tl.program_id(1)
     ranks = tl.arange(0, RANK)
@@ -215,9 +272,26 @@ def apply_rotary_to_heads(
     rows, warps, stages = ROTATE_TILING
     grid = (triton.cdiv(num_rows, rows), (num_heads + 2 * num_key_value_heads) // together)
     _apply_rotary_to_heads[grid](
-        qkv_TC, qkv_TC.stride(0), t, t.stride(0), b, cos_TH, sin_TH, out, num_rows, size, num_heads, num_key_value_heads,
-        head_dim, rank, _padded(rank), ROWS=rows, TOGETHER=together, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        qkv_TC,
+        qkv_TC.stride(0),
+        t,
+        t.stride(0),
+        b,
+        cos_TH,
+        sin_TH,
+        out,
+        num_rows,
+        size,
+        num_heads,
+        num_key_value_heads,
+        head_dim,
+        rank,
+        _padded(rank),
+        ROWS=rows,
+        TOGETHER=together,
+        STAGES=stages,
+        num_warps=warps,
+    )
     return out
 
 
@@ -228,10 +302,25 @@ def _heads_together(heads: tuple[int, int]) -> int:
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _apply_rotary_to_heads(
-    qkv, qkv_stride, t, t_stride, b, cos, sin, out, num_rows, size: tl.constexpr, num_heads: tl.constexpr,
-    num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
-    TOGETHER: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    qkv_stride,
+    t,
+    t_stride,
+    b,
+    cos,
+    sin,
+    out,
+    num_rows,
+    size: tl.constexpr,
+    num_heads: tl.constexpr,
+    num_key_value_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TOGETHER: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     first_head = tl.program_id(1) * TOGETHER
     half: tl.constexpr = head_dim // 2
@@ -261,17 +350,28 @@ def _apply_rotary_to_heads(
 
 
 def apply_rotary_to_heads_backward(
-    grad_q_TNH: Tensor, grad_k_TKH: Tensor, grad_v_TKH: Tensor, cos_TH: Tensor, sin_TH: Tensor, out_TC: Tensor,
-    update: LowRank | None, gradients: tuple[Tensor, Tensor] | None,
-) -> None:  # fmt: skip
+    grad_q_TNH: Tensor,
+    grad_k_TKH: Tensor,
+    grad_v_TKH: Tensor,
+    cos_TH: Tensor,
+    sin_TH: Tensor,
+    out_TC: Tensor,
+    update: LowRank | None,
+    gradients: tuple[Tensor, Tensor] | None,
+) -> None:
     num_rows, num_heads, head_dim = grad_q_TNH.shape
     num_key_value_heads = grad_k_TKH.shape[1]
     assert all(grad.stride()[1:] == (head_dim, 1) for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH))
     if update is not None and gradients is not None and head_dim < 2 * MIN_DEPTH:  # too small for products of half a head
         apply_rotary_to_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, None, None)
         sizes = [grad[0].numel() for grad in (grad_q_TNH, grad_k_TKH, grad_v_TKH)]
-        per_kind = (out_TC.split(sizes, -1), update[0].chunk(3, -1), update[1].split(sizes), gradients[0].chunk(3, -1),
-                    gradients[1].split(sizes))  # fmt: skip
+        per_kind = (
+            out_TC.split(sizes, -1),
+            update[0].chunk(3, -1),
+            update[1].split(sizes),
+            gradients[0].chunk(3, -1),
+            gradients[1].split(sizes),
+        )
         for grad, t, b, dt, db in zip(*per_kind, strict=True):
             low_rank_delta_backward(grad, (t, b), dt, db)
         return
@@ -285,10 +385,32 @@ def apply_rotary_to_heads_backward(
         dt_parts = _dt_parts(heads, out_TC, rank)
         db_parts = _db_parts(grid[1], 1, heads * head_dim, rank, out_TC.device)
     _rotate_heads_backward[grid](
-        grad_q_TNH, grad_q_TNH.stride(0), grad_k_TKH, grad_k_TKH.stride(0), grad_v_TKH, grad_v_TKH.stride(0), cos_TH, sin_TH,
-        out_TC, out_TC.stride(0), t, t.stride(0), b, dt_parts, db_parts, num_rows, num_heads, num_key_value_heads, head_dim,
-        rank, _padded(rank), ROWS=rows, TILES=tiles, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        grad_q_TNH,
+        grad_q_TNH.stride(0),
+        grad_k_TKH,
+        grad_k_TKH.stride(0),
+        grad_v_TKH,
+        grad_v_TKH.stride(0),
+        cos_TH,
+        sin_TH,
+        out_TC,
+        out_TC.stride(0),
+        t,
+        t.stride(0),
+        b,
+        dt_parts,
+        db_parts,
+        num_rows,
+        num_heads,
+        num_key_value_heads,
+        head_dim,
+        rank,
+        _padded(rank),
+        ROWS=rows,
+        TILES=tiles,
+        STAGES=stages,
+        num_warps=warps,
+    )
     if gradients is not None:
         dt, db = gradients
         _add_dt(dt_parts, (num_heads, num_key_value_heads), dt, rank)
@@ -297,10 +419,31 @@ def apply_rotary_to_heads_backward(
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _rotate_heads_backward(
-    grad_q, q_stride, grad_k, k_stride, grad_v, v_stride, cos, sin, out, out_stride, t, t_stride, b, dt_parts, db_parts,
-    num_rows, num_heads: tl.constexpr, num_key_value_heads: tl.constexpr, head_dim: tl.constexpr, rank: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    grad_q,
+    q_stride,
+    grad_k,
+    k_stride,
+    grad_v,
+    v_stride,
+    cos,
+    sin,
+    out,
+    out_stride,
+    t,
+    t_stride,
+    b,
+    dt_parts,
+    db_parts,
+    num_rows,
+    num_heads: tl.constexpr,
+    num_key_value_heads: tl.constexpr,
+    head_dim: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     head = tl.program_id(0)
     half: tl.constexpr = head_dim // 2
     halves = tl.arange(0, half)
@@ -355,17 +498,48 @@ def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None
     rows, columns, tiles, warps, stages = GATE_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate[grid](
-        gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate, b_up, out, num_rows, size, rank,
-        _padded(rank), ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        gate_TF,
+        up_TF,
+        gate_TF.stride(0),
+        t_gate,
+        t_up,
+        t_gate.stride(0),
+        b_gate,
+        b_up,
+        out,
+        num_rows,
+        size,
+        rank,
+        _padded(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        TILES=tiles,
+        STAGES=stages,
+        num_warps=warps,
+    )
     return out
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gate(
-    gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, out, num_rows, size: tl.constexpr, rank: tl.constexpr,
-    RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    gate,
+    up,
+    stride,
+    t_gate,
+    t_up,
+    t_stride,
+    b_gate,
+    b_up,
+    out,
+    num_rows,
+    size: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if RANK > 0:
         ranks = tl.arange(0, RANK)
@@ -390,17 +564,48 @@ def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF:
     rows, columns, tiles, warps, stages = GATE_BACKWARD_TILING
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate_backward[grid](
-        grad_TF, grad_TF, 0, grad_TF, 0, gate_TF, up_TF, gate_TF.stride(0), grad_TF, grad_TF, 0, grad_TF, grad_TF,
-        grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), out, out, num_rows, size, 0, 0,
-        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        grad_TF,
+        grad_TF,
+        0,
+        grad_TF,
+        0,
+        gate_TF,
+        up_TF,
+        gate_TF.stride(0),
+        grad_TF,
+        grad_TF,
+        0,
+        grad_TF,
+        grad_TF,
+        grad_gate_TF,
+        grad_up_TF,
+        grad_gate_TF.stride(0),
+        out,
+        out,
+        num_rows,
+        size,
+        0,
+        0,
+        ROWS=rows,
+        COLUMNS=columns,
+        TILES=tiles,
+        STAGES=stages,
+        num_warps=warps,
+    )
     return out
 
 
 def gate_backward_with_adapters(
-    grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor, updates: tuple[LowRank, LowRank],
-    through: tuple[Tensor, Tensor], gradients: tuple[Tensor, Tensor, Tensor], scale: float,
-) -> None:  # fmt: skip
+    grad_TF: Tensor,
+    gate_TF: Tensor,
+    up_TF: Tensor,
+    grad_gate_TF: Tensor,
+    grad_up_TF: Tensor,
+    updates: tuple[LowRank, LowRank],
+    through: tuple[Tensor, Tensor],
+    gradients: tuple[Tensor, Tensor, Tensor],
+    scale: float,
+) -> None:
     num_rows, size = grad_TF.shape
     ((t_gate, b_gate), (t_up, b_up)), (dt, a) = updates, through
     rank = b_gate.shape[1]
@@ -409,19 +614,66 @@ def gate_backward_with_adapters(
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     parts = _db_parts(grid[1], 3, size, rank, grad_TF.device)
     _gate_backward[grid](
-        grad_TF, dt, dt.stride(0), a, a.stride(0), gate_TF, up_TF, gate_TF.stride(0), t_gate, t_up, t_gate.stride(0), b_gate,
-        b_up, grad_gate_TF, grad_up_TF, grad_gate_TF.stride(0), grad_TF, parts, num_rows, size, rank, _padded(rank),
-        ROWS=rows, COLUMNS=columns, TILES=tiles, STAGES=stages, num_warps=warps,
-    )  # fmt: skip
+        grad_TF,
+        dt,
+        dt.stride(0),
+        a,
+        a.stride(0),
+        gate_TF,
+        up_TF,
+        gate_TF.stride(0),
+        t_gate,
+        t_up,
+        t_gate.stride(0),
+        b_gate,
+        b_up,
+        grad_gate_TF,
+        grad_up_TF,
+        grad_gate_TF.stride(0),
+        grad_TF,
+        parts,
+        num_rows,
+        size,
+        rank,
+        _padded(rank),
+        ROWS=rows,
+        COLUMNS=columns,
+        TILES=tiles,
+        STAGES=stages,
+        num_warps=warps,
+    )
     _add_db(parts, gradients, rank, scale)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _gate_backward(
-    grad, dt, dt_stride, a, a_stride, gate, up, stride, t_gate, t_up, t_stride, b_gate, b_up, grad_gate, grad_up, grad_stride,
-    out, db_parts, num_rows, size: tl.constexpr, rank: tl.constexpr, RANK: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TILES: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    grad,
+    dt,
+    dt_stride,
+    a,
+    a_stride,
+    gate,
+    up,
+    stride,
+    t_gate,
+    t_up,
+    t_stride,
+    b_gate,
+    b_up,
+    grad_gate,
+    grad_up,
+    grad_stride,
+    out,
+    db_parts,
+    num_rows,
+    size: tl.constexpr,
+    rank: tl.constexpr,
+    RANK: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """Without adapters the gate's output goes to `out`; with them, sums over these rows go to the parts."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     if RANK > 0:

@@ -34,7 +34,7 @@ def make_split(folder: Path, lengths: list[int]) -> TokenizedSplit:
 @given(lengths=lengths_strategy, ranks=st.integers(1, 5), plan=plans)
 def test_a_plan_holds_every_sample_once_and_no_row_exceeds_its_capacity(
     lengths: np.ndarray, ranks: int, plan: PackPlan
-) -> None:  # fmt: skip
+) -> None:
     rows = plan_rows(lengths, ranks, plan)
     assert len(rows) == ranks
     assert len({len(rank) for rank in rows}) == 1, "sharded parameters are gathered together, so all ranks need the same count"
@@ -117,9 +117,15 @@ def test_an_epoch_trains_every_sample_once_from_any_start_on_any_number_of_ranks
     seen = []
     for rank in range(ranks):
         loader = GlobalBatches(
-            split, start_step=start, max_steps=max_steps, global_batch_size=batch, seed=7, data_rank=rank,
-            data_parallel_size=ranks, plan=PackPlan(CAPACITY, 8, 0.0),
-        )  # fmt: skip
+            split,
+            start_step=start,
+            max_steps=max_steps,
+            global_batch_size=batch,
+            seed=7,
+            data_rank=rank,
+            data_parallel_size=ranks,
+            plan=PackPlan(CAPACITY, 8, 0.0),
+        )
         assert len(loader) == max_steps
         steps = list(loader)
         assert [step.step for step in steps] == list(range(start, max_steps))

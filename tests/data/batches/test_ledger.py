@@ -32,9 +32,15 @@ def train(path: Path, split: TokenizedSplit, ranks: int, resume_step: int, max_s
     """What rank 0 of a run with this many ranks writes."""
     ledger = Ledger(path, resume_step)
     batches = GlobalBatches(
-        split, start_step=resume_step, max_steps=max_steps, global_batch_size=BATCH, seed=3, data_rank=0,
-        data_parallel_size=ranks, plan=PackPlan(64, 1, 0.0),
-    )  # fmt: skip
+        split,
+        start_step=resume_step,
+        max_steps=max_steps,
+        global_batch_size=BATCH,
+        seed=3,
+        data_rank=0,
+        data_parallel_size=ranks,
+        plan=PackPlan(64, 1, 0.0),
+    )
     for batch in batches:
         ledger.append(ledger_entry(split, batch.step + 1, batch.samples))
 

@@ -25,9 +25,13 @@ DROPS_THOUGHTS = PLAIN.replace("m.content | trim", "m.content.split('</think>')[
 
 
 def variant(
-    model_path: Path, target: Path, *, template: str | None = None, tokenizer: Callable[[dict[str, Any]], object] | None = None,
+    model_path: Path,
+    target: Path,
+    *,
+    template: str | None = None,
+    tokenizer: Callable[[dict[str, Any]], object] | None = None,
     **settings: Any,
-) -> Path:  # fmt: skip
+) -> Path:
     """A copy of a model folder without weights, with another template, tokenizer.json or entries of tokenizer_config.json."""
     folder = Path(shutil.copytree(model_path, target, ignore=shutil.ignore_patterns("*.safetensors")))
     if template is not None:
@@ -48,8 +52,13 @@ def chatml(model_path: Path, target: Path) -> Path:
         value["post_processor"] = None
 
     return variant(
-        model_path, target, template=CHATML, tokenizer=rename, bos_token="<|im_start|>", eos_token="<|im_end|>",
-    )  # fmt: skip
+        model_path,
+        target,
+        template=CHATML,
+        tokenizer=rename,
+        bos_token="<|im_start|>",
+        eos_token="<|im_end|>",
+    )
 
 
 def change(file: Path, by: Callable[[dict[str, Any]], object]) -> None:

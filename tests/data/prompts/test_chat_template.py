@@ -80,7 +80,7 @@ def test_a_template_is_rendered_as_transformers_does(model_path: Path, name: str
         for asks in (True, False):
             theirs = tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=asks, date_string=DATE.strftime(DATE_FORMAT)
-            )  # fmt: skip
+            )
             assert ours.render(messages, add_generation_prompt=asks) == theirs
 
 

@@ -44,7 +44,7 @@ def test_a_template_that_is_evil_for_one_text_only_is_ended_as_well(model_path: 
     evil = "{% if messages[0].content == 'evil' %}{{ 3 ** (10 ** 9 * (messages | length)) }}{% endif %}"
     prompt_format = load_prompt_format(
         variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", evil)), None, None
-    )  # fmt: skip
+    )
     assert prompt_format.differences([Sample(1, "good", "a")]) == [None]
     with pytest.raises(InputError, match="the chat template takes too much time or memory"):
         prompt_format.differences([Sample(1, "evil", "a")])
@@ -55,7 +55,7 @@ def test_a_template_that_fails_for_one_text_is_a_finding(model_path: Path, tmp_p
     evil = "{% if messages[0].content == 'evil' %}{{ 'a' * 10 ** 10 }}{% endif %}"
     prompt_format = load_prompt_format(
         variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", evil)), None, None
-    )  # fmt: skip
+    )
     right, wrong = prompt_format.differences([Sample(1, "good", "a"), Sample(2, "evil", "a")])
     assert right is None and wrong is not None and wrong.values["where"] == "error"
 
@@ -84,7 +84,7 @@ def test_a_text_on_which_only_the_tokenizer_fails_is_named(model_path: Path, tmp
 @pytest.mark.parametrize("evil", ["3 ** (10 ** 9 * (messages | length))", "'a' * 10 ** 10"])
 def test_the_processes_that_read_large_data_have_limits_too(
     model_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: str
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setattr(scan, "MIN_BYTES_FOR_PROCESSES", 0)
     template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{% if messages[0].content == 'evil' %}{{ " + evil + " }}{% endif %}")
     prompt_format = load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)

@@ -36,9 +36,7 @@ def test_a_begin_token_that_opens_every_turn_is_no_second_begin_of_text(model_pa
         "the line feed after the end is not trained"
     )
     assert prompt_format.differences([TWO_TURNS]) == [None]
-    custom = load_prompt_format(
-        tmp_path / "m", "<|im_start|>Q {input}<|im_end|>\\n<|im_start|>A {output}<|im_end|>", None
-    )  # fmt: skip
+    custom = load_prompt_format(tmp_path / "m", "<|im_start|>Q {input}<|im_end|>\\n<|im_start|>A {output}<|im_end|>", None)
     assert custom.whole_text(TWO_TURNS).count("<|im_start|>Q") == 2
 
 
@@ -52,9 +50,7 @@ def test_a_doubled_begin_is_refused_also_where_it_opens_turns(model_path: Path, 
 
 def test_a_header_after_the_last_answer_is_not_trained_and_turns_follow_each_other(model_path: Path, tmp_path: Path) -> None:
     prompt_format = load_prompt_format(variant(model_path, tmp_path / "m", template=ALWAYS_A_HEADER), None, None)
-    usual = load_prompt_format(
-        variant(model_path, tmp_path / "n", template=PLAIN), None, None
-    )  # fmt: skip
+    usual = load_prompt_format(variant(model_path, tmp_path / "n", template=PLAIN), None, None)
     for sample in (Sample(1, "a", "b"), TWO_TURNS):
         assert [x.tolist() for x in prompt_format.encode(sample)] == [x.tolist() for x in usual.encode(sample)]
     assert prompt_format.differences([TWO_TURNS]) == [None]
@@ -78,7 +74,7 @@ def test_thoughts_that_a_template_drops_are_found_in_every_sample(model_path: Pa
 
 def test_a_template_that_asks_the_clock_writes_one_date_which_is_recorded_and_exported(
     model_path: Path, tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     folder = variant(model_path, tmp_path / "m", template=ASKS_THE_CLOCK)
     prompt_format = load_prompt_format(folder, None, None)
     prompt = prompt_format.prompt_text(Sample(1, "q", ""))

@@ -23,9 +23,13 @@ def test_cuts_and_padding_of_a_tokenizer_are_switched_off(model_path: Path, tmp_
     def cuts(value: dict[str, Any]) -> None:
         value["truncation"] = {"direction": "Right", "max_length": 40, "strategy": "LongestFirst", "stride": 0}
         value["padding"] = {
-            "strategy": {"Fixed": 4000}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
+            "strategy": {"Fixed": 4000},
+            "direction": "Left",
+            "pad_to_multiple_of": None,
+            "pad_id": 0,
+            "pad_type_id": 0,
             "pad_token": "<|end_of_text|>",
-        }  # fmt: skip
+        }
 
     cut = load_prompt_format(variant(model_path, tmp_path / "m", tokenizer=cuts), None, None)
     whole = load_prompt_format(model_path, None, None)
@@ -94,7 +98,7 @@ def test_a_tokenizer_that_cannot_decode_says_so(model_path: Path, tmp_path: Path
     decoder = {"type": "Sequence", "decoders": [{"type": "Fuse"}, replace]}
     prompt_format = load_prompt_format(
         variant(model_path, tmp_path / "m", tokenizer=lambda value: value.update(decoder=decoder)), None, None
-    )  # fmt: skip
+    )
     tokens = open_tokenizer(model_path / "tokenizer.json").encode("a" * 40 + "!", add_special_tokens=False).ids
     with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer (fails|takes too much time or memory)"):
         prompt_format.decode(tokens)
@@ -126,7 +130,7 @@ def test_a_token_beyond_the_embedding_table_is_an_error_of_its_line(
 
 def test_every_sample_is_compared_with_the_template(
     model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+) -> None:
     folder = variant(model_path, tmp_path / "m", template=DROPS_THOUGHTS)
     records = [{"input": f"{n}?", "output": f"answer {n}"} for n in range(40)]
     path = write(tmp_path / "d", *records, {"input": "3+3?", "output": "<think>x</think>6"})

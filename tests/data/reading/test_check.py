@@ -51,9 +51,12 @@ def test_there_is_nothing_to_complain_about_in_the_shipped_example(path: Path, p
 
 
 def test_traditional_characters_are_foreign_in_simplified_data(write_jsonl: WriteJsonl) -> None:
-    path = write_jsonl("zh.jsonl", *[{"input": f"这个问题{i}怎么办？", "output": "请先说明。"} for i in range(9)],
-                       {"input": "這個怎麼辦？", "output": "请先说明。"},
-                       {"input": "日本語の国会", "output": "です、国会図書館"})  # fmt: skip
+    path = write_jsonl(
+        "zh.jsonl",
+        *[{"input": f"这个问题{i}怎么办？", "output": "请先说明。"} for i in range(9)],
+        {"input": "這個怎麼辦？", "output": "请先说明。"},
+        {"input": "日本語の国会", "output": "です、国会図書館"},
+    )
     report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
     foreign = [finding for finding in report.findings.sorted() if finding.code.endswith("_chinese")]
     assert [str(finding) for finding in foreign] == [
@@ -156,8 +159,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
     def peak_mib(samples: int) -> int:
-        run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "big.jsonl"), str(samples)], cwd=ROOT,
-                             capture_output=True, text=True, check=True)  # fmt: skip
+        run = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "big.jsonl"), str(samples)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         return int(run.stdout)
 
     small, large = peak_mib(2_000), peak_mib(12_000)

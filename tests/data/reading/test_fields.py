@@ -185,12 +185,18 @@ def test_duplicates_are_equal_in_everything_that_is_prompted_or_trained(write_js
         {"input": "a\nb", "output": "c"},
         {"input": "a", "output": "b\nc"},
         {"input": "a\nb", "output": "c", "system": "s"},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
-                      {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]},
+        {
+            "messages": [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "c"},
+                {"role": "assistant", "content": "d"},
+            ]
+        },
         {"input": "a\nb\nc", "output": "d"},
         {"input": "a\nb", "output": "c "},
         {"prompt": "a\nb", "completion": "c", "id": 7},
-    )  # fmt: skip
+    )
     report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
     assert told(report) == ["training.jsonl:7: the same as training.jsonl:1: a b"]
 

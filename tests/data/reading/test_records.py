@@ -74,9 +74,11 @@ def test_big5_is_recognized_as_such() -> None:
 
 @pytest.mark.parametrize(
     ("line", "code"),
-    [(b'\xef\xbb\xbf{"input": "a", "output": "b"}', "byte_order_mark"),
-     (b'{"input": "a", "output": "b", "input": "c"}', "duplicate_key")],
-)  # fmt: skip
+    [
+        (b'\xef\xbb\xbf{"input": "a", "output": "b"}', "byte_order_mark"),
+        (b'{"input": "a", "output": "b", "input": "c"}', "duplicate_key"),
+    ],
+)
 def test_what_can_still_be_used_is_warned_of(line: bytes, code: str) -> None:
     sample, _, problems = parse_line(line, 1)
     assert sample is not None
@@ -85,12 +87,16 @@ def test_what_can_still_be_used_is_warned_of(line: bytes, code: str) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["input", "output", "messages", "role", "content", "instruction", "prompt", "completion"]), inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["input", "output", "messages", "role", "content", "instruction", "prompt", "completion"]),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=8,
-)  # fmt: skip
+)
 
 
 @given(value=json_values)

@@ -139,8 +139,14 @@ def test_hostile_files_are_judged_in_five_seconds_and_half_a_gibibyte(tmp_path: 
         if content:
             (tmp_path / name).write_bytes(content)
     given = [(str(tmp_path / name), truncation) for name, _, truncation, *_ in cases]
-    run = subprocess.run([sys.executable, "-c", SCRIPT, str(model_path), json.dumps(given)], cwd=ROOT,
-                         capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(model_path), json.dumps(given)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     found = [json.loads(line) for line in run.stdout.split("\n")[:-1]]
     for (name, _, _, codes, usable), (found_codes, found_usable, seconds, mebibytes) in zip(cases, found, strict=True):
         assert (name, found_codes, found_usable) == (name, codes, usable)

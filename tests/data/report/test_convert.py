@@ -27,9 +27,10 @@ def read(path: Path) -> list[dict]:
 
 
 @given(
-    groups=st.lists(st.integers(0, 30), min_size=1, max_size=200).map(np.array), seed=st.integers(0, 9),
+    groups=st.lists(st.integers(0, 30), min_size=1, max_size=200).map(np.array),
+    seed=st.integers(0, 9),
     shares=st.sampled_from([(0.98, 0.01, 0.01), (0.8, 0.1, 0.1), (1.0, 0.0, 0.0), (0.5, 0.5, 0.0)]),
-)  # fmt: skip
+)
 def test_a_group_is_never_torn_apart_and_training_is_never_empty(groups: np.ndarray, seed: int, shares: tuple) -> None:
     part = split_groups(groups, shares, seed)
     assert all(len(set(part[groups == group])) == 1 for group in set(groups.tolist()))
@@ -51,8 +52,14 @@ def test_several_files_and_formats_become_one_folder(
         {"instruction": f"請說明第 {i} 個詞", "input": "", "output": f"第 {i} 個詞的意思是{chr(0x4E00 + i) * 9}。"}
         for i in range(40)
     ]
-    chat = {"messages": [{"role": "user", "content": "一"}, {"role": "assistant", "content": "1"},
-                         {"role": "user", "content": "二"}, {"role": "assistant", "content": "2"}]}  # fmt: skip
+    chat = {
+        "messages": [
+            {"role": "user", "content": "一"},
+            {"role": "assistant", "content": "1"},
+            {"role": "user", "content": "二"},
+            {"role": "assistant", "content": "2"},
+        ]
+    }
     write_jsonl("raw/a.jsonl", *alpaca, alpaca[3], b"{")
     write_jsonl("raw/b.jsonl", chat, alpaca[5])
     (tmp_path / "raw" / "c.json").write_text(json.dumps(pairs(2), ensure_ascii=False), encoding="utf-8")
@@ -74,8 +81,9 @@ def test_look_alikes_stay_in_one_part_so_a_check_of_the_result_finds_no_leakage(
 ) -> None:
     families = [
         {"input": STORY.replace("台灣", name) + mark, "output": f"{name}的故事。" * 3}
-        for name in ("山上", "海邊") for mark in ("", "！", "！！", "？")
-    ]  # fmt: skip
+        for name in ("山上", "海邊")
+        for mark in ("", "！", "！！", "？")
+    ]
     texts = [{"input": f"{chr(0x5000 + 31 * i) * 12}是什麼？", "output": f"是{chr(0x6000 + 17 * i) * 20}。"} for i in range(60)]
     source = write_jsonl("raw.jsonl", *families, *texts)
     out = tmp_path / "out"

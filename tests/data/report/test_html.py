@@ -75,10 +75,18 @@ def look_at(page: str, folder: Path, *, dark: bool, width: int) -> dict:
     file = folder / "page.html"
     file.write_text(page.replace("</body>", PROBE + "</body>"), encoding="utf-8")
     command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=5000",
-        *(["--force-dark-mode"] if dark else []), "--dump-dom", file.as_uri(),
-    ]  # fmt: skip
+        browser,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={width},900",
+        "--virtual-time-budget=5000",
+        *(["--force-dark-mode"] if dark else []),
+        "--dump-dom",
+        file.as_uri(),
+    ]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     found = re.search(r'<pre id="probe">([A-Za-z0-9+/=]+)', run.stdout)
     assert found, run.stdout[-500:] + run.stderr[-500:]
@@ -98,9 +106,7 @@ def page_of_defects(tmp_path_factory: pytest.TempPathFactory, prompt_format: Pro
 
 
 @pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 500)])
-def test_the_page_fits_and_can_be_read_in_light_and_dark(
-    page_of_defects: str, tmp_path: Path, dark: bool, width: int
-) -> None:  # fmt: skip
+def test_the_page_fits_and_can_be_read_in_light_and_dark(page_of_defects: str, tmp_path: Path, dark: bool, width: int) -> None:
     seen = look_at(page_of_defects, tmp_path, dark=dark, width=width)
     assert seen["dark"] == dark
     assert seen["width"] <= seen["window"], "no horizontal scrolling of the page"
@@ -120,8 +126,19 @@ def test_the_page_speaks_traditional_chinese(tmp_path: Path, prompt_format: Prom
     assert '<html lang="zh-Hant-TW">' in page
     text = re.sub("<style>.*?</style>|<[^>]+>", " ", page, flags=re.DOTALL)
     assert set(re.findall(r"[A-Za-z]{3,}", text)) <= {
-        "data", "alpaca", "training", "validation", "test", "jsonl", "input", "output", "MiB", "finetune", "tokens", "token"
-    }  # fmt: skip
+        "data",
+        "alpaca",
+        "training",
+        "validation",
+        "test",
+        "jsonl",
+        "input",
+        "output",
+        "MiB",
+        "finetune",
+        "tokens",
+        "token",
+    }
 
 
 def test_text_of_the_data_cannot_become_part_of_the_page(tmp_path: Path, prompt_format: PromptFormat) -> None:
@@ -133,13 +150,25 @@ def test_text_of_the_data_cannot_become_part_of_the_page(tmp_path: Path, prompt_
     assert "<script>" not in page and "<b>\ufffd" not in page and "<i>x" not in page
 
 
-def test_the_verb_writes_screen_json_and_page(
-    tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_the_verb_writes_screen_json_and_page(tmp_path: Path, model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expected = write_defects(tmp_path / "data")
     out = [str(tmp_path / name) for name in ("report.json", "report.html")]
-    code = main(["check", str(tmp_path / "data"), "--hf_model_id", str(model_path), "--seq_length", "512", "--json", out[0],
-                 "--html", out[1], "-g", "4"])  # fmt: skip
+    code = main(
+        [
+            "check",
+            str(tmp_path / "data"),
+            "--hf_model_id",
+            str(model_path),
+            "--seq_length",
+            "512",
+            "--json",
+            out[0],
+            "--html",
+            out[1],
+            "-g",
+            "4",
+        ]
+    )
     assert code == 2
     value = json.loads(Path(out[0]).read_text(encoding="utf-8"))
     assert {(f["file"], f["line"], f["code"]) for f in value["findings"]} == expected
@@ -172,15 +201,27 @@ def test_packing_is_that_of_the_rows_asked_for(model_path: Path, tmp_path: Path)
     fills = []
     for row_length in ("512", "4096"):
         out = tmp_path / f"{row_length}.json"
-        main(["check", str(EXAMPLE), "--hf_model_id", str(model_path), "--seq_length", "512", "--row_length", row_length,
-              "-g", "64", "--json", str(out)])  # fmt: skip
+        main(
+            [
+                "check",
+                str(EXAMPLE),
+                "--hf_model_id",
+                str(model_path),
+                "--seq_length",
+                "512",
+                "--row_length",
+                row_length,
+                "-g",
+                "64",
+                "--json",
+                str(out),
+            ]
+        )
         fills.append(json.loads(out.read_text(encoding="utf-8"))["packing"])
     assert fills[0] != fills[1]
 
 
-def test_a_preview_shows_what_is_trained_and_keeps_its_promises(
-    model_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+def test_a_preview_shows_what_is_trained_and_keeps_its_promises(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", str(EXAMPLE), "--hf_model_id", str(model_path), "--split", "test", "--line", "3"]) == 0
     screen = capsys.readouterr().out
     record = json.loads((EXAMPLE / "test.jsonl").read_text(encoding="utf-8").split("\n")[2])

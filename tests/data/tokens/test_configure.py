@@ -144,9 +144,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_no_bad_sample(
     assert problem.startswith("training.jsonl.gz: cannot be read (")
 
 
-def test_many_bad_lines_are_listed_up_to_a_limit_and_counted(
-    model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl
-) -> None:  # fmt: skip
+def test_many_bad_lines_are_listed_up_to_a_limit_and_counted(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
     folder = write_jsonl("data/training.jsonl", *[b"{"] * 30).parent
     with pytest.raises(InputError) as caught:
         configure(folder, model_path, tmp_path)

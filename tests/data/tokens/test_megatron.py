@@ -35,9 +35,12 @@ def test_the_index_has_the_documented_bytes(tmp_path: Path) -> None:
     assert write_megatron(tmp_path / "x", documents_from([3, 1]), vocab_size=1000) == 2
     assert (tmp_path / "x.bin").read_bytes() == struct.pack("<4H", 1, 2, 3, 4)
     assert (tmp_path / "x.idx").read_bytes() == (
-        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, 2, 3) + struct.pack("<2i", 3, 1) + struct.pack("<2q", 0, 6)
+        b"MMIDIDX\0\0"
+        + struct.pack("<QBQQ", 1, 8, 2, 3)
+        + struct.pack("<2i", 3, 1)
+        + struct.pack("<2q", 0, 6)
         + struct.pack("<3q", 0, 1, 2)
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(65_499, "<u2"), (65_500, "<i4"), (128_256, "<i4")])
@@ -49,9 +52,12 @@ def test_a_large_vocabulary_takes_four_bytes(tmp_path: Path, vocab_size: int, dt
 def test_a_document_of_several_sequences_is_one_document(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(struct.pack("<6i", *range(6)))
     (tmp_path / "x.idx").write_bytes(
-        b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 4, 3, 3) + struct.pack("<3i", 1, 2, 3) + struct.pack("<3q", 0, 4, 12)
+        b"MMIDIDX\0\0"
+        + struct.pack("<QBQQ", 1, 4, 3, 3)
+        + struct.pack("<3i", 1, 2, 3)
+        + struct.pack("<3q", 0, 4, 12)
         + struct.pack("<3q", 0, 2, 3)
-    )  # fmt: skip
+    )
     data = read_megatron(tmp_path / "x.idx")
     assert [data.tokens[a:b].tolist() for a, b in zip(data.starts, data.ends, strict=True)] == [[0, 1, 2], [3, 4, 5]]
 
@@ -88,9 +94,14 @@ def test_documents_stay_apart_in_a_packed_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [("no bin", "there is no such file"), ("not an index", "not a Megatron index"), ("cut index", "its header promises"),
-     ("cut bin", "its index needs"), ("floats", "version 1 with data type 6 cannot be read")],
-)  # fmt: skip
+    [
+        ("no bin", "there is no such file"),
+        ("not an index", "not a Megatron index"),
+        ("cut index", "its header promises"),
+        ("cut bin", "its index needs"),
+        ("floats", "version 1 with data type 6 cannot be read"),
+    ],
+)
 def test_damaged_files_are_refused_with_the_reason(tmp_path: Path, damage: str, message: str) -> None:
     write_megatron(tmp_path / "x", documents_from([3, 4]), 1000)
     index, tokens = tmp_path / "x.idx", tmp_path / "x.bin"

@@ -121,10 +121,15 @@ def test_a_float32_file_gives_the_model_that_was_converted_with_its_tokenizer_an
 
 @pytest.mark.parametrize(
     ("kind", "dtype", "share"),
-    [(TYPES.F16, "float16", 2**-11), (TYPES.BF16, "bfloat16", 2**-8), (TYPES.Q8_0, "bfloat16", 1 / 254 + 2**-11),
-     (TYPES.Q4_0, "bfloat16", 1 / 7), (TYPES.Q5_1, "bfloat16", 1 / 30)],
+    [
+        (TYPES.F16, "float16", 2**-11),
+        (TYPES.BF16, "bfloat16", 2**-8),
+        (TYPES.Q8_0, "bfloat16", 1 / 254 + 2**-11),
+        (TYPES.Q4_0, "bfloat16", 1 / 7),
+        (TYPES.Q5_1, "bfloat16", 1 / 30),
+    ],
     ids=lambda value: value.name if isinstance(value, TYPES) else "",
-)  # fmt: skip
+)
 def test_rounded_weights_differ_by_the_rounding_of_their_type(
     tiny_model: Path, tmp_path: Path, kind: TYPES, dtype: str, share: float
 ) -> None:
@@ -212,7 +217,7 @@ def cut_weight(writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor]) -> Non
         (None, cut_weight, r"output_norm\.weight should be \[64\], found \[32\]"),
     ],
     ids=lambda value: str(value)[:30] if not callable(value) else value.__name__,
-)  # fmt: skip
+)
 def test_what_is_no_llama_is_refused_with_the_reason(
     tiny_model: Path, tmp_path: Path, settings: dict[str, Any] | None, change: Change | None, message: str
 ) -> None:
@@ -261,11 +266,12 @@ def test_a_cut_or_changed_header_is_an_error_or_harmless(tiny_model: Path, tmp_p
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (struct.pack("<IQQ", 3, 2**60, 1), "a count of"), (struct.pack("<IQQ", 9, 0, 0), "version 9"),
+        (struct.pack("<IQQ", 3, 2**60, 1), "a count of"),
+        (struct.pack("<IQQ", 9, 0, 0), "version 9"),
         (struct.pack("<IQQQ", 3, 0, 1, 2**40), "a count of"),
         (struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<IIQ", 9, 9, 1) * 5000, "an array of type 9"),
     ],
-)  # fmt: skip
+)
 def test_a_header_that_asks_for_memory_without_end_is_refused(raw: bytes, message: str, tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF" + raw)

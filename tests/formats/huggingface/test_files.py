@@ -112,9 +112,14 @@ def add_old_buffers(folder: Path) -> None:
 
 
 STRAY = [
-    add_backup, add_variant, add_older_shards, add_finder_file, add_index_of_the_single_file, add_index_of_files_that_are_gone,
+    add_backup,
+    add_variant,
+    add_older_shards,
+    add_finder_file,
+    add_index_of_the_single_file,
+    add_index_of_files_that_are_gone,
     add_old_buffers,
-]  # fmt: skip
+]
 
 
 @pytest.mark.unit
@@ -238,10 +243,19 @@ def a_header_of_half_the_file(folder: Path) -> str:
 
 
 REFUSED = [
-    two_models, an_adapter_inside, a_weight_in_both_shards, an_index_of_another_save, an_index_of_a_list,
-    an_index_without_files, an_index_that_names_the_configuration, only_a_variant, a_bias,
-    another_head_beside_a_tied_table, too_few_layers, a_header_of_half_the_file,
-]  # fmt: skip
+    two_models,
+    an_adapter_inside,
+    a_weight_in_both_shards,
+    an_index_of_another_save,
+    an_index_of_a_list,
+    an_index_without_files,
+    an_index_that_names_the_configuration,
+    only_a_variant,
+    a_bias,
+    another_head_beside_a_tied_table,
+    too_few_layers,
+    a_header_of_half_the_file,
+]
 
 
 @pytest.mark.unit
@@ -282,9 +296,12 @@ def gptq(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 QUANTIZED = {
-    fp8: (QUERY, "F8_E4M3", "compressed-tensors"), block_fp8: (QUERY, "F8_E4M3", "fp8"), int8: (QUERY, "I8", "bitsandbytes"),
-    nf4: (QUERY, "U8", "bitsandbytes"), gptq: (QUERY, "I32", "gptq"),
-}  # fmt: skip
+    fp8: (QUERY, "F8_E4M3", "compressed-tensors"),
+    block_fp8: (QUERY, "F8_E4M3", "fp8"),
+    int8: (QUERY, "I8", "bitsandbytes"),
+    nf4: (QUERY, "U8", "bitsandbytes"),
+    gptq: (QUERY, "I32", "gptq"),
+}
 
 
 @pytest.fixture(params=QUANTIZED, ids=lambda kind: kind.__name__)

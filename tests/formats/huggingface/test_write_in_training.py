@@ -54,7 +54,7 @@ def weights_of_the_least_memory(model_folder: Path, fp8: bool) -> dict[str, Tens
     """As on a GPU, where the table and what is to be quantized are filled on the host, as plain tensors."""
     strategy = Strategy(
         lora_rank=2, lora_targets=LORA_TARGETS, sharding="replicated", blocks=LOW_MEMORY, fp8=(LINEAR,) if fp8 else ()
-    )  # fmt: skip
+    )
     layout = Layout("cpu", Degrees())
     model = build_model(read_llama_config(model_folder), layout, torch.device("cpu"), strategy)
     model.device = torch.device("cuda")

@@ -25,24 +25,55 @@ def build(job):
     shape = job["shape"]
     dtype = getattr(torch, job.get("dtype", "float32"))
     config = TransformerConfig(
-        num_layers=shape["num_hidden_layers"], hidden_size=shape["hidden_size"],
-        num_attention_heads=shape["num_attention_heads"], num_query_groups=shape["num_key_value_heads"],
-        kv_channels=shape["head_dim"], ffn_hidden_size=shape["intermediate_size"], use_cpu_initialization=True,
-        normalization="RMSNorm", gated_linear_unit=True, activation_func=F.silu, add_bias_linear=False, add_qkv_bias=False,
-        hidden_dropout=0.0, attention_dropout=0.0, layernorm_epsilon=shape["rms_norm_eps"], bias_activation_fusion=False,
-        bias_dropout_fusion=False, masked_softmax_fusion=False, apply_rope_fusion=False, gradient_accumulation_fusion=False,
-        persist_layer_norm=False, params_dtype=dtype, pipeline_dtype=dtype, attention_softmax_in_fp32=True,
-        bf16=dtype == torch.bfloat16, tensor_model_parallel_size=job["tp"], pipeline_model_parallel_size=job["pp"],
+        num_layers=shape["num_hidden_layers"],
+        hidden_size=shape["hidden_size"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_query_groups=shape["num_key_value_heads"],
+        kv_channels=shape["head_dim"],
+        ffn_hidden_size=shape["intermediate_size"],
+        use_cpu_initialization=True,
+        normalization="RMSNorm",
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        layernorm_epsilon=shape["rms_norm_eps"],
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        apply_rope_fusion=False,
+        gradient_accumulation_fusion=False,
+        persist_layer_norm=False,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        attention_softmax_in_fp32=True,
+        bf16=dtype == torch.bfloat16,
+        tensor_model_parallel_size=job["tp"],
+        pipeline_model_parallel_size=job["pp"],
         hetereogenous_dist_checkpoint=job.get("layers_apart", False),
-    )  # fmt: skip
+    )
     scaling = shape["rope_scaling"] or {}
-    return GPTModel(
-        config, get_gpt_layer_local_spec(normalization="RMSNorm"), vocab_size=job.get("rows", shape["vocab_size"]),
-        max_sequence_length=shape["max_position_embeddings"], position_embedding_type="rope", rotary_percent=1.0,
-        rotary_base=shape["rope_theta"], rope_scaling=bool(scaling), rope_scaling_factor=scaling.get("factor", 8.0),
-        share_embeddings_and_output_weights=shape["tie_word_embeddings"], parallel_output=False,
-        pre_process=parallel_state.is_pipeline_first_stage(), post_process=parallel_state.is_pipeline_last_stage(),
-    ).to(dtype).eval()  # fmt: skip
+    return (
+        GPTModel(
+            config,
+            get_gpt_layer_local_spec(normalization="RMSNorm"),
+            vocab_size=job.get("rows", shape["vocab_size"]),
+            max_sequence_length=shape["max_position_embeddings"],
+            position_embedding_type="rope",
+            rotary_percent=1.0,
+            rotary_base=shape["rope_theta"],
+            rope_scaling=bool(scaling),
+            rope_scaling_factor=scaling.get("factor", 8.0),
+            share_embeddings_and_output_weights=shape["tie_word_embeddings"],
+            parallel_output=False,
+            pre_process=parallel_state.is_pipeline_first_stage(),
+            post_process=parallel_state.is_pipeline_last_stage(),
+        )
+        .to(dtype)
+        .eval()
+    )
 
 
 def arguments(job):
@@ -56,18 +87,36 @@ def arguments(job):
     shape = job["shape"]
     scaling = shape["rope_scaling"] or {}
     return argparse.Namespace(
-        num_layers=shape["num_hidden_layers"], hidden_size=shape["hidden_size"], ffn_hidden_size=shape["intermediate_size"],
-        num_attention_heads=shape["num_attention_heads"], group_query_attention=True,
-        num_query_groups=shape["num_key_value_heads"], kv_channels=shape["head_dim"], norm_epsilon=shape["rms_norm_eps"],
-        rotary_base=shape["rope_theta"], rotary_percent=1.0, use_rope_scaling=bool(scaling),
-        rope_scaling_factor=scaling.get("factor", 8.0), max_position_embeddings=shape["max_position_embeddings"],
-        vocab_size=shape["vocab_size"], padded_vocab_size=job.get("rows", shape["vocab_size"]), swiglu=True,
-        normalization="RMSNorm", untie_embeddings_and_output_weights=not shape["tie_word_embeddings"],
-        position_embedding_type="rope", add_bias_linear=False, add_qkv_bias=False,
-        params_dtype=getattr(torch, job.get("dtype", "float32")), tensor_model_parallel_size=job["tp"],
-        pipeline_model_parallel_size=job["pp"], attention_backend=AttnBackend.auto, exit_signal=signal.SIGTERM,
-        save=Path("/somewhere"), betas=(0.9, 0.95), extra={"x": {1, 2}},
-    )  # fmt: skip
+        num_layers=shape["num_hidden_layers"],
+        hidden_size=shape["hidden_size"],
+        ffn_hidden_size=shape["intermediate_size"],
+        num_attention_heads=shape["num_attention_heads"],
+        group_query_attention=True,
+        num_query_groups=shape["num_key_value_heads"],
+        kv_channels=shape["head_dim"],
+        norm_epsilon=shape["rms_norm_eps"],
+        rotary_base=shape["rope_theta"],
+        rotary_percent=1.0,
+        use_rope_scaling=bool(scaling),
+        rope_scaling_factor=scaling.get("factor", 8.0),
+        max_position_embeddings=shape["max_position_embeddings"],
+        vocab_size=shape["vocab_size"],
+        padded_vocab_size=job.get("rows", shape["vocab_size"]),
+        swiglu=True,
+        normalization="RMSNorm",
+        untie_embeddings_and_output_weights=not shape["tie_word_embeddings"],
+        position_embedding_type="rope",
+        add_bias_linear=False,
+        add_qkv_bias=False,
+        params_dtype=getattr(torch, job.get("dtype", "float32")),
+        tensor_model_parallel_size=job["tp"],
+        pipeline_model_parallel_size=job["pp"],
+        attention_backend=AttnBackend.auto,
+        exit_signal=signal.SIGTERM,
+        save=Path("/somewhere"),
+        betas=(0.9, 0.95),
+        extra={"x": {1, 2}},
+    )
 
 
 def optimizer_state(model, state):

@@ -77,14 +77,25 @@ def old_files(tiny_model: Path, exported: Path) -> dict[str, bytes]:
     state["model.decoder.layers.0.self_attention.linear_qkv._extra_state"] = None
     settings = yaml.safe_load((exported / "context" / "model.yaml").read_text())["config"]
     old = {
-        "num_layers": settings["num_layers"], "hidden_size": settings["hidden_size"],
-        "ffn_hidden_size": settings["ffn_hidden_size"], "num_attention_heads": settings["num_attention_heads"],
-        "num_query_groups": settings["num_query_groups"], "kv_channels": None, "normalization": "rmsnorm",
-        "activation": "fast-swiglu", "bias": False, "rotary_base": settings["rotary_base"], "rotary_percentage": 1.0,
-        "encoder_seq_length": settings["seq_length"], "max_position_embeddings": settings["seq_length"],
-        "share_embeddings_and_output_weights": False, "scale_positional_embedding": True, "layernorm_epsilon": 1e-5,
-        "tensor_model_parallel_size": 1, "tokenizer": {"library": "huggingface"},
-    }  # fmt: skip
+        "num_layers": settings["num_layers"],
+        "hidden_size": settings["hidden_size"],
+        "ffn_hidden_size": settings["ffn_hidden_size"],
+        "num_attention_heads": settings["num_attention_heads"],
+        "num_query_groups": settings["num_query_groups"],
+        "kv_channels": None,
+        "normalization": "rmsnorm",
+        "activation": "fast-swiglu",
+        "bias": False,
+        "rotary_base": settings["rotary_base"],
+        "rotary_percentage": 1.0,
+        "encoder_seq_length": settings["seq_length"],
+        "max_position_embeddings": settings["seq_length"],
+        "share_embeddings_and_output_weights": False,
+        "scale_positional_embedding": True,
+        "layernorm_epsilon": 1e-5,
+        "tensor_model_parallel_size": 1,
+        "tokenizer": {"library": "huggingface"},
+    }
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return {"./model_config.yaml": yaml.safe_dump(old).encode(), "./model_weights.ckpt": buffer.getvalue()}
@@ -137,12 +148,23 @@ def test_megatron_bridge_is_described_by_its_run_config(exported: Path, tiny_mod
     shutil.copytree(exported / "weights", folder)
     config = read_llama_config(tiny_model)
     model = {
-        "_target_": "megatron.bridge.models.llama.llama_provider.Llama31ModelProvider", "num_layers": 2, "hidden_size": 64,
-        "ffn_hidden_size": 96, "num_attention_heads": 4, "num_query_groups": 2, "kv_channels": None, "vocab_size": 512,
-        "rotary_base": int(config.rope_theta), "rope_scaling": True, "rope_scaling_factor": 8.0, "seq_length": 131072,
-        "layernorm_epsilon": 1e-5, "share_embeddings_and_output_weights": False, "tensor_model_parallel_size": 4,
+        "_target_": "megatron.bridge.models.llama.llama_provider.Llama31ModelProvider",
+        "num_layers": 2,
+        "hidden_size": 64,
+        "ffn_hidden_size": 96,
+        "num_attention_heads": 4,
+        "num_query_groups": 2,
+        "kv_channels": None,
+        "vocab_size": 512,
+        "rotary_base": int(config.rope_theta),
+        "rope_scaling": True,
+        "rope_scaling_factor": 8.0,
+        "seq_length": 131072,
+        "layernorm_epsilon": 1e-5,
+        "share_embeddings_and_output_weights": False,
+        "tensor_model_parallel_size": 4,
         "activation_func": {"_target_": "torch.nn.functional.silu", "_call_": False},
-    }  # fmt: skip
+    }
     (folder / "run_config.yaml").write_text(yaml.safe_dump({"model": model, "train": {}}))
     assert open_nemo(folder, tmp_path).own_config() == config
     found = inspect(folder)
@@ -155,10 +177,14 @@ def test_io_json_is_read_where_there_is_no_yaml(copy: Path, tiny_model: Path, tm
     items = [[f"Attr(name='{name}')", {"type": "leaf", "value": value}] for name, value in config.items() if name[0] != "_"]
     items.append(["Attr(name='activation_func')", {"type": "pyref", "module": "torch.nn.functional", "name": "silu"}])
     objects = {
-        "config_1": {"type": {"type": "pyref", "module": "fiddle", "name": "Config"}, "items": items, "metadata": {},
-                     "paths": ["<root>.model.config"]},
+        "config_1": {
+            "type": {"type": "pyref", "module": "fiddle", "name": "Config"},
+            "items": items,
+            "metadata": {},
+            "paths": ["<root>.model.config"],
+        },
         "trainer_1": {"items": [], "paths": ["<root>.trainer"]},
-    }  # fmt: skip
+    }
     (copy / "context" / "io.json").write_text(json.dumps({"root": {"type": "ref", "key": "x"}, "objects": objects}))
     assert open_nemo(copy, tmp_path).own_config() == read_llama_config(tiny_model)
 
@@ -191,12 +217,18 @@ def test_an_archive_with_distributed_weights_is_read(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("leads outside", r"has a file that leads outside it \(\.\./\.\./evil\)"), ("absolute", "leads outside it"),
-        ("link", "is no plain file"), ("cut", "ends in the middle of|cannot be read"), ("no settings", "no model_config.yaml"),
-        ("no weights", "no model_weights.ckpt; found"), ("parts", "saved in 2 parts by model parallelism"),
-        ("cut gzip", "cannot be decompressed"), ("gzip bomb", "which weights do not"), ("not one", "not an archive of NeMo"),
+        ("leads outside", r"has a file that leads outside it \(\.\./\.\./evil\)"),
+        ("absolute", "leads outside it"),
+        ("link", "is no plain file"),
+        ("cut", "ends in the middle of|cannot be read"),
+        ("no settings", "no model_config.yaml"),
+        ("no weights", "no model_weights.ckpt; found"),
+        ("parts", "saved in 2 parts by model parallelism"),
+        ("cut gzip", "cannot be decompressed"),
+        ("gzip bomb", "which weights do not"),
+        ("not one", "not an archive of NeMo"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_archive_is_refused_and_leaves_nothing(
     damage: str, message: str, old_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,8 +253,14 @@ def test_a_bad_archive_is_refused_and_leaves_nothing(
         case "no weights":
             archive(file, {"model_config.yaml": b"num_layers: 1\n"})
         case "parts":
-            archive(file, {"model_config.yaml": b"num_layers: 1\n", "mp_rank_00/model_weights.ckpt": weights,
-                           "mp_rank_01/model_weights.ckpt": weights})  # fmt: skip
+            archive(
+                file,
+                {
+                    "model_config.yaml": b"num_layers: 1\n",
+                    "mp_rank_00/model_weights.ckpt": weights,
+                    "mp_rank_01/model_weights.ckpt": weights,
+                },
+            )
         case "cut gzip":
             archive(file, old_files, "w:gz")
             file.write_bytes(file.read_bytes()[:-5000])
@@ -277,11 +315,15 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(
 @pytest.mark.parametrize(
     "raw",
     [
-        b"cbuiltins\neval\n(V1\ntR.", b"cbuiltins\nexec\n(Vx=1\ntR.", b"csubprocess\nPopen\n(Vls\ntR.",
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.", b"cbuiltins\ngetattr\n(cos\nsystem\nVx\ntR.",
-        b"cruntime\nx\n.", b"\x80\x02\x82\x01.",
+        b"cbuiltins\neval\n(V1\ntR.",
+        b"cbuiltins\nexec\n(Vx=1\ntR.",
+        b"csubprocess\nPopen\n(Vls\ntR.",
+        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x04true\x85R.",
+        b"cbuiltins\ngetattr\n(cos\nsystem\nVx\ntR.",
+        b"cruntime\nx\n.",
+        b"\x80\x02\x82\x01.",
     ],
-)  # fmt: skip
+)
 def test_names_that_no_checkpoint_needs_are_refused(raw: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(raw)
@@ -303,9 +345,11 @@ def test_names_of_known_libraries_do_nothing(tmp_path: Path) -> None:
         b"\x80\x02]r" + struct.pack("<I", 0xFFFFFFF0) + b".",  # a note with a number for which 64 GiB would be made room
         b"\x80\x04\x8e" + struct.pack("<Q", 2**60) + b"x.",  # bytes that are not there
         b"\x80\x04\x8b" + struct.pack("<i", 2**30) + b"\1.",  # a number with a billion bytes
-        b"", b"garbage", b"\x80\x05.",
+        b"",
+        b"garbage",
+        b"\x80\x05.",
     ],
-)  # fmt: skip
+)
 def test_a_pickle_that_asks_for_memory_without_end_is_refused(raw: bytes, tmp_path: Path) -> None:
     file = tmp_path / "x"
     file.write_bytes(raw)
@@ -336,15 +380,19 @@ def test_any_flipped_byte_of_the_table_of_contents_is_an_error_or_harmless(copy:
         ("missing file", "is missing, and holds a part of"),
         ("cut file", r"distcp: cut short: it has 100000 bytes, and module\.\S+ ends at \d+; copy or download it again"),
         ("zarr", "stored as 'zarr'; only 'torch_dist'"),
-        ("missing piece", "is not complete"), ("outside", "names a file outside itself"),
+        ("missing piece", "is not complete"),
+        ("outside", "names a file outside itself"),
         ("other model", "do not fit the model"),
         ("bias", "holds weights that a Llama does not have: module.decoder.layers.mlp.linear_fc2.bias"),
-        ("wrong shape", r"linear_qkv.weight should be \[2, 128, 64\]"), ("adapters", "holds LoRA adapters only"),
+        ("wrong shape", r"linear_qkv.weight should be \[2, 128, 64\]"),
+        ("adapters", "holds LoRA adapters only"),
         ("other kind", r"holds no embedding.word_embeddings.weight, so it is not a GPT model of Megatron; found module.other"),
-        ("yaml", "not valid YAML"), ("python in yaml", "not valid YAML"), ("layernorm", "normalization is 'LayerNorm'"),
+        ("yaml", "not valid YAML"),
+        ("python in yaml", "not valid YAML"),
+        ("layernorm", "normalization is 'LayerNorm'"),
         ("empty", "no checkpoint of NeMo or Megatron"),
     ],
-)  # fmt: skip
+)
 def test_what_is_damaged_or_no_llama_is_refused_with_the_reason(
     damage: str, message: str, copy: Path, tiny_model: Path
 ) -> None:

@@ -40,13 +40,24 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(900)]
 
 TOKENS = torch.from_numpy(np.random.default_rng(2).integers(0, 512, 32))
 UNTIED = LlamaConfig(
-    vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2,
-    head_dim=16, rms_norm_eps=1e-5, rope_theta=500000.0, rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
-    max_position_embeddings=131072, tie_word_embeddings=False, dtype="float32",
-)  # fmt: skip
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=8,
+    num_key_value_heads=2,
+    head_dim=16,
+    rms_norm_eps=1e-5,
+    rope_theta=500000.0,
+    rope_scaling=RopeScaling(32.0, 1.0, 4.0, 8192),
+    max_position_embeddings=131072,
+    tie_word_embeddings=False,
+    dtype="float32",
+)
 # Without grouped queries and RoPE scaling, with a head dimension of its own.
-TIED = dataclasses.replace(UNTIED, num_attention_heads=2, num_key_value_heads=2, head_dim=24, rope_scaling=None,
-                           tie_word_embeddings=True)  # fmt: skip
+TIED = dataclasses.replace(
+    UNTIED, num_attention_heads=2, num_key_value_heads=2, head_dim=24, rope_scaling=None, tie_word_embeddings=True
+)
 # Both round to bfloat16 between operations, in other places: 2^-8 of the largest logits, over four layers.
 BFLOAT16_TOLERANCE = 0.06
 
@@ -91,13 +102,22 @@ def our_logits(folder: Path, config: LlamaConfig | None, degrees: Degrees, dtype
 @pytest.mark.parametrize(
     ("name", "degrees"),
     [
-        ("untied", Degrees()), ("untied", Degrees(tp=2)), ("untied", Degrees(pp=2)), ("untied", Degrees(cp=2)),
-        ("untied", Degrees(dp_shard=3)), ("untied-tp2", Degrees()), ("untied-tp2", Degrees(pp=2)),
-        ("untied-tp2-pp2", Degrees()), ("untied-tp2-pp2", Degrees(tp=2, dp_shard=2)), ("tied", Degrees()),
-        ("tied", Degrees(pp=2)), ("tied-pp2", Degrees()), ("tied-pp2", Degrees(tp=2)),
+        ("untied", Degrees()),
+        ("untied", Degrees(tp=2)),
+        ("untied", Degrees(pp=2)),
+        ("untied", Degrees(cp=2)),
+        ("untied", Degrees(dp_shard=3)),
+        ("untied-tp2", Degrees()),
+        ("untied-tp2", Degrees(pp=2)),
+        ("untied-tp2-pp2", Degrees()),
+        ("untied-tp2-pp2", Degrees(tp=2, dp_shard=2)),
+        ("tied", Degrees()),
+        ("tied", Degrees(pp=2)),
+        ("tied-pp2", Degrees()),
+        ("tied-pp2", Degrees(tp=2)),
     ],
     ids=lambda value: value if isinstance(value, str) else f"tp{value.tp}-pp{value.pp}-cp{value.cp}-dp{value.dp_shard}",
-)  # fmt: skip
+)
 def test_every_layout_reads_every_saved_layout_and_computes_megatrons_logits(made: Path, name: str, degrees: Degrees) -> None:
     expected = torch.load(made / f"{name.partition('-')[0]}.pt")[:, :512]
     size = degrees.tp * degrees.pp * degrees.cp * degrees.dp_shard
@@ -195,10 +215,18 @@ def test_megatron_core_loads_the_export_and_computes_the_logits_of_transformers(
         exported(folder, tmp_path / name)
         shape = dataclasses.asdict(read_llama_config(folder))
         for tp in (1, 2):
-            jobs.append({
-                "do": "logits", "from": tmp_path / name / "weights", "prefix": "module.", "shape": shape, "tp": tp, "pp": 1,
-                "tokens": TOKENS.tolist(), "logits": tmp_path / f"{name}{tp}.pt",
-            })  # fmt: skip
+            jobs.append(
+                {
+                    "do": "logits",
+                    "from": tmp_path / name / "weights",
+                    "prefix": "module.",
+                    "shape": shape,
+                    "tp": tp,
+                    "pp": 1,
+                    "tokens": TOKENS.tolist(),
+                    "logits": tmp_path / f"{name}{tp}.pt",
+                }
+            )
     run_megatron(jobs, tmp_path)
     for name, folder in (("untied", tiny_model), ("tied", tiny_tied_model)):
         model = load_reference(folder).eval()
@@ -219,10 +247,29 @@ def test_the_command_trains_from_a_checkpoint_of_megatron_in_another_layout(
     data.mkdir()
     shutil.copy(tiny_dataset / "training.jsonl", data)
     flags = [
-        "--experiment", "nemo", "--nemo_model", str(made / "untied"), "--hf_model_id", str(described),
-        "--dataset_path", str(data), "--num_gpus", "2", "-T", "2", "--global_batch_size", "4", "--seq_length", "256",
-        "--max_steps", "2", "--num_sample_answers", "0", "--save_every_n_steps", "0",
-    ]  # fmt: skip
+        "--experiment",
+        "nemo",
+        "--nemo_model",
+        str(made / "untied"),
+        "--hf_model_id",
+        str(described),
+        "--dataset_path",
+        str(data),
+        "--num_gpus",
+        "2",
+        "-T",
+        "2",
+        "--global_batch_size",
+        "4",
+        "--seq_length",
+        "256",
+        "--max_steps",
+        "2",
+        "--num_sample_answers",
+        "0",
+        "--save_every_n_steps",
+        "0",
+    ]
     code, output = finetune(tmp_path, *flags).finish()
     assert code == 0, output
     experiment = tmp_path / "experiments" / "nemo"

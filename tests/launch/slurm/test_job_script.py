@@ -31,9 +31,18 @@ def test_a_gpu_job_of_the_specification_s_flags_asks_for_what_they_say() -> None
     plan = plan_job(config(num_nodes=2, num_gpus=8), CLUSTER)
     assert plan.problems == []
     assert plan.options == [
-        "--job-name=llama31_pretraining", "--nodes=2", "--ntasks-per-node=1", "--partition=defq", "--account=root",
-        "--gpus-per-node=8", "--cpus-per-task=128", "--mem=0", "--requeue", "--open-mode=append", "--signal=USR1@300",
-    ]  # fmt: skip
+        "--job-name=llama31_pretraining",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--partition=defq",
+        "--account=root",
+        "--gpus-per-node=8",
+        "--cpus-per-task=128",
+        "--mem=0",
+        "--requeue",
+        "--open-mode=append",
+        "--signal=USR1@300",
+    ]
     assert plan.gpus_per_node == 8
 
 
@@ -45,17 +54,37 @@ def test_a_part_of_a_node_gets_its_share_of_cpus_and_leaves_the_memory_to_the_cl
 
 def test_every_option_of_sbatch_that_was_given_is_in_the_script() -> None:
     plan = plan_job(
-        config(time="1-12:00:00", mem="200G", cpus_per_task=64, qos="high", constraint="h100", nodelist="node[1-2]",
-               exclude="node7", dependency="afterok:17", exclusive=True, save_time_s=600,
-               sbatch_options="--mail-type=END -x 'node 9' --reservation=r"),
+        config(
+            time="1-12:00:00",
+            mem="200G",
+            cpus_per_task=64,
+            qos="high",
+            constraint="h100",
+            nodelist="node[1-2]",
+            exclude="node7",
+            dependency="afterok:17",
+            exclusive=True,
+            save_time_s=600,
+            sbatch_options="--mail-type=END -x 'node 9' --reservation=r",
+        ),
         CLUSTER,
-    )  # fmt: skip
+    )
     assert plan.problems == []
     given = {
-        "--time=1-12:00:00", "--mem=200G", "--cpus-per-task=64", "--qos=high", "--constraint=h100", "--nodelist=node[1-2]",
-        "--exclude=node7", "--dependency=afterok:17", "--exclusive", "--signal=USR1@600", "--mail-type=END", "-xnode 9",
+        "--time=1-12:00:00",
+        "--mem=200G",
+        "--cpus-per-task=64",
+        "--qos=high",
+        "--constraint=h100",
+        "--nodelist=node[1-2]",
+        "--exclude=node7",
+        "--dependency=afterok:17",
+        "--exclusive",
+        "--signal=USR1@600",
+        "--mail-type=END",
+        "-xnode 9",
         "--reservation=r",
-    }  # fmt: skip
+    }
     assert given <= set(plan.options)
 
 
@@ -102,26 +131,33 @@ def test_the_default_names_of_partition_and_account_are_left_out_where_the_clust
         ({"partition": "night"}, "--partition night: the cluster has no such partition; it has defq"),
         ({"account": "other"}, "--account other: not one of yours; you have root, lab"),
         ({"num_nodes": 17}, "--num_nodes 17: partition defq has 16 nodes"),
-        ({"num_gpus": 16},
-         "--num_gpus 16: the nodes of partition defq have 8 GPUs; give --num_gpus 8 and more --num_nodes"),
+        ({"num_gpus": 16}, "--num_gpus 16: the nodes of partition defq have 8 GPUs; give --num_gpus 8 and more --num_nodes"),
         ({"cpus_per_task": 256}, "--cpus_per_task 256: the nodes of partition defq have 128 CPUs"),
         ({"time": "soon"}, "--time soon: not a time limit of Slurm; write minutes, hours:minutes:seconds or days-hours"),
-        ({"time": "5"}, ("--time 5: the job would be told to save at once, because --save_time_s is 300; give more time, "
-                         "or fewer seconds")),
+        (
+            {"time": "5"},
+            ("--time 5: the job would be told to save at once, because --save_time_s is 300; give more time, or fewer seconds"),
+        ),
         ({"environment": "NCCL_DEBUG"}, "--environment: 'NCCL_DEBUG' is not NAME=VALUE"),
         ({"environment": "NÄME=1"}, "--environment: 'NÄME' is not NAME=VALUE"),
-        ({"environment": "A='b"}, "--environment \"A='b\": No closing quotation"),
-        ({"sbatch_options": "--comment='a"}, "--sbatch_options \"--comment='a\": No closing quotation"),
+        ({"environment": "A='b"}, '--environment "A=\'b": No closing quotation'),
+        ({"sbatch_options": "--comment='a"}, '--sbatch_options "--comment=\'a": No closing quotation'),
         ({"sbatch_options": "--exclusive=user now"}, "--sbatch_options '--exclusive=user now': 'now' belongs to no option"),
         ({"sbatch_options": "now"}, "--sbatch_options 'now': 'now' belongs to no option"),
-        ({"setup": "module load cuda\necho 'a"},
-         "--setup: bash cannot read it: line 2: unexpected EOF while looking for matching `''"),
-        ({"sbatch_options": "--gres=gpu:8", "gpu_request": "gres"},
-         "--gpu_request gres: --sbatch_options asks for GPUs already"),
-        ({"container_image": "none", "container_runtime": "pyxis"},
-         "--container_runtime pyxis has no effect with --container_image none"),
+        (
+            {"setup": "module load cuda\necho 'a"},
+            "--setup: bash cannot read it: line 2: unexpected EOF while looking for matching `''",
+        ),
+        (
+            {"sbatch_options": "--gres=gpu:8", "gpu_request": "gres"},
+            "--gpu_request gres: --sbatch_options asks for GPUs already",
+        ),
+        (
+            {"container_image": "none", "container_runtime": "pyxis"},
+            "--container_runtime pyxis has no effect with --container_image none",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_slurm_would_refuse_is_said_with_what_would_work(settings: dict[str, Any], problem: str) -> None:
     assert plan_job(config(**settings), CLUSTER).problems[:1] == [problem]
 
@@ -140,11 +176,19 @@ def test_a_partition_that_is_down_is_refused() -> None:
         (False, "singularity", {}, "singularity", "container nvcr.io/nvidia/nemo:dev through singularity"),
         (True, None, {"container_runtime": "apptainer"}, "apptainer", "container nvcr.io/nvidia/nemo:dev through apptainer"),
         (True, "apptainer", {"container_image": "none"}, "none", "no container: the nodes run this Python environment"),
-        (False, None, {}, "none", ("no container: srun has no Pyxis and this machine no Apptainer, so the default image "
-                                   "nvcr.io/nvidia/nemo:dev is left out and the nodes run this Python environment "
-                                   "(--container_image none says the same)")),
+        (
+            False,
+            None,
+            {},
+            "none",
+            (
+                "no container: srun has no Pyxis and this machine no Apptainer, so the default image "
+                "nvcr.io/nvidia/nemo:dev is left out and the nodes run this Python environment "
+                "(--container_image none says the same)"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_runs_the_image_is_detected_and_said(
     has_pyxis: bool, apptainer: str | None, settings: dict[str, Any], runtime: str, note: str
 ) -> None:
@@ -195,8 +239,9 @@ def test_apptainer_runs_the_command_inside_with_the_gpus(tmp_path: Path) -> None
     assert "--container-image" not in script
     assert re.search(
         rf"^  apptainer exec --bind {ROOT}:\S+ --pwd {tmp_path}/experiments/a --nv docker://nvcr.io/nvidia/nemo:dev \\$",
-        script, re.MULTILINE,
-    )  # fmt: skip
+        script,
+        re.MULTILINE,
+    )
 
 
 def test_a_model_of_the_hub_s_cache_is_mounted_with_the_files_that_it_links_to(tmp_path: Path) -> None:
@@ -298,9 +343,17 @@ def test_a_template_that_cannot_be_used_is_named_with_the_reason(tmp_path: Path,
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("30", 1800), ("30:15", 1815), ("2:00:00", 7200), ("1-0", 86400), ("1-12:30", 131400), ("2-01:02:03", 176523), ("x", None),
-     ("1:2:3:4", None)],
-)  # fmt: skip
+    [
+        ("30", 1800),
+        ("30:15", 1815),
+        ("2:00:00", 7200),
+        ("1-0", 86400),
+        ("1-12:30", 131400),
+        ("2-01:02:03", 176523),
+        ("x", None),
+        ("1:2:3:4", None),
+    ],
+)
 def test_a_time_limit_is_read_as_slurm_reads_it(text: str, seconds: int | None) -> None:
     assert seconds_of(text) == seconds
 
@@ -347,9 +400,18 @@ def run(folder: Path, **changed: Any) -> Run:
     (folder / "experiments" / "a").mkdir()
     (folder / "data" / "training.jsonl").touch()
     return Run(
-        config=config(**changed), experiment_dir=str(folder / "experiments" / "a"), device="cuda",
-        model_path=str(folder / "model"), tokens_dir=str(folder / "experiments" / "a" / "data" / "x"),
+        config=config(**changed),
+        experiment_dir=str(folder / "experiments" / "a"),
+        device="cuda",
+        model_path=str(folder / "model"),
+        tokens_dir=str(folder / "experiments" / "a" / "data" / "x"),
         sources={"training": str(folder / "data" / "training.jsonl")},
-        max_steps=10, warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None,
-        identity={}, strategy=Strategy(sharding="full", optimizer_states="bf16"),
-    )  # fmt: skip
+        max_steps=10,
+        warmup_steps=0,
+        val_check_interval=1,
+        save_every_n_steps=1,
+        end_token_ids=(1,),
+        initial_weights=None,
+        identity={},
+        strategy=Strategy(sharding="full", optimizer_states="bf16"),
+    )

@@ -117,9 +117,20 @@ def checkpoint(folder: Path, step: int) -> None:
 def experiment(folder: Path) -> Path:
     config = RunConfig(hf_model_id="m", dataset_path="d", executor="slurm", num_gpus=1)
     run = Run(
-        config=config, experiment_dir=str(folder), device="cpu", model_path="m", tokens_dir="t", sources={}, max_steps=10,
-        warmup_steps=0, val_check_interval=1, save_every_n_steps=1, end_token_ids=(1,), initial_weights=None, identity={},
+        config=config,
+        experiment_dir=str(folder),
+        device="cpu",
+        model_path="m",
+        tokens_dir="t",
+        sources={},
+        max_steps=10,
+        warmup_steps=0,
+        val_check_interval=1,
+        save_every_n_steps=1,
+        end_token_ids=(1,),
+        initial_weights=None,
+        identity={},
         strategy=Strategy(sharding="full", optimizer_states="fp32"),
-    )  # fmt: skip
+    )
     write_run(run, folder / "run.yaml")
     return folder / "run.yaml"

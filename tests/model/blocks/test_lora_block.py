@@ -46,7 +46,7 @@ def test_the_weights_are_kept_in_fp8_alone_once_they_have_been_used(make_pair: C
 
 def run(
     model: Llama, fused: bool, fp8: bool = False, keep_all: bool = True, at: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:  # fmt: skip
+) -> dict[str, torch.Tensor]:
     block = model.model.layers["1"]
     assert isinstance(block, Block)
     generator = torch.Generator().manual_seed(11)

@@ -51,9 +51,13 @@ def test_the_gradient_of_the_norm_is_right(size: int) -> None:
 def test_the_gradients_of_an_update_are_right(size: int, rank: int) -> None:
     grad, dt = matrix(ROWS, size + 16)[:, :size], matrix(ROWS, rank + 8)[:, 8:]
     agrees(
-        with_output(lambda grad, t, b, dt, db: kernels.low_rank_delta_backward(grad, LowRankDelta(t, b), dt, db), 2), grad,
-        matrix(ROWS, rank), matrix(size, rank), dt, matrix(size, rank),
-    )  # fmt: skip
+        with_output(lambda grad, t, b, dt, db: kernels.low_rank_delta_backward(grad, LowRankDelta(t, b), dt, db), 2),
+        grad,
+        matrix(ROWS, rank),
+        matrix(size, rank),
+        dt,
+        matrix(size, rank),
+    )
 
 
 @pytest.mark.parametrize("size", [96, 4096])
@@ -69,8 +73,12 @@ def test_heads_are_turned_and_updated(head_dim: int) -> None:
     agrees(kernels.apply_rotary_to_heads, matrix(ROWS, size), cos, sin, (4, 2))
     agrees(
         lambda qkv, t, b, cos, sin: kernels.apply_rotary_to_heads(qkv, cos, sin, (4, 2), LowRankDelta(t, b)),
-        matrix(ROWS, size), matrix(ROWS, 3 * RANK), matrix(size, RANK), cos, sin,
-    )  # fmt: skip
+        matrix(ROWS, size),
+        matrix(ROWS, 3 * RANK),
+        matrix(size, RANK),
+        cos,
+        sin,
+    )
 
 
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
@@ -85,9 +93,16 @@ def test_heads_are_turned_back(head_dim: int) -> None:
 
     both = matrix(ROWS, size + 3 * RANK)
     agrees(
-        with_output(with_update, 3), *grads, cos, sin, matrix(ROWS, 3 * RANK), matrix(size, RANK), both[:, :size],
-        both[:, size:], matrix(size, RANK),
-    )  # fmt: skip
+        with_output(with_update, 3),
+        *grads,
+        cos,
+        sin,
+        matrix(ROWS, 3 * RANK),
+        matrix(size, RANK),
+        both[:, :size],
+        both[:, size:],
+        matrix(size, RANK),
+    )
 
 
 @pytest.mark.parametrize("size", [96, 14336])
@@ -95,9 +110,13 @@ def test_the_gate_is_updated_and_applied(size: int) -> None:
     both = matrix(ROWS, 2 * size)
     agrees(kernels.gate, *both.chunk(2, -1))
     agrees(
-        lambda gate, up, t, b1, b2, a: kernels.gate_with_adapters(gate, up, updates(t, b1, b2), a), *both.chunk(2, -1),
-        matrix(ROWS, 2 * RANK), matrix(size, RANK), matrix(size, RANK), matrix(RANK, size),
-    )  # fmt: skip
+        lambda gate, up, t, b1, b2, a: kernels.gate_with_adapters(gate, up, updates(t, b1, b2), a),
+        *both.chunk(2, -1),
+        matrix(ROWS, 2 * RANK),
+        matrix(size, RANK),
+        matrix(size, RANK),
+        matrix(RANK, size),
+    )
 
 
 @pytest.mark.parametrize("size", [96, 14336])
@@ -109,10 +128,19 @@ def test_the_gradient_of_the_gate_is_right(size: int) -> None:
         kernels.gate_backward_with_adapters(grad, gate, up, dgate, dup, updates(t, b1, b2), (dt, a), gradients, 2.0)
 
     agrees(
-        with_output(with_adapters, 5), matrix(ROWS, size), matrix(ROWS, RANK), matrix(RANK, size), matrix(ROWS, 2 * RANK),
-        matrix(size, RANK), matrix(size, RANK), *both.chunk(2, -1), *grads.chunk(2, -1), matrix(size, RANK),
-        matrix(size, RANK), matrix(RANK, size),
-    )  # fmt: skip
+        with_output(with_adapters, 5),
+        matrix(ROWS, size),
+        matrix(ROWS, RANK),
+        matrix(RANK, size),
+        matrix(ROWS, 2 * RANK),
+        matrix(size, RANK),
+        matrix(size, RANK),
+        *both.chunk(2, -1),
+        *grads.chunk(2, -1),
+        matrix(size, RANK),
+        matrix(size, RANK),
+        matrix(RANK, size),
+    )
 
 
 @pytest.mark.parametrize("size", [96, 14336])
@@ -222,9 +250,7 @@ def test_the_optimizer_gives_the_bits_of_its_formulas(eight_bit: bool) -> None:
     start, gradients = matrix(256, 384), [matrix(256, 384) for _ in range(3)]
     for device in ("cuda", "cpu"):
         parameter = torch.nn.Parameter(start.to(device, copy=True))
-        optimizer = SplitAdamW(
-            [parameter], lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, eight_bit=eight_bit
-        )  # fmt: skip
+        optimizer = SplitAdamW([parameter], lr=1e-3, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.1, eight_bit=eight_bit)
         for gradient in gradients:
             parameter.grad = gradient.to(device)
             optimizer.step()
