@@ -307,10 +307,11 @@ def make_model(folder: Path, layers: int, shape: dict[str, int] = SHAPE_8B) -> N
 def make_data(folder: Path, model: Path, lengths: str) -> None:
     """Training data only: "alpaca", or the number of tokens of every sample; the example's words from random places on."""
     from finetuning.data.prompts.prompt_format import load_prompt_format
+    from finetuning.data.prompts.tokenizer import open_tokenizer
 
-    prompt_format = load_prompt_format(model, None, None)
+    prompt_format, tokenizer = load_prompt_format(model, None, None), open_tokenizer(model / "tokenizer.json")
     words = (ROOT / "examples" / "data" / "alpaca" / "training.jsonl").read_text(encoding="utf-8").replace("\n", " ")
-    ids = prompt_format.tokenizer.encode(words, add_special_tokens=False).ids
+    ids = tokenizer.encode(words, add_special_tokens=False).ids
     chance = random.Random(1)
     around = len(prompt_format.encode(Sample(1, "", ""))[0])
     folder.mkdir(parents=True)
@@ -320,17 +321,17 @@ def make_data(folder: Path, model: Path, lengths: str) -> None:
                 wanted = int(lengths)
             else:
                 wanted = min(LONGEST_TOKENS, max(around + 8, round(chance.lognormvariate(0, SIGMA) * MEDIAN_TOKENS)))
-            file.write(json.dumps(_sample(prompt_format, ids, wanted, chance), ensure_ascii=False) + "\n")
+            file.write(json.dumps(_sample(prompt_format, tokenizer, ids, wanted, chance), ensure_ascii=False) + "\n")
 
 
-def _sample(prompt_format, ids: list[int], wanted: int, chance: random.Random) -> dict[str, str]:  # type: ignore[no-untyped-def]
+def _sample(prompt_format, tokenizer, ids: list[int], wanted: int, chance: random.Random) -> dict[str, str]:  # type: ignore[no-untyped-def]
     """A sample of about `wanted` tokens, never more; text that is cut inside a character encodes to other tokens again."""
-    question = prompt_format.tokenizer.decode(ids[:16])
+    question = tokenizer.decode(ids[:16])
     answer_tokens = wanted - len(prompt_format.encode(Sample(1, question, ""))[0])
     start = chance.randrange(len(ids))
     taken = [ids[(start + i) % len(ids)] for i in range(max(8, answer_tokens))]
     while True:
-        answer = prompt_format.tokenizer.decode(taken)
+        answer = tokenizer.decode(taken)
         excess = len(prompt_format.encode(Sample(1, question, answer))[0]) - wanted
         if excess <= 0 or len(taken) <= 8:
             return {"input": question, "output": answer}
