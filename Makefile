@@ -60,7 +60,7 @@ test: $(STAMP)
 	$(PYTEST) -m "not gpu and not slow" $(ARGS)
 
 unit: $(STAMP)
-	$(PYTEST) -m "unit and not gpu and not slow" $(ARGS)
+	$(PYTEST) -m "unit and not dist and not gpu and not slow" $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check

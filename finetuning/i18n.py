@@ -8,7 +8,7 @@ import gettext
 import os
 import re
 import string
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,6 @@ def translated(text: str) -> str:
     return _catalogue().gettext(text) if _language == "zh-TW" else text
 
 
-@cache
+@lru_cache  # functools.cache is too new for the Pythons that read this to say that they are too old
 def _catalogue() -> gettext.NullTranslations:
     return gettext.translation("finetuning", Path(__file__).parent / "locale", languages=["zh_TW"])

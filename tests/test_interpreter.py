@@ -22,6 +22,20 @@ READ_BY_OLD_PYTHONS = [
         for name in ("__init__", "__main__", "errors", "finetuning", "i18n", "interpreter", "launch/slurm/__main__")
     ),
 ]
+# With Python 3.8 itself, where a machine has it, test_old_pythons_say_so_themselves looks as well.
+IN_PYTHON_3_8 = {
+    "__future__.annotations",
+    "collections.abc.Sequence",
+    "functools.lru_cache",
+    "gettext",
+    "importlib.util",
+    "os",
+    "pathlib.Path",
+    "re",
+    "string",
+    "sys",
+    "typing.Any",
+}
 
 
 def whole(entry: list[str]) -> list[str]:
@@ -63,6 +77,17 @@ def test_here_nothing_is_missing() -> None:
 @pytest.mark.parametrize("file", READ_BY_OLD_PYTHONS)
 def test_python_3_8_can_read_what_is_read_before_its_version_is_looked_at(file: str) -> None:
     ast.parse((ROOT / file).read_text(encoding="utf-8"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("file", READ_BY_OLD_PYTHONS)
+def test_nothing_is_imported_that_python_3_8_lacks(file: str) -> None:
+    imported = set()
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.module.startswith("finetuning"):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
+    assert imported <= IN_PYTHON_3_8
 
 
 def test_old_pythons_say_so_themselves() -> None:

@@ -39,6 +39,7 @@ def slow_build(folder: Path, log: Path, hold_s: float) -> None:
     assert (folder / "first").is_file() and (folder / "second").is_file()
 
 
+@pytest.mark.dist  # four processes, each of which imports torch
 def test_several_processes_that_start_together_build_once(tmp_path: Path) -> None:
     folder, log = tmp_path / "tokens" / "key", tmp_path / "log"
     processes = [SPAWN.Process(target=slow_build, args=(folder, log, 0.5)) for _ in range(4)]
