@@ -4,6 +4,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,10 +21,9 @@ from finetuning.data.tokens.megatron import MegatronSplit, open_megatron_split, 
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import InputError
 from finetuning.model.cross_entropy import IGNORED_LABEL
+from tests.formats.nemo.megatron_core import megatron_core
 
 pytestmark = pytest.mark.unit
-
-MEGATRON_PYTHON = "MEGATRON_PYTHON"  # an interpreter with megatron-core, which is no dependency of this project
 
 
 def documents_from(lengths: list[int]) -> list[np.ndarray]:
@@ -154,9 +154,7 @@ def test_a_base_model_without_chat_template_will_do(tmp_path: Path, model_path: 
 
 @pytest.mark.slow
 def test_megatron_core_reads_what_is_written_and_the_reverse(tmp_path: Path) -> None:
-    python = os.environ.get(MEGATRON_PYTHON)
-    if not python:
-        pytest.fail(f"set {MEGATRON_PYTHON} to an interpreter that has megatron-core")
+    environment = os.environ | {"PYTHONPATH": str(megatron_core())}
     documents = documents_from([3, 1, 7])
     for vocab_size in (1000, 128_256):
         ours, theirs = tmp_path / f"ours{vocab_size}", tmp_path / f"theirs{vocab_size}"
@@ -171,7 +169,7 @@ for i in range(len(data)):
 builder.finalize({str(theirs)!r} + ".idx")
 print(data.document_indices.tolist(), [x.tolist() for x in data[:]])
 """
-        run = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+        run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
         assert run.stdout.strip().splitlines()[-1] == f"[0, 1, 2, 3] {[d.tolist() for d in documents]}"
         for ending in (".bin", ".idx"):
             assert ours.with_name(ours.name + ending).read_bytes() == theirs.with_name(theirs.name + ending).read_bytes()
