@@ -118,12 +118,15 @@ def _layout(prepared: Prepared) -> str:
     samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, run.strategy.packs)
+    world = config.world_size
+    processes = (
+        t("{world} GPU{world:s}", world=world) if run.device == "cuda" else t("{world} CPU process{world:es}", world=world)
+    )
     return t(
-        "{world} {kind} = {axes} · {samples} sample{samples:s} per step in {rows} packed rows of at most {length:,}, about "
-        "{tokens:,} token{tokens:s}",
+        "{processes} = {axes} · {samples} sample{samples:s} per step in {rows} pack{rows:s} of at most {length:,} tokens, "
+        "about {tokens:,} token{tokens:s}",
         length=run.strategy.packs.capacity,
-        world=config.world_size,
-        kind=t("GPUs") if run.device == "cuda" else t("CPU processes"),
+        processes=processes,
         axes=_axes(config),
         samples=config.global_batch_size,
         rows=sum(map(len, rows)),

@@ -38,8 +38,8 @@ class TrainingDisplay:
     def step(self, step: int, row: dict[str, float]) -> None:
         """Shows one finished step; `row` has the columns of metrics.csv."""
         numbers = t(
-            "step {step}/{max_steps}  loss {loss:.4f}  lr {lr:.2e}  grad {grad:.3f}  {rate:,.0f} tok/s ({each:,.0f} each)"
-            "  {memory:.1f} GiB",
+            "step {step}/{max_steps}  loss {loss:.4f}  lr {lr:.2e}  grad {grad:.3f}  {rate:,.0f} tok/s "
+            "({each:,.0f} per process)  {memory:.1f} GiB",
             step=step,
             max_steps=self.max_steps,
             loss=row["train_loss"],
