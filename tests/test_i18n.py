@@ -73,7 +73,20 @@ NOUNS = (
     "samples|tokens|steps|errors|warnings|processes|nodes|GPUs|CPUs|cores|layers|answers|prompts|files|folders|records|lines"
 )
 NUMBER_AND_NOUN = re.compile(rf"\{{(\w+)(?::[^}}]*)?\}} (?:(?:CPU|more|answer) )?({NOUNS})\b")
-NEVER_ONE = {"limit", "at_least", "most", "largest", "times", "padded", "parameters", "heads", "groups", "epochs", "rows"}
+NEVER_ONE = {
+    "length",
+    "limit",
+    "at_least",
+    "most",
+    "largest",
+    "times",
+    "padded",
+    "parameters",
+    "heads",
+    "groups",
+    "epochs",
+    "rows",
+}
 VERB_FOLLOWS = ("do not fit", "share", "trainable", "holds two models")  # of numbers that are not one there
 
 

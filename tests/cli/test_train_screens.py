@@ -55,7 +55,7 @@ def test_the_start_screen_says_what_will_happen(prepared: Prepare, tmp_path: Pat
     found = prepared(lr=1e-3)
     lines = start_screen(found)
     assert value_of("model", lines) == (
-        f"{found.run.config.hf_model_id} · Llama, 2 layers · 127.30 k parameters, 127.30 k trained (all weights)"
+        f"{found.run.config.hf_model_id} · Llama, 2 layers · 127.30 k parameters, 127.30 k trainable (all weights)"
     )
     training = found.dataset.splits["training"]
     assert value_of("data", lines) == (
@@ -91,7 +91,7 @@ def test_the_example_shows_the_question_and_brackets_around_what_is_trained(prep
 def test_with_adapters_the_screen_counts_what_is_trained(prepared: Prepare) -> None:
     # Rank 4 on seven linears of two layers: 4 * 2 * (128 + 96 + 96 + 128 + 160 + 160 + 160) = 7 424.
     line = value_of("model", start_screen(prepared(peft="lora", lora_rank=4)))
-    assert line.endswith("134.72 k parameters, 7.42 k trained (LoRA r=4)")
+    assert line.endswith("134.72 k parameters, 7.42 k trainable (LoRA r=4)")
 
 
 def test_expected_memory_is_shown_where_there_is_a_gpu(prepared: Prepare) -> None:
