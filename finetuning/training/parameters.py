@@ -45,4 +45,4 @@ def _plain(value: Any) -> str | int | float | bool:
         return value
     if isinstance(value, dict):
         return ", ".join(f"{key}: {item}" for key, item in value.items())
-    return ", ".join(map(str, value))
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
