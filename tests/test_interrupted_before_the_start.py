@@ -57,7 +57,7 @@ def test_while_the_data_is_read_it_ends_at_once_in_one_line(
     if moment == "processes start":
         command.wait_until(lambda: len(descendants(command.process.pid)) >= 2)
     else:
-        command.wait_until(lambda: any(file.stat().st_size for file in tmp_path.rglob("*.incomplete/*/*")))
+        command.wait_until(lambda: any(file.stat().st_size for file in tmp_path.rglob(".incomplete-*/*/*")))
     below = descendants(command.process.pid)
     started = time.monotonic()
     assert callable(end)
@@ -67,4 +67,6 @@ def test_while_the_data_is_read_it_ends_at_once_in_one_line(
     assert time.monotonic() - started < PATIENCE_S
     assert [line for line in output.splitlines() if "%" not in line] == ["Stopped. Nothing was started."]
     assert [path.name for path in tmp_path.iterdir()] == ["output.txt"]
+    while time.monotonic() - started < PATIENCE_S and any(state(pid) not in ("", "Z") for pid in below):
+        time.sleep(0.1)  # those that were asked themselves may end a moment later
     assert [pid for pid in below if state(pid) not in ("", "Z")] == []
