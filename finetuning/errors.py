@@ -33,5 +33,9 @@ class NoRoom(RunError):
     """A disk, or a quota, is full; nothing that was complete is lost."""
 
 
-class StopRequested(Exception):
-    """SIGTERM or Ctrl-C arrived while there was nothing to save."""
+class StopRequested(BaseException):
+    """SIGTERM or Ctrl-C arrived while there was nothing to save.
+
+    No `Exception`, as `KeyboardInterrupt` is none: it arrives wherever the process happens to be, and libraries turn an
+    `Exception` that passes through them into an error of their own.
+    """

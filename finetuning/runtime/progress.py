@@ -67,7 +67,7 @@ class Slot(NamedTuple):
     pid: int  # 0: it has not come to its first line of ours
     beats: int  # grows with every sign of progress
     phase: int
-    trains: bool  # from its first step to its last
+    trains: bool  # from its first update to its last
     step: int  # the last one that is done
     usual_s: float  # median seconds of its last steps; 0: it has done too few
 
@@ -109,7 +109,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.phase, self.step, self.saved_step = Phase.STARTING, 0, 0
-        self.trains = False  # from its first step to its last: a stop has to wait for a checkpoint, and all ranks agree on it
+        self.trains = False  # from its first update to its last: a stop has to wait for a checkpoint, and all ranks agree on it
         self.told: Callable[[], object] = lambda: None  # called with each new phase
         self._beats, self._usual_s = 0, 0.0
         self._seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
@@ -142,8 +142,13 @@ class Progress:
         self._beats += 1
         SLOT.pack_into(self._memory, self._start, os.getpid(), self._beats, self.phase, self.trains, self.step, self._usual_s)
 
+    def step_is_certain(self) -> None:
+        """All ranks have its gradients and go on to update the weights: there will be something to save."""
+        self.trains = True
+        self.beat()
+
     def step_done(self, step: int, seconds: float) -> None:
-        self.step, self.trains = step, True
+        self.step = step
         if self.phase is Phase.TRAINING:  # the first one is no measure
             self._seconds.append(seconds)
             self._usual_s = statistics.median(self._seconds)

@@ -17,7 +17,7 @@ from finetuning.launch.stop_requests import StopRequests
 from finetuning.launch.torchrun import STOP_SIGNALS, kernel_cache, run_workers, torchrun_command, worker_environment
 from finetuning.launch.workers import signal_workers
 from finetuning.runtime.status import read_status
-from tests.commands import Command, arguments, descendants, finetune, is_training, state
+from tests.commands import Command, arguments, descendants, finetune, is_gone, is_training, steps_done
 
 TOKEN = "hf_secret0123456789"
 pytestmark = pytest.mark.timeout(600)
@@ -166,6 +166,44 @@ def test_a_launcher_that_is_killed_before_the_workers_are_up_leaves_no_worker(ru
     assert not (running.experiment.parent / "early" / "metrics.csv").exists()
 
 
+SIGNAL_IN_THE_FIRST_UPDATE = """
+import os, signal, sys
+from pathlib import Path
+from torch.optim import adam
+
+def interrupted(*arguments, update=adam.adam, **settings):
+    adam.adam = update
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except Exception as error:  # as DTensor does around much of an update
+        raise RuntimeError("could not be updated") from error
+    update(*arguments, **settings)
+
+if os.environ["RANK"] == "1":
+    adam.adam = interrupted
+from finetuning.train import main
+sys.exit(main(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.dist
+def test_a_stop_that_reaches_one_rank_in_its_first_update_is_agreed_on_and_saved(running: Running, tmp_path: Path) -> None:
+    flags = [*running.arguments, "--experiment", "warned", "--max_steps", "1000"]
+    command = finetune(tmp_path, *flags)
+    experiment = running.experiment.parent / "warned"
+    command.wait_until((experiment / "run.yaml").exists)
+    command.kill_everything()
+    assert steps_done(experiment) == 0
+    script = tmp_path / "signal_in_the_first_update.py"
+    script.write_text(SIGNAL_IN_THE_FIRST_UPDATE)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    code, output = Command(tmp_path, *torchrun, str(script), str(experiment / "run.yaml")).finish()
+    assert code == 0, output
+    status = read_status(experiment)
+    assert (status["state"], status["step"], status["saved"]) == ("stopped", 2, True)
+    assert (experiment / "checkpoints" / "step=000002" / "checkpoint.json").is_file()
+
+
 @pytest.mark.dist
 def test_a_failing_run_shows_the_first_failing_rank_its_error_and_its_log(running: Running, tmp_path: Path) -> None:
     # Steps of 1e30 make the second loss infinite; both ranks stop together, before the weights are touched again.
@@ -184,6 +222,6 @@ def test_a_failing_run_shows_the_first_failing_rank_its_error_and_its_log(runnin
 
 def wait_until_gone(pids: list[int], patience_s: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + patience_s
-    while alive := [pid for pid in pids if state(pid) not in ("", "Z")]:
+    while alive := [pid for pid in pids if not is_gone(pid)]:
         assert time.monotonic() < deadline, f"still there: {[arguments(pid) for pid in alive]}"
         time.sleep(0.05)
