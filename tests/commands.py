@@ -110,7 +110,7 @@ class Command:
                 continue  # ended with its parent
         self.process.wait()
         deadline = time.monotonic() + TIMEOUT_S
-        while not all(state(pid) in ("", "Z") for pid in pids):
+        while not all(map(is_gone, pids)):
             assert time.monotonic() < deadline, f"survived SIGKILL: {pids}"
             time.sleep(POLL_INTERVAL_S)
 
@@ -180,6 +180,15 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def is_gone(pid: int) -> bool:
+    """It has ended, with all its threads: the files it had open, and locks on them, are let go only by the last one (Linux)."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return fields[0] in "ZX" and int(fields[17]) <= 1  # state, …, number of threads
 
 
 def is_pending(pid: int, number: int) -> bool:

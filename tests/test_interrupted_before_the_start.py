@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Command, descendants, finetune, state
+from tests.commands import Command, descendants, finetune, is_gone
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 
@@ -67,6 +67,6 @@ def test_while_the_data_is_read_it_ends_at_once_in_one_line(
     assert time.monotonic() - started < PATIENCE_S
     assert [line for line in output.splitlines() if "%" not in line] == ["Stopped. Nothing was started."]
     assert [path.name for path in tmp_path.iterdir()] == ["output.txt"]
-    while time.monotonic() - started < PATIENCE_S and any(state(pid) not in ("", "Z") for pid in below):
+    while time.monotonic() - started < PATIENCE_S and not all(map(is_gone, below)):
         time.sleep(0.1)  # those that were asked themselves may end a moment later
-    assert [pid for pid in below if state(pid) not in ("", "Z")] == []
+    assert [pid for pid in below if not is_gone(pid)] == []
