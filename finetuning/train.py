@@ -35,7 +35,7 @@ from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.sample_texts import answered_split, first_samples, read_samples
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.errors import EXIT_FINISHED, RunError, StopRequested
+from finetuning.errors import EXIT_FINISHED, StopRequested
 from finetuning.files.atomic import write_text
 from finetuning.formats.huggingface.write import export_model
 from finetuning.formats.load_sharded import load_base_weights, load_source
@@ -48,12 +48,11 @@ from finetuning.i18n import set_language, t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.runtime.failures import is_echo, write_failure
-from finetuning.runtime.network import choose_interface
-from finetuning.runtime.output import open_output
+from finetuning.runtime.output import redirect_output
+from finetuning.runtime.process_group import start_process_group
 from finetuning.runtime.progress import Phase, Progress, stop_reason
 from finetuning.runtime.status import FINISHED, RUNNING, STOPPED, write_status
 from finetuning.runtime.stop_switch import StopSwitch
-from finetuning.terminal import SafeConsole
 from finetuning.training import trackers
 from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
@@ -323,42 +322,6 @@ class Worker:
         if self.rank == 0:
             self.results.mkdir(exist_ok=True)
             write_text(self.results / name, json.dumps(values, indent=1))
-
-
-def start_process_group(device: str) -> None:
-    """Joins the processes that torchrun started; CPU tensors travel by gloo also where the model is on GPUs."""
-    local_rank, num_processes = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    if device == "cuda":
-        found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if local_rank >= found:
-            raise RunError(
-                t(
-                    "{host} has {found} usable GPUs, and --num_gpus asks for {asked}; see `nvidia-smi` there",
-                    host=os.uname().nodename,
-                    found=found,
-                    asked=num_processes,
-                )
-            )
-        torch.cuda.set_device(local_rank)
-    if int(os.environ["WORLD_SIZE"]) > num_processes:
-        choose_interface(os.environ, os.environ["MASTER_ADDR"])
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
-
-
-def redirect_output(log_file: Path) -> Console:
-    """Sends everything this process prints to its log and returns a console on the real standard output.
-
-    Libraries warn about things a user can do nothing about; those belong in the log. Works on file descriptors, so it
-    also catches what C libraries print.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    terminal = open_output(os.dup(1))
-    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-    return SafeConsole(file=terminal)
 
 
 if __name__ == "__main__":

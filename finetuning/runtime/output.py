@@ -1,11 +1,16 @@
-"""Standard output that may go away: a closed terminal, or a pipe whose reader has ended, ends no training."""
+"""Where a process prints: standard output that may go away, which ends no training, and the log of a worker."""
 
 import errno
 import io
 import os
+import sys
+from pathlib import Path
 from typing import Any, TextIO
 
+from rich.console import Console
 from typing_extensions import override
+
+from finetuning.terminal import SafeConsole
 
 GONE = (errno.EIO, errno.EPIPE)
 
@@ -17,6 +22,22 @@ def open_output(descriptor: int, encoding: str = "utf-8") -> TextIO:
     """
     raw = _Output(descriptor, "w", closefd=False)
     return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors="replace", line_buffering=os.isatty(descriptor))
+
+
+def redirect_output(log_file: Path) -> Console:
+    """Sends everything this process prints to its log and returns a console on the real standard output.
+
+    Libraries warn about things a user can do nothing about; those belong in the log. Works on file descriptors, so it
+    also catches what C libraries print.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    terminal = open_output(os.dup(1))
+    descriptor = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    return SafeConsole(file=terminal)
 
 
 class _Output(io.FileIO):

@@ -121,7 +121,7 @@ begin_worker()
 import torch.distributed as dist
 import torch
 from finetuning.runtime.progress import Phase, Progress
-from finetuning.train import redirect_output
+from finetuning.runtime.output import redirect_output
 from pathlib import Path
 
 def loop_in_python():
