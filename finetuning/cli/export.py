@@ -1,8 +1,9 @@
-"""`finetune export MODEL [OUT] --to hf|nemo`: a checkpoint, experiment or model folder, in the format of other tools.
+"""`finetune export MODEL [OUT] --to hf|nemo|gguf`: a checkpoint, experiment or model folder, in the format of other tools.
 
-One process on the CPU, in memory that does not grow with the model.
+One process on the CPU, in memory that does not grow with the model. How to serve the result is printed and lies beside it.
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +13,26 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 from finetuning.cli.common_flags import verb_parser
 from finetuning.cli.model_argument import open_given_model
 from finetuning.errors import EXIT_FINISHED, InputError
+from finetuning.formats.gguf.ollama import MODELFILE, modelfile
+from finetuning.formats.gguf.write import QUANTIZATIONS, export_gguf
 from finetuning.formats.huggingface.write import DTYPES, export_hugging_face, stored_dtypes
 from finetuning.formats.nemo.write import export_nemo
 from finetuning.formats.peft import door as peft
 from finetuning.formats.peft.write import export_peft
+from finetuning.formats.serving import (
+    SERVE_FILE,
+    VLLM_URL,
+    adapter_commands,
+    gguf_commands,
+    whole_model_commands,
+    write_serving,
+    write_template_file,
+)
 from finetuning.formats.stored_model import StoredModel
 from finetuning.i18n import t
 from finetuning.terminal import open_console
 
-FORMATS = ("hf", "nemo")
+FORMATS = ("hf", "nemo", "gguf")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,33 +40,51 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", help=t("a checkpoint, an experiment, an adapter, a model folder or a GGUF file"))
     parser.add_argument("out", nargs="?", type=Path, help=t("folder to write; default: beside it, with the format in its name"))
     parser.add_argument(
-        "--to", choices=FORMATS, default="hf", help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2")
+        "--to",
+        choices=FORMATS,
+        default="hf",
+        help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2; gguf: llama.cpp, Ollama, LM Studio"),
     )
     parser.add_argument(
         "--merge", action="store_true", help=t("merge the adapter into its base; to check it as well: finetune merge")
     )
     parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help=t("of --to gguf: its type; default: the base model's dtype"))
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
     console = open_console()
     keeps_adapter = model.adapter is not None and not given.merge
-    problems = _problems(model, given.dtype, merge=given.merge)
-    if given.to == "nemo" and keeps_adapter:
-        problems = [t("--to nemo writes whole models; give --merge to put the adapter into its base")]
-    if problems:
+    if problems := _problems(model, given, target):
         raise InputError(problems)
+    name = served_name(given.model)
     if given.to == "nemo":
         export_nemo_with_progress(model, target, given.dtype, console)
         console.print(t("model in NeMo 2's format: {path}", path=target))
+    elif given.to == "gguf":
+        _export_gguf(model, target, given.quantize, name, console)
     elif keeps_adapter:
-        export_peft(model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder))
-        console.print(t("adapter in PEFT format: {path}", path=target))
+        _export_adapter(
+            model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder), name, console
+        )
     else:
         export_with_progress(model, target, given.dtype, console)
         console.print(t("model in Hugging Face format: {path}", path=target))
+        say_how_to_serve(model, target, name, console)
     return EXIT_FINISHED
+
+
+def say_how_to_serve(model: StoredModel, target: Path, name: str, console: Console) -> None:
+    """Of a folder in Hugging Face format that was written from `model`."""
+    commands = whole_model_commands(target.resolve(), name, has_template=write_template_file(target, model))
+    write_serving(target, model, commands, VLLM_URL)
+    _show(commands, target, console)
+
+
+def served_name(given: str) -> str:
+    """What servers call the model: the experiment's name, or the last part of a path."""
+    return next((part for part in reversed(Path(given).parts) if part not in ("checkpoints", "export", ".", "/")), "model")
 
 
 def default_target(model: StoredModel, suffix: str) -> Path:
@@ -77,13 +107,76 @@ def export_nemo_with_progress(model: StoredModel, target: Path, dtype: str | Non
         export_nemo(model, target, dtype_of, lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def _problems(model: StoredModel, dtype: str | None, *, merge: bool) -> list[str]:
+def _export_gguf(model: StoredModel, target: Path, quantization: str | None, name: str, console: Console) -> None:
+    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        written = export_gguf(
+            model, target, quantization, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    console.print(t("GGUF file: {path}", path=written.file))
+    if written.chat_template is None:
+        console.print(t("note: the model has no chat template; servers will continue texts, not answer questions"))
+    for end in written.vocabulary.other_ends:
+        console.print(
+            t("note: answers may end with {token} too, which a GGUF file has no place for; give it as a stop", token=end)
+        )
+    reason = None
+    if written.chat_template is not None:
+        try:
+            text = modelfile(written, model.prompt_format(), model.tokenizer_folder)
+            (target / MODELFILE).write_text(text, encoding="utf-8")
+        except InputError as error:
+            reason = error
+    if reason is not None:
+        console.print(t("note: no Modelfile for Ollama: {reason}", reason=reason))
+    has_modelfile = (target / MODELFILE).is_file()
+    commands = gguf_commands(written.file.resolve(), name, has_modelfile=has_modelfile)
+    write_serving(target, model, commands, str(written.file.resolve()))
+    _show(commands, target, console)
+
+
+def _export_adapter(model: StoredModel, target: Path, base: str, name: str, console: Console) -> None:
+    assert model.adapter is not None
+    export_peft(model, target, base)
+    console.print(t("adapter in PEFT format: {path}", path=target))
+    rank = max(len(update.a) for update in model.adapter.updates.values())
+    has_template = write_template_file(target, model)
+    commands = adapter_commands(target.resolve(), base, name, rank, has_template=has_template)
+    write_serving(target, model, commands, VLLM_URL)
+    _show(commands, target, console)
+
+
+def _show(commands: dict[str, list[str]], target: Path, console: Console) -> None:
+    console.print(t("to serve it (also in {file}):", file=target / SERVE_FILE))
+    for server, lines in commands.items():
+        for line in lines:
+            console.print(f"  {server}: {line}", soft_wrap=True)
+
+
+def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
     problems = []
-    if merge and model.adapter is None:
+    keeps_adapter = model.adapter is not None and not given.merge and given.to != "gguf"
+    if given.merge and model.adapter is None:
         problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
-    if model.adapter is not None and not merge:
+    if given.to == "gguf":
+        if given.dtype is not None:
+            problems.append(t("--dtype has no effect with --to gguf; give --quantize"))
+        if target.suffix == ".gguf":
+            folder = target.with_suffix("")
+            problems.append(
+                t(
+                    "{path}: is a name for a file, and a folder is written; give for example {folder}",
+                    path=target,
+                    folder=folder,
+                )
+            )
+    elif given.quantize is not None:
+        problems.append(t("--quantize {kind} has no effect without --to gguf", kind=given.quantize))
+    if given.to == "nemo" and keeps_adapter:
+        problems.append(t("--to nemo writes whole models; give --merge to put the adapter into its base"))
+    elif keeps_adapter:
         if model.found.kind is peft:
             problems.append(t("{path}: is in PEFT format already; give --merge for a whole model", path=model.path))
-        if dtype is not None:
+        if given.dtype is not None:
             problems.append(t("--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model"))
     return problems

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from finetuning.cli.common_flags import verb_parser
-from finetuning.cli.export import export_with_progress
+from finetuning.cli.export import export_with_progress, say_how_to_serve, served_name
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, chosen_device
 from finetuning.config.run import read_run
@@ -62,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
     dtypes = {merged.base.dtype(name) for name in stored.adapter.updates}
     found = compare(before, after, dtypes)
     _show(console, found, file)
+    if found.is_same:
+        say_how_to_serve(stored, given.out, served_name(given.model), console)
     return EXIT_FINISHED if found.is_same else EXIT_FAILED
 
 

@@ -3,7 +3,7 @@
 In: what `recognize` found. Out: what export, merge, evaluate and generate need to know.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,9 @@ class StoredModel:
     base_folder: Path  # with config.json, and the tokenizer of a checkpoint
     origin: dict[str, Any] | None
 
-    def weights(self) -> WeightSource:
-        """All weights, with the adapter merged into them."""
-        return self.source
+    def weights(self, *, rounds: bool = True) -> WeightSource:
+        """All weights, with the adapter merged into them; without `rounds` what it changes stays in float32."""
+        return self.source if rounds or not isinstance(self.source, MergedSource) else replace(self.source, rounds=False)
 
     @property
     def path(self) -> Path:

@@ -125,7 +125,7 @@ def converted(name: str, rows: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float16 and rows.dtype != dtype and bool((found.isinf() & rows.isfinite()).any()):
         raise InputError(
             t(
-                "{name}: holds {largest:.3g}, and float16 ends at 65504; give --dtype bfloat16 or float32",
+                "{name}: holds {largest:.3g}, and float16 ends at 65504; choose bfloat16 or float32",
                 name=name,
                 largest=rows.abs().max().item(),
             )

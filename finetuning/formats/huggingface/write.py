@@ -126,10 +126,10 @@ def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | Non
     copy_config(base, folder, dtype)
 
 
-def pieces(source: WeightSource, name: str) -> Iterator[torch.Tensor]:
-    """A weight as rows in order, PIECE_BYTES of float32 at a time."""
+def pieces(source: WeightSource, name: str, multiple: int = 1) -> Iterator[torch.Tensor]:
+    """A weight as rows in order, PIECE_BYTES of float32 at a time, and each a `multiple` of rows."""
     shape = source.shapes()[name]
-    step = max(1, PIECE_BYTES // (4 * (shape.numel() // shape[0])))
+    step = multiple * max(1, PIECE_BYTES // (4 * multiple * (shape.numel() // shape[0])))
     for start in range(0, shape[0], step):
         yield source.read(name, start, min(start + step, shape[0]))
 

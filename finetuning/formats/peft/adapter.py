@@ -107,6 +107,7 @@ class MergedSource:
     base: WeightSource
     adapter: Adapter
     base_is_checked: bool = False  # its fingerprint is that of the training
+    rounds: bool = True  # to the base's dtype; else merged weights stay in float32
 
     @property
     def config(self) -> LlamaConfig:
@@ -116,12 +117,12 @@ class MergedSource:
         return self.base.shapes()
 
     def dtype(self, name: str) -> torch.dtype:
-        return self.base.dtype(name)
+        return self.base.dtype(name) if self.rounds or name not in self.adapter.updates else torch.float32
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         rows = self.base.read(name, start, stop)
         update = self.adapter.updates.get(name)
-        return rows if update is None else update.merged(rows, start, start + len(rows)).to(rows.dtype)
+        return rows if update is None else update.merged(rows, start, start + len(rows)).to(self.dtype(name))
 
 
 def read_adapter(folder: Path) -> Adapter:
