@@ -4,6 +4,7 @@ A file of a kilobyte may hold one text of megabytes in each of a million rows. S
 until it is known how large they are, and as few rows are unpacked at once as fit `SLICE_BYTES`.
 """
 
+import io
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from finetuning.data.reading.findings import Finding, excerpt
 
 BATCH_ROWS = 512
 SLICE_BYTES = 1 << 20
+# As a key of the footer (Thrift's compact protocol: a text of 12 bytes), and as one that pyarrow does not know.
+ARROW_SCHEMA, NO_SCHEMA = b"\x18\x0cARROW:schema", b"\x18\x0cARROW-schema"
 
 Row = tuple[int, dict[str, Any]]  # its number from 1, and its fields that are not null
 
@@ -34,10 +37,12 @@ def read_rows(path: Path, max_row_bytes: int, max_bytes: int) -> Iterator[tuple[
         names = file.schema_arrow.names
         texts = [column.path for column in _columns(file) if column.physical_type == "BYTE_ARRAY"]
         inflates = _unpacked_size(file.metadata) > max_bytes
+        has_fixed_lists = any(_has_fixed_list(field.type) for field in file.schema_arrow)
     for name in [name for name, count in Counter(names).items() if count > 1][:1]:
         yield Finding("duplicate_key", path.name, 0, {"name": excerpt(name)})
     number = read = 0
-    with parquet.ParquetFile(path, read_dictionary=texts) as file:
+    metadata = _without_arrow_schema(path) if has_fixed_lists else None
+    with parquet.ParquetFile(path, metadata=metadata, read_dictionary=texts) as file:
         for batch in file.iter_batches(batch_size=BATCH_ROWS) if not inflates else ():
             for rows, size in _small_slices(batch):
                 read += size
@@ -59,6 +64,24 @@ def read_rows(path: Path, max_row_bytes: int, max_bytes: int) -> Iterator[tuple[
                 break
     if inflates:
         yield Finding("inflates", path.name, 0, {"times": max_bytes // max(path.stat().st_size, 1)})
+
+
+def _has_fixed_list(kind: pyarrow.DataType) -> bool:
+    if isinstance(kind, pyarrow.BaseExtensionType):
+        return _has_fixed_list(kind.storage_type)
+    inner = [kind.field(index).type for index in range(kind.num_fields)]
+    return types.is_fixed_size_list(kind) or any(map(_has_fixed_list, inner))
+
+
+def _without_arrow_schema(path: Path) -> parquet.FileMetaData:
+    """The file's description without what pyarrow added, by which a list is one of a fixed size: pyarrow 25 cannot read those
+    where one is null ("Expected all lists to be of size"). Parquet itself knows lists of any size only."""
+    with path.open("rb") as file:
+        file.seek(-8, io.SEEK_END)
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - length, io.SEEK_END)
+        footer = file.read(length + 8)
+    return parquet.read_metadata(io.BytesIO(b"PAR1" + footer.replace(ARROW_SCHEMA, NO_SCHEMA)))
 
 
 def _columns(file: parquet.ParquetFile) -> list[parquet.ColumnSchema]:

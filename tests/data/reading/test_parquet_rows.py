@@ -32,6 +32,8 @@ COLUMNS = {
     "map": pa.array([[("k", 1_700_000_000_000_000_001)], None], pa.map_(pa.string(), pa.timestamp("ns"))),
     "list": pa.array([[1_700_000_000_000_000_001], None], pa.list_(pa.timestamp("ns"))),
     "large list": pa.array([["x"], None], pa.large_list(pa.string())),
+    "list of two": pa.array([[1.5, 2.5], None], pa.list_(pa.float32(), 2)),
+    "list of two inside": pa.array([{"at": [[1, 2], None]}, None], pa.struct([("at", pa.list_(pa.list_(pa.int64(), 2)))])),
     "struct": pa.array([{"at": 1_700_000_000_000_000_001}, None], pa.struct([("at", pa.timestamp("ns"))])),
     "category": pa.array([7, None]).dictionary_encode(),
     "nothing": pa.array([None, None]),
