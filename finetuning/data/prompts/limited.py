@@ -19,8 +19,10 @@ from finetuning.data.prompts.tokenizer import (
     Segments,
     TokenizerFault,
     decode_tokens,
+    dropout_of,
     encode_each,
     open_tokenizer,
+    reads_by_place,
     token_starts,
 )
 from finetuning.errors import InputError
@@ -72,12 +74,25 @@ class Settled(msgspec.Struct):
     pinned: str | None  # the template with its date, where it needs one
 
 
+class AddedToken(msgspec.Struct, frozen=True):
+    """How a token is found in a text, as the tokenizers library says it."""
+
+    single_word: bool
+    lstrip: bool
+    rstrip: bool
+    normalized: bool
+
+
 class TokenizerFacts(msgspec.Struct, frozen=True):
     """What is asked of a tokenizer again and again."""
 
     special_tokens: tuple[str, ...]
     special_ids: tuple[int, ...]
+    added_tokens: dict[str, AddedToken]  # the special ones among them
     vocab_size: int
+    normalizes: bool
+    reads_by_place: bool
+    dropout: float
     ids: dict[str, int]  # of the texts that were asked for; those that it knows
     texts: dict[int, str]  # of the ids that were asked for
 
@@ -202,8 +217,22 @@ def _facts(tokenizer: Tokenizer, texts: list[str], ids: list[int]) -> TokenizerF
     found_ids = {text: found for text in texts if (found := tokenizer.token_to_id(text)) is not None}
     asked = {*ids, *found_ids.values()}
     found_texts = {number: text for number in asked if 0 <= number < MAX_ID and (text := tokenizer.id_to_token(number))}
-    special = {number: token.content for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    return TokenizerFacts(tuple(special.values()), tuple(special), tokenizer.get_vocab_size(), found_ids, found_texts)
+    added = tokenizer.get_added_tokens_decoder()
+    special = {number: token.content for number, token in added.items() if token.special}
+    return TokenizerFacts(
+        tuple(special.values()),
+        tuple(special),
+        {
+            token.content: AddedToken(token.single_word, token.lstrip, token.rstrip, token.normalized)
+            for token in added.values()
+        },
+        tokenizer.get_vocab_size(),
+        tokenizer.normalizer is not None,
+        reads_by_place(tokenizer),
+        dropout_of(tokenizer),
+        found_ids,
+        found_texts,
+    )
 
 
 def _settle(source: FormatSource) -> Settled:

@@ -30,6 +30,7 @@ from finetuning.data.prompts.limited import (
     tokenizer_here,
     try_tokenizer,
 )
+from finetuning.data.prompts.named_tokens import named_token_problems
 from finetuning.data.prompts.template_parts import TemplateParts, check_lengths_of_texts, custom_parts, difference
 from finetuning.data.prompts.tokenizer import (
     TOKENIZER_FILE,
@@ -121,7 +122,7 @@ class PromptFormat:
     def encode_prompt(self, sample: Sample) -> list[int]:
         """Tokens of everything before the last answer; errors as of `encode`."""
         pieces = self.parts.pieces(sample.system, sample.turns)[:-1]
-        return [token for found in self._encode([segments for segments, _ in pieces]) for token in self._whole(found)]
+        return [token for found in self._encode_pieces([pieces]) for token in self._whole(found)]
 
     def encode(self, sample: Sample) -> Encoded:
         """Tokens of the whole sample, and which of them are trained.
@@ -143,7 +144,7 @@ class PromptFormat:
     def encode_each(self, samples: list[Sample]) -> list[Encoded | Problem]:
         """`encode` of many samples at once; the problem of those on which the tokenizer fails."""
         all_pieces = [self.parts.pieces(sample.system, sample.turns) for sample in samples]
-        found = iter(self._encode([segments for pieces in all_pieces for segments, _ in pieces]))
+        found = iter(self._encode_pieces(all_pieces))
         encoded: list[Encoded | Problem] = []
         for sample, pieces in zip(samples, all_pieces, strict=True):
             outcomes = [(next(found), is_answer) for _, is_answer in pieces]
@@ -213,6 +214,29 @@ class PromptFormat:
         found = special_pattern(self.special_tokens).search(text)
         return found[0] if found else None
 
+    def _encode_pieces(self, all_pieces: list[list[tuple[Segments, bool]]]) -> list[list[int] | str]:
+        """Tokens of each piece of each sample, as they are in the whole text.
+
+        Where it matters a piece is encoded with the control text before it, whose tokens are then taken away.
+        """
+        entries = [segments for pieces in all_pieces for segments, _ in pieces]
+        leads = [self._lead(place, len(pieces)) for pieces in all_pieces for place in range(len(pieces))]
+        found = self._encode(
+            [[(lead, True), *segments] if lead else segments for lead, segments in zip(leads, entries, strict=True)]
+        )
+        texts = sorted(set(leads) - {""})
+        lead_tokens = dict(zip(texts, map(self._whole, self._encode([[(text, True)] for text in texts])), strict=True))
+        return [_without(lead, lead_tokens.get(lead, []), tokens) for lead, tokens in zip(leads, found, strict=True)]
+
+    def _lead(self, place: int, count: int) -> str:
+        """What a piece is encoded with; an answer is the continuation of a prompt that the model is given by itself, but an
+        earlier one is part of such a prompt."""
+        is_answer = place % 2 == 1
+        is_history = is_answer and place < count - 1 and not (self.is_custom or self.parts.trims)
+        if place == 0 or not (self.facts.reads_by_place or is_history):
+            return ""
+        return self.parts.between if is_answer else self.parts.after
+
     def _encode(self, entries: list[Segments]) -> list[list[int] | str]:
         if is_limited():
             return [
@@ -230,6 +254,18 @@ class PromptFormat:
 
     def _failed(self, error: str) -> InputError:
         return InputError(t("{file}: the tokenizer fails: {error}", file=self.source.tokenizer_file, error=error))
+
+
+def _without(lead: str, lead_tokens: list[int], tokens: list[int] | str) -> list[int] | str:
+    if isinstance(tokens, str):
+        return tokens
+    if tokens[: len(lead_tokens)] != lead_tokens:
+        return t(
+            "it makes one token of the end of {lead!r} and the beginning of the text behind it; begin that text without white "
+            "space",
+            lead=lead,
+        )
+    return tokens[len(lead_tokens) :]
 
 
 def load_prompt_format(
@@ -256,6 +292,17 @@ def load_prompt_format(
     begin, end = tokens.get("bos_token", ""), tokens.get("eos_token", "")
     end_token_ids = read_end_token_ids(model_path)
     facts = find_facts(source, [begin, end], sorted(end_token_ids))
+    problems = named_token_problems(model_path, facts)
+    if facts.dropout:
+        problems.append(
+            t(
+                "{file}: model.dropout is {dropout}, so that the same text becomes other tokens each time; set it to null",
+                file=file,
+                dropout=facts.dropout,
+            )
+        )
+    if problems:
+        raise InputError(problems)
     if end in facts.ids:
         end_token_ids.add(facts.ids[end])
     ends = tuple(facts.texts[number] for number in sorted(end_token_ids) if number in facts.texts)

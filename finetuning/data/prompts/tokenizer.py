@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from finetuning.errors import InputError
 from finetuning.files.documents import read_json, read_text
@@ -45,7 +46,7 @@ class TokenizerSettings(msgspec.Struct):
     cls_token: str | _AddedToken | None = None
     mask_token: str | _AddedToken | None = None
     chat_template: str | dict[str, str] | list[_NamedTemplate] | None = None
-    added_tokens_decoder: dict[str, Any] | None = None
+    added_tokens_decoder: dict[str, Any] | None = None  # see named_tokens
 
     def special_tokens(self) -> dict[str, str]:
         """The texts of the special tokens by name, those that there are."""
@@ -58,8 +59,9 @@ class _Generation(msgspec.Struct):
     eos_token_id: int | list[int] | None = None
 
 
-class _Table(msgspec.Struct):
+class _Config(msgspec.Struct):
     vocab_size: int | None = None
+    eos_token_id: int | list[int] | None = None
 
 
 def read_tokenizer_settings(model_path: Path) -> TokenizerSettings:
@@ -77,14 +79,17 @@ def read_tokenizer_settings(model_path: Path) -> TokenizerSettings:
 
 
 def read_end_token_ids(model_path: Path) -> set[int]:
-    """The tokens at which transformers ends an answer, besides the tokenizer's own."""
-    found = _read(model_path / "generation_config.json", _Generation).eos_token_id
+    """The tokens at which transformers ends an answer, besides the tokenizer's own; config.json has a say only where no
+    generation_config.json is."""
+    generation = model_path / "generation_config.json"
+    source = read_json(generation, _Generation) if generation.is_file() else _read(model_path / "config.json", _Config)
+    found = source.eos_token_id
     return set() if found is None else set(found) if isinstance(found, list) else {found}
 
 
 def read_table_size(model_path: Path) -> int | None:
     """How many tokens the embedding table has a row for; None: the folder does not say."""
-    return _read(model_path / "config.json", _Table).vocab_size
+    return _read(model_path / "config.json", _Config).vocab_size
 
 
 def open_tokenizer(file: Path) -> Tokenizer:
@@ -144,6 +149,20 @@ def token_starts(tokenizer: Tokenizer, text: str) -> list[int]:
 def decode_tokens(tokenizer: Tokenizer, tokens: list[int], *, skip_special_tokens: bool) -> str:
     with _as_faults():
         return tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+
+
+def reads_by_place(tokenizer: Tokenizer) -> bool:
+    """Whether a text has other tokens behind another one than alone: SentencePiece's tokenizers write a mark (`▁`) before what
+    they are given, and a token may take in the white space beside it."""
+    written = tokenizer.normalizer.normalize_str("a") if tokenizer.normalizer is not None else "a"
+    if tokenizer.pre_tokenizer is not None:
+        written = "".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(written))
+    return written != "a" or any(token.lstrip or token.rstrip for token in tokenizer.get_added_tokens_decoder().values())
+
+
+def dropout_of(tokenizer: Tokenizer) -> float:
+    """The share of merges that it leaves out by chance."""
+    return (tokenizer.model.dropout or 0.0) if isinstance(tokenizer.model, BPE) else 0.0
 
 
 def special_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:

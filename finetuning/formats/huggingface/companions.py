@@ -29,6 +29,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
+# What names code that a result does not hold: `transformers` would look for it, or build another tokenizer than tokenizer.json.
+CODE_KEYS = ("auto_map", "custom_pipelines", "tokenizer_class")
+PLAIN_TOKENIZER = "PreTrainedTokenizerFast"  # tokenizer.json as it stands, in all versions of transformers
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "USE_POLICY.md")  # are done without where they are links
 
 
@@ -44,7 +47,7 @@ def copy_companions(base: Path, target: Path, chat_template: str | None, origin:
     for name in (*TOKENIZER_FILES, *LICENCE_FILES):
         if (base / name).is_file() and not _leads_elsewhere(base / name):
             shutil.copyfile(base / name, target / name)
-    _drop_code(target / TOKENIZER_CONFIG_FILE)
+    _plain_tokenizer(target / TOKENIZER_CONFIG_FILE)
     if chat_template is not None:
         (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     if origin is not None:
@@ -72,13 +75,15 @@ def check_companions(base: Path) -> None:
 
 
 def copy_config(base: Path, target: Path, dtype: str | None = None) -> None:
-    """config.json as the base has it, but for another `dtype` where one is given."""
-    if dtype is None:
+    """config.json as the base has it, but for another `dtype` where one is given, and for what names code."""
+    config = read_json(base / CONFIG_FILE, dict[str, Any])
+    if dtype is None and not config.keys() & set(CODE_KEYS):
         shutil.copyfile(base / CONFIG_FILE, target / CONFIG_FILE)
         return
-    config = read_json(base / CONFIG_FILE, dict[str, Any])
-    for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
-        config[name] = dtype
+    config = {name: value for name, value in config.items() if name not in CODE_KEYS}
+    if dtype is not None:
+        for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
+            config[name] = dtype
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -122,11 +127,15 @@ def special_token_ids(folder: Path) -> dict[str, Any]:
     }
 
 
-def _drop_code(file: Path) -> None:
-    """Takes `auto_map` out of a result: the code that it names is not part of it, and was not used."""
+def _plain_tokenizer(file: Path) -> None:
+    """Lets a result be read as it was trained: tokenizer.json as it stands. For some classes transformers 5 takes its
+    vocabulary only, and splits text by a rule of its own; the code that `auto_map` names is not part of a result."""
     settings = read_json(file, dict[str, Any]) if file.is_file() else {}
-    if settings.pop("auto_map", None) is not None:
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    plain = {name: value for name, value in settings.items() if name not in CODE_KEYS}
+    if "tokenizer_class" in settings:
+        plain["tokenizer_class"] = PLAIN_TOKENIZER
+    if plain != settings:
+        file.write_text(json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _leads_elsewhere(file: Path) -> bool:

@@ -1,17 +1,20 @@
 """Tokenizers as they lie in model folders: saved with cuts and padding, damaged, with code of their own, beyond the table."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from finetuning.cli import data
 from finetuning.data.prompts.prompt_format import load_prompt_format
-from finetuning.data.prompts.tokenizer import open_tokenizer
+from finetuning.data.prompts.tokenizer import open_tokenizer, read_end_token_ids
+from finetuning.data.reading.findings import Problem, describe
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.companions import copy_companions
+from finetuning.formats.huggingface.companions import copy_companions, copy_config
 from tests.data.prompts.folders import DROPS_THOUGHTS, change, chatml, variant
 
 pytestmark = pytest.mark.unit
@@ -52,6 +55,8 @@ def test_cuts_and_padding_of_a_tokenizer_are_switched_off(model_path: Path, tmp_
         ("generation_config.json", {"eos_token_id": "2"}, r"generation_config\.json: eos_token_id is text, but must be"),
         ("special_tokens_map.json", {"bos_token": []}, r"special_tokens_map\.json: bos_token is a list, but must be"),
         ("config.json", {"vocab_size": None, "x": 1}, None),
+        ("tokenizer_config.json", {"additional_special_tokens": [7]}, r"additional_special_tokens\[0\] is a whole number"),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"1": "<a>"}}, r"added_tokens_decoder\S* is text, but must be"),
         ("generation_config.json", {"eos_token_id": None, "do_sample": True}, None),
         ("tokenizer.json", {"model": []}, r"tokenizer\.json: cannot read the tokenizer"),
     ],
@@ -66,6 +71,20 @@ def test_wrong_types_are_told_with_file_and_key(
         return
     with pytest.raises(InputError, match=message):
         load_prompt_format(folder, None, None)
+
+
+def test_without_generation_settings_answers_end_where_config_json_says(model_path: Path, tmp_path: Path) -> None:
+    folder = variant(model_path, tmp_path / "m", eos_token="<|end_of_text|>")
+    ends = read_end_token_ids(folder)
+    assert len(ends) == 3
+    change(folder / "config.json", lambda value: value.update(eos_token_id=sorted(ends)))
+    change(folder / "generation_config.json", lambda value: value.pop("eos_token_id"))
+    with pytest.raises(InputError, match=r"<\|eot_id\|>', which holds no end token"):  # generation_config.json has the say
+        load_prompt_format(folder, None, None)
+    (folder / "generation_config.json").unlink()
+    assert set(load_prompt_format(folder, None, None).end_token_ids) == ends
+    theirs = transformers.GenerationConfig.from_model_config(transformers.AutoConfig.from_pretrained(folder))
+    assert set(theirs.eos_token_id) == ends
 
 
 def test_a_chat_template_of_megabytes_is_refused(model_path: Path, tmp_path: Path) -> None:
@@ -86,11 +105,73 @@ def test_a_folders_own_code_is_neither_run_nor_offered(
 
 
 def test_a_result_names_no_code_of_the_folder(model_path: Path, tmp_path: Path) -> None:
-    folder = variant(model_path, tmp_path / "m", auto_map={"AutoTokenizer": ["evil.Evil", None]}, note="繁體")
+    code = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    folder = variant(model_path, tmp_path / "m", **code, note="繁體")
+    config = folder / "config.json"
+    change(config, lambda value: value.update(auto_map={"AutoModelForCausalLM": "evil.Evil"}, custom_pipelines={"x": {}}))
+    result = tmp_path / "result"
+    result.mkdir()
+    copy_companions(folder, result, None)
+    copy_config(folder, result)
+    for name, dropped in (("tokenizer_config.json", ("auto_map",)), ("config.json", ("auto_map", "custom_pipelines"))):
+        before, after = (json.loads((each / name).read_text("utf-8")) for each in (folder, result))
+        assert all(before.pop(key) for key in dropped) and after == before
+
+
+def test_transformers_reads_a_result_with_the_trained_tokens_whatever_class_the_base_named(
+    model_path: Path, tmp_path: Path
+) -> None:
+    folder = variant(model_path, tmp_path / "m", tokenizer_class="GPT2Tokenizer")
+    text = "12345 apples, don't 請列出三種水果。\n\n  x=  1"
     (tmp_path / "result").mkdir()
     copy_companions(folder, tmp_path / "result", None)
-    before, after = (json.loads((each / "tokenizer_config.json").read_text("utf-8")) for each in (folder, tmp_path / "result"))
-    assert before.pop("auto_map") and after == before
+    trained = open_tokenizer(folder / "tokenizer.json").encode(text, add_special_tokens=False).ids
+    theirs = [
+        transformers.AutoTokenizer.from_pretrained(each)(text, add_special_tokens=False)["input_ids"]
+        for each in (tmp_path / "result", folder)
+    ]
+    assert theirs[0] == trained and theirs[1] != trained, "transformers 5 builds GPT2Tokenizer anew from the vocabulary"
+
+
+PLACES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "normalizer writes a mark": lambda value: value.update(normalizer={"type": "Prepend", "prepend": "_"}),
+    "bytes after a space": lambda value: value["pre_tokenizer"]["pretokenizers"][-1].update(add_prefix_space=True),
+    "end takes in white space": lambda value: [
+        token.update(rstrip=True) for token in value["added_tokens"] if token["content"] == "<|im_end|>"
+    ],
+    "as it is": lambda value: None,
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_tokens_are_those_of_transformers_where_they_depend_on_the_place(model_path: Path, tmp_path: Path, name: str) -> None:
+    folder = chatml(model_path, tmp_path / "m")
+    change(folder / "tokenizer.json", PLACES[name])
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_prompt_format(folder, None, None)
+    turns = (("第一題？", " 四。 "), ("again", "yes\n"), ("第二題？", "九。"))
+    for count in (1, 3):
+        *history, (question, answer) = turns[:count]
+        sample = Sample(1, question, answer, history=tuple(history))
+        roles = zip(("user", "assistant") * count, (text for turn in turns[:count] for text in turn), strict=True)
+        messages = [{"role": role, "content": text} for role, text in roles]
+        prompt = theirs.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=False)
+        whole = theirs.apply_chat_template(messages, return_dict=False)
+        assert ours.encode_prompt(sample) == prompt
+        tokens, trained = ours.encode(sample)
+        assert tokens.tolist() == whole[: len(tokens)] and not trained[: len(prompt)][-1] and trained[len(prompt) :].all()
+
+
+def test_an_earlier_answer_that_grows_together_with_the_template_is_an_error_of_its_line(
+    model_path: Path, tmp_path: Path
+) -> None:
+    prompt_format = load_prompt_format(chatml(model_path, tmp_path / "m"), None, None)
+    last, earlier = Sample(1, "q", "\n\nb"), Sample(1, "q", "b", history=(("p", "\n\na"),))
+    first, second = prompt_format.encode_each([last, earlier])
+    assert isinstance(first, tuple), "the model is given the prompt by itself"
+    assert isinstance(second, Problem) and describe(second.code, second.values) == (
+        "the tokenizer fails on this sample: it makes one token of the end of '<|im_end|>\\n<|im_start|>assistant\\n' and the "
+        "beginning of the text behind it; begin that text without white space"
+    )
 
 
 def test_a_tokenizer_that_cannot_decode_says_so(model_path: Path, tmp_path: Path) -> None:
