@@ -27,6 +27,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from finetuning.checkpoint.background import BackgroundSaves
 from finetuning.checkpoint.sound import newest_checkpoint
 from finetuning.checkpoint.store import load_weights
 from finetuning.config.llama import read_llama_config
@@ -132,14 +133,29 @@ class Worker:
         for text in passed_over:
             self._say(text)
         self.trackers = Trackers(run, self.resume_step, self._say) if rank == 0 else None
-        self.module = FineTuning(run, self._build, lambda: stop.requested, has_checkpoint=lambda: self.progress.saved_step > 0)
+        self.saves = BackgroundSaves(self._device(), self.progress, self._say)
+        self.module = FineTuning(
+            run,
+            self._build,
+            # A save that has failed ends the run with the step, on all ranks.
+            lambda: stop.requested or self.saves.has_failed,
+            has_checkpoint=lambda: self.progress.saved_step > 0,
+        )
 
     def work(self) -> None:
         self._status(
             RUNNING, step=self.resume_step, max_steps=self.run.max_steps, started_at=time.time(), pid=os.getpid(), saved=None
         )
-        self._train()
-        self._evaluate_and_export()
+        with self.saves:
+            self._train()
+            self._evaluate_and_export()
+        self._status(
+            FINISHED,
+            step=self.run.max_steps,
+            reason=t("all steps done"),
+            exit_code=EXIT_FINISHED,
+            export=str(self.folder / "export"),
+        )
         self.progress.enter(Phase.LEAVING)
         self.end_trackers(trackers.FINISHED)
 
@@ -170,12 +186,15 @@ class Worker:
             training_split=self.splits["training"],
             trackers=self.trackers,
             stop=self.stop,
+            saves=self.saves,
         )
         if self.trackers:
             self.trackers.start()
         strategy = MeshStrategy(
             self.layout,
+            self.saves,
             max_steps=run.max_steps,
+            keep_last=config.keep_last,
             identity=run.identity,
             origin=self.origin,
         )
@@ -225,13 +244,14 @@ class Worker:
         saves = self.run.save_every_n_steps > 0
         self._status(STOPPED, step=saved if saves else step, reason=stop_reason(step, max_steps), saved=saves)
 
+    def _device(self) -> torch.device:
+        return torch.device("cuda", torch.cuda.current_device()) if self.run.device == "cuda" else torch.device("cpu")
+
     def _build(self) -> ParallelLlama:
         """Builds the model of this process and fills it: from the base model, then from where the run starts."""
         config, run = self.config, self.run
-        on_gpu = run.device == "cuda"
         lora = config.peft == "lora"
-        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
-        model = build_model(self.llama_config, self.layout, device, run.strategy)
+        model = build_model(self.llama_config, self.layout, self._device(), run.strategy)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None
         if lora or not trained_come_later:  # with all weights trained, every one of them comes from a checkpoint
@@ -277,7 +297,6 @@ class Worker:
             export_adapters(self.module.net, target, self.config, self.model_path, chat_template, self.origin)
         else:
             export_model(self.module.net, target, self.model_path, chat_template, self.origin)
-        self._status(FINISHED, step=self.run.max_steps, reason=t("all steps done"), exit_code=EXIT_FINISHED, export=str(target))
 
     def _loss(self, split: str) -> Evaluation:
         assert self.module.net is not None

@@ -9,12 +9,12 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints
 from finetuning.checkpoint.sound import damage_of
@@ -23,8 +23,9 @@ from finetuning.files.atomic import begin_folder, delete, finish_folder, point_t
 from finetuning.files.documents import read_json
 from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.runtime.agreement import on_first_rank
-from finetuning.storage.dcp_load import SafeWriter, load_sharded_files, raises_the_cause
+from finetuning.storage.dcp_load import load_sharded_files
 from finetuning.storage.dcp_reader import ShardedFiles
+from finetuning.storage.dcp_save import write_sharded_files
 
 
 def save_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor], info: dict[str, Any]) -> None:
@@ -35,11 +36,32 @@ def save_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Te
     Raises:
         NoRoom: on all ranks, where one of them found the disk full; what was written so far is removed.
     """
-    temporary = on_first_rank(lambda: begin_folder(path))
+    write_checkpoint(path, training_state(model, states), info)
+
+
+def write_checkpoint(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    info: dict[str, Any],
+    *,
+    copies: Mapping[str, torch.Tensor] | None = None,
+    group: dist.ProcessGroup | None = None,
+    completed: Callable[[], None] = lambda: None,
+) -> None:
+    """`save_checkpoint` of a state that may have been copied, in a group of its own; `completed` is called by rank 0.
+
+    Raises:
+        NoRoom: as above, also where `completed` raised it.
+    """
+    temporary = on_first_rank(lambda: begin_folder(path), group)
+
+    def complete() -> None:
+        _complete(temporary, path, info)
+        completed()
+
     try:
-        with raises_the_cause(temporary):
-            dcp.save(_training_state(model, states), storage_writer=SafeWriter(temporary))
-        on_first_rank(lambda: _complete(temporary, path, info))
+        write_sharded_files(temporary, state, copies, group)
+        on_first_rank(complete, group)
     except (OSError, RunError):
         if dist.get_rank() == 0:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -54,12 +76,18 @@ def _complete(temporary: Path, path: Path, info: dict[str, Any]) -> None:
     point_to(path.parent / "latest", path.name)
 
 
+def training_state(model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """All that a checkpoint holds, under global names: views of what a run works with, this process's part of each."""
+    moments = {f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value) for name, value in states.items()}
+    return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
+
+
 def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Fills model, the optimizer's states and random state from a complete checkpoint of any layout; returns its info.
 
     Every rank must call it. A rank that did not exist when it was written keeps its own random state.
     """
-    state = _training_state(model, states)
+    state = training_state(model, states)
     files = ShardedFiles(path)
     if _random_key() not in files.tensors:
         del state[_random_key()]
@@ -99,11 +127,6 @@ def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
     """Adds the validation loss to a checkpoint that was saved without; rank 0 calls it."""
     info = {**checkpoint.info, "val_loss": val_loss}
     write_text(checkpoint.path / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
-
-
-def _training_state(model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    moments = {f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value) for name, value in states.items()}
-    return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
 
 
 def _trained_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:

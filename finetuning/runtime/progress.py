@@ -67,7 +67,7 @@ class Slot(NamedTuple):
     pid: int  # 0: it has not come to its first line of ours
     beats: int  # grows with every sign of progress
     phase: int
-    trains: bool  # from its first update to its last
+    trains: bool  # from its first update to its last, and while a checkpoint is being written: it has something to save
     step: int  # the last one that is done
     usual_s: float  # median seconds of its last steps; 0: it has done too few
 
@@ -110,6 +110,7 @@ class Progress:
     def __init__(self) -> None:
         self.phase, self.step, self.saved_step = Phase.STARTING, 0, 0
         self.trains = False  # from its first update to its last: a stop has to wait for a checkpoint, and all ranks agree on it
+        self.saves = False  # a checkpoint is being written beside the work
         self.told: Callable[[], object] = lambda: None  # called with each new phase
         self._beats, self._usual_s = 0, 0.0
         self._seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
@@ -140,7 +141,8 @@ class Progress:
     def beat(self) -> None:
         """A part of the work is done: a row, a token, a file."""
         self._beats += 1
-        SLOT.pack_into(self._memory, self._start, os.getpid(), self._beats, self.phase, self.trains, self.step, self._usual_s)
+        has_to_save = self.trains or self.saves
+        SLOT.pack_into(self._memory, self._start, os.getpid(), self._beats, self.phase, has_to_save, self.step, self._usual_s)
 
     def step_is_certain(self) -> None:
         """All ranks have its gradients and go on to update the weights: there will be something to save."""
@@ -155,9 +157,28 @@ class Progress:
         self.phase = Phase.TRAINING
         self.beat()
 
-    def saved(self) -> None:
-        """A checkpoint has all steps that are done."""
-        self.saved_step = self.step
+    def save_begins(self) -> None:
+        self.saves = True
+        self.beat()
+
+    def save_ends(self) -> None:
+        """Called by the thread that saves."""
+        self.saves = False
+        self.beat()
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of this step is complete."""
+        self.saved_step = step
+        self.beat()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A checkpoint is waited for, at the end or after an error, and so does a stop that arrives meanwhile."""
+        before, self.trains = self.trains, True
+        self.phase = Phase.SAVING
+        self.beat()
+        yield
+        self.trains = before
         self.beat()
 
     def training_ends(self) -> None:

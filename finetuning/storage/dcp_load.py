@@ -12,18 +12,9 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import (
-    FileSystemWriter,
-    LoadPlan,
-    LoadPlanner,
-    Metadata,
-    SavePlan,
-    SavePlanner,
-    StorageReader,
-)
+from torch.distributed.checkpoint import LoadPlan, LoadPlanner, Metadata, StorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.planner import LoadItemType
-from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 from typing_extensions import override
 
@@ -41,20 +32,6 @@ def load_sharded_files(files: ShardedFiles, state: dict[str, Tensor]) -> None:
     """
     with raises_the_cause(files.where):
         dcp.load(state, storage_reader=_SafeReader(files, state))
-
-
-class SafeWriter(FileSystemWriter):
-    """torch's own, which says of a full disk: `enforce fail at inline_container.cc:672, unexpected pos 704 vs 598`."""
-
-    @override
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
-            return super().write_data(plan, planner)
-        except RuntimeError as error:
-            met: BaseException | None = error
-            while met is not None and not isinstance(met, OSError):
-                met = met.__cause__ or met.__context__
-            raise met or error from None  # errors travel to the other ranks without what they came from
 
 
 @contextmanager

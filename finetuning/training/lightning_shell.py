@@ -23,8 +23,9 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
+from finetuning.checkpoint.background import BackgroundSaves
 from finetuning.checkpoint.files import Checkpoint, checkpoint_name
-from finetuning.checkpoint.store import load_checkpoint, prune, record_val_loss, save_checkpoint
+from finetuning.checkpoint.store import load_checkpoint, prune, record_val_loss, training_state
 from finetuning.config.run import Run
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch
 from finetuning.data.batches.ledger import LEDGER_FILE, Ledger, ledger_entry
@@ -33,6 +34,7 @@ from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama
+from finetuning.runtime.agreement import all_agree
 from finetuning.runtime.progress import Phase
 from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.runtime.stop_switch import StopSwitch
@@ -138,9 +140,18 @@ class FineTuning(pl.LightningModule):
 class MeshStrategy(ModelParallelStrategy):
     """Lightning on our device mesh, with our checkpoints."""
 
-    def __init__(self, layout: Layout, *, max_steps: int, identity: dict[str, Any], origin: dict[str, Any]):
+    def __init__(
+        self,
+        layout: Layout,
+        saves: BackgroundSaves,
+        *,
+        max_steps: int,
+        keep_last: int,
+        identity: dict[str, Any],
+        origin: dict[str, Any],
+    ):
         super().__init__(data_parallel_size=layout.degrees.data_parallel, tensor_parallel_size=layout.degrees.tp)
-        self.layout = layout
+        self.layout, self.saves, self.keep_last = layout, saves, keep_last
         self.max_steps, self.identity, self.origin = max_steps, identity, origin
         self.val_loss: float | None = None  # of the step that is being saved
 
@@ -178,7 +189,17 @@ class MeshStrategy(ModelParallelStrategy):
             "origin": self.origin,
             "lightning": json.loads(json.dumps(lightning)),
         }
-        save_checkpoint(Path(filepath), self._net(), optimizer_state(self._net(), self._optimizer()), info)
+        path = Path(filepath)
+        self.saves.save(path, self.training_state(), info, completed=partial(prune, path.parent, self.keep_last))
+
+    @override
+    def barrier(self, name: str | None = None) -> None:
+        if name != "Trainer.save_checkpoint":  # it would wait for the device; ranks agree in the save itself
+            super().barrier(name)
+
+    def training_state(self) -> dict[str, torch.Tensor]:
+        """All that a checkpoint holds."""
+        return training_state(self._net(), optimizer_state(self._net(), self._optimizer()))
 
     @override
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
@@ -215,12 +236,14 @@ class StepRecord(pl.Callback):
     before_first_step: Callable[[], None]
     training_split: Split
     stop: StopSwitch
+    saves: BackgroundSaves
     trackers: Trackers | None  # rank 0 only
 
     def __post_init__(self) -> None:
         self.folder = Path(self.run.experiment_dir)
         self.progress, self.stopped = self.stop.progress, False
         resume_step = self.resumed.step if self.resumed else 0
+        self.first_step = resume_step + 1
         self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
         self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
         self.step_started_at = self.status_written_at = 0.0
@@ -240,6 +263,7 @@ class StepRecord(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         self.progress.step_is_certain()
+        self.saves.before_update()
 
     @override
     def on_train_batch_end(
@@ -249,6 +273,10 @@ class StepRecord(pl.Callback):
         result, step = pl_module.result, trainer.global_step
         seconds = time.monotonic() - self.step_started_at
         self.progress.step_done(step, seconds)
+        self.saves.newly_saved()
+        if step == self.first_step and self.run.save_every_n_steps:
+            assert isinstance(trainer.strategy, MeshStrategy)
+            self.saves.prepare(trainer.strategy.training_state())
         last, stops = step >= self.run.max_steps, result.stop
         found = None
         if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
@@ -276,6 +304,8 @@ class StepRecord(pl.Callback):
         if save_every and (last or result.stop or step % save_every == 0):
             pl_module.catch_up()
             stops = self._save(trainer, step, val_loss) or result.stop
+            if stops:
+                self.saves.finish()
         if stops and not last:
             trainer.should_stop = self.stopped = True
         self.step_started_at = time.monotonic()
@@ -349,24 +379,10 @@ class StepRecord(pl.Callback):
 
     def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:
         """Returns whether some rank was asked to stop meanwhile, which then needs no further step."""
-        with self.progress.during(Phase.SAVING):
-            self._write_checkpoint(trainer, step, val_loss)
-        self.progress.saved()
-        asked_to_stop = torch.full((), float(self.stop.requested))
-        dist.all_reduce(asked_to_stop)
-        return asked_to_stop.item() > 0
-
-    def _write_checkpoint(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> None:
-        strategy = trainer.strategy
-        assert isinstance(strategy, MeshStrategy)
-        strategy.val_loss = val_loss
-        started = time.monotonic()
-        folder = self.folder / "checkpoints"
-        trainer.save_checkpoint(folder / checkpoint_name(step))
-        if self.display:
-            prune(folder, self.run.config.keep_last)
-            seconds = time.monotonic() - started
-            self.display.message(t("step {step}: checkpoint saved in {seconds:.1f} s", step=step, seconds=seconds))
+        assert isinstance(trainer.strategy, MeshStrategy)
+        trainer.strategy.val_loss = val_loss
+        trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step))
+        return not all_agree(not self.stop.requested)
 
 
 class OwnCheckpoints(LightningCheckpoint):

@@ -9,8 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from rich.console import Console
 
+from finetuning.checkpoint.background import BackgroundSaves
 from finetuning.config.degrees import Degrees
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
@@ -86,6 +88,8 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     log = io.StringIO()
     shown.PLAIN_INTERVAL_S = 0.0
     display = TrainingDisplay(Console(file=io.StringIO()), Console(file=log, width=200), MAX_STEPS, 1)
+    progress = Progress()
+    saves = BackgroundSaves(torch.device("cpu"), progress, display.message)
     record = Record(
         run,
         display,
@@ -94,9 +98,10 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         before_first_step=lambda: None,
         training_split=split,
         trackers=None,
-        stop=StopSwitch(Progress()),
+        stop=StopSwitch(progress),
+        saves=saves,
     )
-    strategy = MeshStrategy(Layout("cpu", Degrees()), max_steps=MAX_STEPS, identity={}, origin={})
+    strategy = MeshStrategy(Layout("cpu", Degrees()), saves, max_steps=MAX_STEPS, keep_last=2, identity={}, origin={})
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
