@@ -120,8 +120,9 @@ class Worker:
             self.model_path,
             self.config.prompt_template,
             self.config.system_prompt,
-            has_text=not run.sources["training"].endswith(".bin"),
+            needs_template=False,  # what the data need, the launching machine has seen to
             day=run.prompt_date,
+            train_on=self.config.train_on,
         )
         self.origin = make_origin(run, self.prompt_format)
         self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")

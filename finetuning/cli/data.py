@@ -20,15 +20,16 @@ from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, scan_sources
-from finetuning.data.reading.findings import FILE_ERRORS, Finding
+from finetuning.data.reading.findings import FILE_ERRORS, Finding, Findings
 from finetuning.data.reading.scan import ScanSettings
-from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
+from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, begins_with_text, find_sources, read_batches, stem_of
 from finetuning.data.report.convert import (
     split_groups,
     unpack_json_array,
     write_folder,
     write_megatron_parts,
 )
+from finetuning.data.report.forms import FORMS
 from finetuning.data.report.html import report_page
 from finetuning.data.report.preview import Preview, preview_line, preview_text
 from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, show_findings, show_report
@@ -39,6 +40,7 @@ from finetuning.i18n import set_language, t
 from finetuning.launch.hub import find_model
 from finetuning.terminal import open_console
 
+MEGATRON = "megatron"
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
 
 
@@ -82,6 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     check.set_defaults(action=_check)
     check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=t("data folder, or files"))
     _add_sample_flags(check, needs_model=False)
+    _add_train_on(check)
     check.add_argument("--truncation", choices=CHOICES["truncation"], default="refuse", help=t("of a sample that is too long"))
     check.add_argument(
         "-g",
@@ -110,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     preview.set_defaults(action=_preview)
     preview.add_argument("path", type=Path, metavar="PATH", help=t("data folder or file"))
     _add_sample_flags(preview, needs_model=True)
+    _add_train_on(preview)
     preview.add_argument("--split", choices=SPLITS, default="training", help=t("file of the folder"))
     preview.add_argument("--line", type=int, metavar="N", help=t("line of the file; default: the first that can be used"))
     preview.add_argument("--ids", action="store_true", help=t("also list every token with its id"))
@@ -122,9 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sample_flags(prepare, needs_model=False)
     prepare.add_argument(
         "--to",
-        choices=("jsonl", "megatron"),
+        choices=(*FORMS, MEGATRON),
         default="jsonl",
-        help=t("jsonl: training.jsonl, validation.jsonl, test.jsonl; megatron: .bin and .idx"),
+        help=t(
+            "what the files hold: openai, sharegpt, input_output, or each sample as short as it can be (jsonl); or megatron: "
+            ".bin and .idx"
+        ),
     )
     prepare.add_argument("--validation_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
     prepare.add_argument("--test_share", type=float, default=0.01, metavar="X", help=t("part of the samples, 0 to 0.5"))
@@ -176,10 +183,16 @@ def _add_sample_flags(parser: argparse.ArgumentParser, *, needs_model: bool) -> 
     parser.add_argument("--system_prompt", metavar="TEXT", help=t("system message put before every sample"))
 
 
+def _add_train_on(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--train_on", choices=CHOICES["train_on"], default=DEFAULTS.train_on, help=t("answers of a sample that are trained")
+    )
+
+
 def _check(given: argparse.Namespace, console: Console) -> int:
     sources = _sources_of(given.paths)
     model_path = find_model(given.hf_model_id, None, with_weights=False) if given.hf_model_id else None
-    prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt) if model_path else None
+    prompt_format = _prompt_format(given, model_path, next(iter(sources.values())).path, given.train_on) if model_path else None
     settings = ScanSettings(prompt_format, given.seq_length, given.truncation)
     with reading_progress([source.path for source in sources.values()]) as progress:
         report = scan_sources(sources, settings, None, progress)
@@ -202,7 +215,7 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
     if source is None:
         raise InputError(t("{path}: has no {split} file", path=given.path, split=given.split))
     model_path = find_model(given.hf_model_id, None, with_weights=False)
-    prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
+    prompt_format = _prompt_format(given, model_path, source.path, given.train_on)
     preview = preview_line(source, given.line, prompt_format)
     console.print(preview_text(preview, with_ids=given.ids))
     if given.html:
@@ -212,12 +225,12 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
 
 def _prepare(given: argparse.Namespace, console: Console) -> int:
     _check_prepare(given)
-    prompt_format = None
-    if given.to == "megatron":
+    model_path = None
+    if given.to == MEGATRON:
         model_path = find_model(given.hf_model_id, None, with_weights=False)
-        prompt_format = load_prompt_format(model_path, given.prompt_template, given.system_prompt)
     with tempfile.TemporaryDirectory() as scratch:
         paths = _readable_files(given.source, Path(scratch))
+        prompt_format = _prompt_format(given, model_path, paths[0]) if model_path else None
         sources = {str(index): Source(path) for index, path in enumerate(paths)}
         with reading_progress(paths) as progress:
             report = scan_sources(sources, ScanSettings(None, 0), None, progress, is_one_body=True)
@@ -235,7 +248,8 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         if prompt_format is not None:
             parts = write_megatron_parts(paths, selection, part, given.target, prompt_format)
         else:
-            parts = write_folder(paths, selection, part, given.target)
+            parts, unplaced = write_folder(paths, selection, part, given.target, given.to)
+            _show_unplaced(unplaced, console)
     records = sum(file.records for file in report.files)
     written = sum(part.samples for part in parts)
     sizes = ", ".join(f"{part.name} {part.samples:,}" for part in parts)
@@ -251,12 +265,29 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
     return EXIT_FINISHED
 
 
+def _prompt_format(given: argparse.Namespace, model_path: Path, file: Path, train_on: str = DEFAULTS.train_on) -> PromptFormat:
+    """How samples are written that are like the first of a file."""
+    return load_prompt_format(
+        model_path,
+        given.prompt_template,
+        given.system_prompt,
+        needs_template=not begins_with_text(file),
+        train_on=train_on,
+    )
+
+
+def _show_unplaced(unplaced: list[Finding], console: Console) -> None:
+    findings = Findings()
+    findings.extend(unplaced)
+    show_findings(console, Report(findings=findings), SHOWN_PER_CODE)
+
+
 def _check_prepare(given: argparse.Namespace) -> None:
     problems = []
     for name in ("validation_share", "test_share"):
         if not 0 <= getattr(given, name) <= 0.5:
             problems.append(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 0 to 0.5")))
-    if given.to == "megatron" and not given.hf_model_id:
+    if given.to == MEGATRON and not given.hf_model_id:
         problems.append(t("--to megatron writes tokens; give the model whose tokenizer makes them as --hf_model_id"))
     if given.target.exists() and (not given.target.is_dir() or any(given.target.iterdir())):
         problems.append(t("{folder}: exists and is not empty; give a new folder", folder=given.target))

@@ -108,8 +108,10 @@ def show_end(console: Console, run: Run) -> None:
 def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     """The first training sample; what is trained stands in brackets and in color."""
     text = Text(t("line {line} · trained in brackets: ", line=sample.line))
-    text.append(_short_in_the_middle(prompt_format.prompt_text(sample)), style="dim")
-    text.append("[" + _short(sample.output + prompt_format.parts.after) + "]", style="bold green")
+    prompt = prompt_format.prompt_text(sample)
+    text.append(_short_in_the_middle(prompt), style="dim")
+    answer = _short(prompt_format.whole_text(sample)[len(prompt) :])
+    text.append(*(("[" + answer + "]", "bold green") if prompt_format.trained_answers(sample)[-1] else (answer, "dim")))
     return text
 
 

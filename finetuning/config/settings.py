@@ -215,6 +215,12 @@ class RunConfig:
     skip_bad_samples: bool = setting(
         SAMPLES, "drop and list samples that cannot be used, instead of refusing the data", default=False
     )
+    train_on: str = setting(
+        SAMPLES,
+        "answers of a sample that are trained; one of weight 0 never is",
+        default="all_answers",
+        choices=("all_answers", "last_answer"),
+    )
     prompt_template: str | None = setting(
         SAMPLES,
         "text with {input} and {output} instead of the chat template, for base models or a format of your "

@@ -21,11 +21,12 @@ def answered_split(names: Iterable[str]) -> str | None:
 
 
 def first_samples(splits: Mapping[str, Split], sources: Mapping[str, str], count: int) -> list[Sample]:
-    """The samples that are answered, from their file; none of Megatron data, which has no text."""
+    """The samples that are answered, from their file; none of texts and Megatron data, which ask nothing."""
     name = answered_split(splits)
     if name is None or count == 0 or sources[name].endswith(".bin"):
         return []
-    return list(read_samples_at(Path(sources[name]), set(splits[name].lines[:count].tolist())).values())
+    samples = read_samples_at(Path(sources[name]), set(splits[name].lines[:count].tolist())).values()
+    return [sample for sample in samples if not sample.is_text]
 
 
 def write_samples(folder: Path, samples: list[Sample]) -> None:

@@ -89,7 +89,7 @@ def check_prompts(samples: list[Sample], prompt_format: PromptFormat, config: Ll
             far longer than the model has positions.
     """
     limit = config.max_position_embeddings
-    placed = [(sample, prompt_format.problem_of(sample)) for sample in samples]
+    placed = [(sample, prompt_format.problem_of(sample, with_answer=with_answer)) for sample in samples]
     _refuse([(sample, problem) for sample, problem in placed if problem is not None])
     long = [sample for sample in samples if is_far_longer(prompt_format, sample, limit)]
     if long:

@@ -15,6 +15,7 @@ from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
+from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import InputError
@@ -231,6 +232,7 @@ def _configure_dataset(
             system_prompt=config.system_prompt,
             truncation=config.truncation,
             skip_bad_samples=config.skip_bad_samples,
+            train_on=config.train_on,
         )
     except InputError as error:
         problems += error.problems
@@ -255,6 +257,7 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
         "global_batch_size": config.global_batch_size,
         "seq_length": config.seq_length,
         "truncation": config.truncation,
+        "train_on": config.train_on if config.train_on != ALL_ANSWERS else None,  # earlier versions knew this one only
         "seed": config.seed,
         "peft": config.peft,
         "lora_rank": config.lora_rank if lora else None,

@@ -74,3 +74,24 @@ def test_a_warning_of_the_file_does_not_stop_an_evaluation(tmp_path: Path) -> No
     text = pa.array(["a", "b"])
     parquet.write_table(pa.Table.from_arrays([text, text, text], names=["input", "output", "output"]), tmp_path / "x.parquet")
     assert [sample.input for sample in read_samples(tmp_path / "x.parquet", None)] == ["a", "b"]
+
+
+def test_a_conversation_is_asked_up_to_its_last_answer(tiny_model: Path, config: LlamaConfig, tmp_path: Path) -> None:
+    first, second = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+    answer = {"role": "assistant", "content": "c", "weight": 0}
+    path = tmp_path / "x.jsonl"
+    lines = [
+        {"messages": [first, second]},
+        {"messages": [first, second, answer]},
+        {"messages": [first, second], "tools": [{"name": "f"}]},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    prompt_format = load_prompt_format(tiny_model, None, None)
+    *good, bad = read_samples(path, None, needs_answer=False)
+    check_prompts(good, prompt_format, config, with_answer=False)
+    asked = [prompt_format.encode_prompt(sample) for sample in good]
+    assert asked[0] == asked[1], "an answer that is not trained can be asked for"
+    with pytest.raises(InputError, match="line 3: the chat template does not write 'tools' of it"):
+        check_prompts([bad], prompt_format, config, with_answer=False)
+    with pytest.raises(InputError, match="the chat template does not write 'tools' of it"):
+        prompt_format.encode_prompt(bad)

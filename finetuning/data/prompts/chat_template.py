@@ -64,8 +64,10 @@ class ChatTemplate:
         self.date_string = {"date_string": self.moment.strftime(DATE_FORMAT)} if tells_date else {}
         self.asked: set[str] = set()  # formats in which it has asked the clock
 
-    def render(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        """The text of a conversation.
+    def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None, *, add_generation_prompt: bool
+    ) -> str:
+        """The text of a conversation; no `tools` at all are None to the template, as with transformers.
 
         Raises:
             TemplateFault: of whatever kind the template's error is.
@@ -73,7 +75,7 @@ class ChatTemplate:
         try:
             text = self._compiled.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=tools or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.tokens,
@@ -83,7 +85,8 @@ class ChatTemplate:
             raise TemplateFault(str(error)) from None
         except Exception as error:  # a template is a program: it may divide by zero
             raise TemplateFault(f"{type(error).__name__}: {error}") from None
-        if len(text) > MAX_WRITTEN + 4 * sum(len(message["content"]) for message in messages):
+        given = sum(map(_characters, messages)) + (len(json.dumps(tools)) if tools else 0)
+        if len(text) > MAX_WRITTEN + 4 * given:
             raise TemplateFault(t("it writes {count:,} character{count:s}", count=len(text)))
         return text
 
@@ -135,6 +138,13 @@ class ChatTemplate:
             "namespace": _Namespace,
         }
         return environment.from_string(self.text)
+
+
+def _characters(message: dict[str, Any]) -> int:
+    """What a message gives a template to write."""
+    if len(message) == 2 and isinstance(message["content"], str):  # a role and a text, as most are
+        return len(message["content"])
+    return len(json.dumps(message, ensure_ascii=False))
 
 
 class _Generation(Extension):

@@ -23,8 +23,10 @@ def is_far_longer(prompt_format: PromptFormat, sample: Sample, limit: int) -> bo
 def shorten_questions(prompt_format: PromptFormat, sample: Sample, limit: int) -> Sample | None:
     """A sample that is far longer than `limit` tokens with its longest questions cut, so that it is not any more.
 
-    It is still long enough for `PromptFormat.cut_input` to make it fit exactly. None: its answers alone are too long.
+    It is still long enough for `PromptFormat.cut_input` to make it fit exactly. None: what may not be cut is too long.
     """
+    if sample.messages or sample.is_text:
+        return None
     answers = [answer for _, answer in sample.turns]
     if _count(prompt_format, answers, limit) > limit:
         return None

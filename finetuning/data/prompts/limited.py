@@ -13,7 +13,15 @@ import msgspec
 from tokenizers import Tokenizer
 
 from finetuning.data.prompts.chat_template import ChatTemplate, TemplateFault
-from finetuning.data.prompts.template_parts import TemplateParts, chat_parts, difference, kinds_of_conversations
+from finetuning.data.prompts.conversation import Conversation, Pieces, write_conversation
+from finetuning.data.prompts.template_parts import (
+    Difference,
+    TemplateParts,
+    chat_parts,
+    difference,
+    kinds_of_conversations,
+    writes_names,
+)
 from finetuning.data.prompts.tokenizer import (
     TOKENIZER_FILE,
     Segments,
@@ -23,13 +31,15 @@ from finetuning.data.prompts.tokenizer import (
     encode_each,
     open_tokenizer,
     reads_by_place,
+    special_pattern,
+    special_tokens,
     token_starts,
 )
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, cpu_limit, serve
 
-Conversation = tuple[str | None, list[tuple[str, str]]]  # a sample's own system message, and its turns
+Turns = tuple[str | None, list[tuple[str, str]]]  # a sample's own system message, and its turns
 OPEN_S, TRY_S = 20.0, 2.0  # CPU time for opening a tokenizer, and for a few short texts
 CHARACTERS_PER_S = 20_000  # a slow tokenizer does some 500 000
 MAX_ID = 1 << 32  # the tokenizers library counts in 32 bits
@@ -72,6 +82,7 @@ class Settled(msgspec.Struct):
 
     parts: TemplateParts | None  # None: the answer does not follow the prompt
     pinned: str | None  # the template with its date, where it needs one
+    writes_names: bool  # of who says a message
 
 
 class AddedToken(msgspec.Struct, frozen=True):
@@ -153,7 +164,7 @@ def token_text_limited(source: FormatSource, token: int) -> str | None:
 
 
 def differences_limited(
-    source: FormatSource, parts: TemplateParts, conversations: list[Conversation], *, with_answer: bool
+    source: FormatSource, parts: TemplateParts, conversations: list[Turns], *, with_answer: bool
 ) -> list[list[str] | None]:
     """`difference` of each conversation."""
     characters = sum(len(text) for _, turns in conversations for turn in turns for text in turn)
@@ -161,6 +172,21 @@ def differences_limited(
         source, "differences", _time_for(characters), parts, conversations, with_answer, is_template=True
     )
     return found
+
+
+def write_limited(source: FormatSource, conversations: list[Conversation]) -> list[Pieces | Difference]:
+    """`write_here`, in the process with limits."""
+    characters = sum(len(msgspec.json.encode(conversation)) for conversation in conversations)
+    found = _ask(source, "write", _time_for(characters), msgspec.to_builtins(conversations), is_template=True)
+    return [Difference(*one["differs"]) if "differs" in one else msgspec.convert(one["pieces"], Pieces) for one in found]
+
+
+def write_here(source: FormatSource, conversations: list[Conversation]) -> list[Pieces | Difference]:
+    """Conversations in pieces, as the chat template writes them; in this process, which must have limits."""
+    template = source.template()
+    assert template is not None
+    special = special_pattern(special_tokens(tokenizer_here(source)))
+    return [write_conversation(template, each, source.system_prompt, source.ends, special) for each in conversations]
 
 
 def _ask(source: FormatSource, do: str, cpu_s: float, *arguments: Any, is_template: bool = False) -> Any:
@@ -210,6 +236,9 @@ def _do(what: str, source: FormatSource, tokenizer: Tokenizer, arguments: list[A
                 difference(parts, template, source.system_prompt, system, turns, with_answer=arguments[2])
                 for system, turns in arguments[1]
             ]
+        case "write":
+            written = write_here(source, msgspec.convert(arguments[0], list[Conversation]))
+            return [{"differs": one} if isinstance(one, Difference) else {"pieces": one} for one in written]
     raise AssertionError(what)
 
 
@@ -240,7 +269,8 @@ def _settle(source: FormatSource) -> Settled:
     assert template is not None
     try:
         parts = chat_parts(template, source.system_prompt, source.ends)
-        return Settled(parts, template.pinned(kinds_of_conversations(source.system_prompt)))
+        pinned = template.pinned(kinds_of_conversations(source.system_prompt))
+        return Settled(parts, pinned, writes_names(template))
     except TemplateFault as error:
         raise InputError(
             t(

@@ -30,16 +30,19 @@ def unknown_token(tokens: np.ndarray, prompt_format: PromptFormat) -> Problem | 
 def promises(sample: Sample, tokens: np.ndarray, trained: np.ndarray, prompt_format: PromptFormat) -> list[tuple[str, bool]]:
     """What must hold of a sample, and whether it does."""
     prompt = prompt_format.encode_prompt(sample)
+    last = np.full(len(tokens) - len(prompt), prompt_format.trained_answers(sample)[-1])
     kept = [(t("begins with the begin token, which is not doubled"), _begins(tokens, prompt_format))]
     if prompt_format.begin_token_id is None:
         kept = []
     elif not prompt_format.opens_turns:
         kept = [(t("exactly one begin-of-text token"), _begins(tokens, prompt_format))]
     kept += [
-        (t("every answer ends with a trained end token"), _ends(sample, tokens, trained, prompt_format)),
+        (t("every trained answer ends with a trained end token"), _ends(sample, tokens, trained, prompt_format)),
         (
             t("the prompt is, token for token, the beginning of the sample"),
-            tokens[: len(prompt)].tolist() == prompt and bool(trained[len(prompt) :].all()) and not trained[len(prompt) - 1],
+            tokens[: len(prompt)].tolist() == prompt
+            and np.array_equal(trained[len(prompt) :], last)
+            and not trained[: len(prompt)][-1:].any(),
         ),
     ]
     if not prompt_format.is_custom:
@@ -59,8 +62,8 @@ def _begins(tokens: np.ndarray, prompt_format: PromptFormat) -> bool:
 
 
 def _ends(sample: Sample, tokens: np.ndarray, trained: np.ndarray, prompt_format: PromptFormat) -> bool:
-    """Whether the trained tokens are one stretch for each answer, and each ends with an end token."""
+    """Whether the trained tokens are one stretch for each trained answer, and each ends with an end token."""
     stops = trained.copy()
     stops[:-1] &= ~trained[1:]
     last = tokens[stops].tolist()
-    return len(last) == len(sample.turns) and set(last) <= set(prompt_format.end_token_ids)
+    return len(last) == sum(prompt_format.trained_answers(sample)) and set(last) <= set(prompt_format.end_token_ids)

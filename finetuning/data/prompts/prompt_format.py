@@ -10,16 +10,21 @@ Template and tokenizer are foreign: both are applied in a process with limits, a
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from finetuning.data.prompts.chat_template import DATE, read_chat_template
+from finetuning.data.prompts.conversation import Pieces
+from finetuning.data.prompts.leads import encode_with_leads, leads_of_conversation, leads_of_turns
 from finetuning.data.prompts.limited import (
     FormatSource,
     TokenizerFacts,
+    Turns,
     decode_limited,
     differences_limited,
     encode_limited,
@@ -31,7 +36,14 @@ from finetuning.data.prompts.limited import (
     try_tokenizer,
 )
 from finetuning.data.prompts.named_tokens import named_token_problems
-from finetuning.data.prompts.template_parts import TemplateParts, check_lengths_of_texts, custom_parts, difference
+from finetuning.data.prompts.sample_pieces import ALL_ANSWERS, pieces_of, problem_of, trained_answers
+from finetuning.data.prompts.template_parts import (
+    Difference,
+    TemplateParts,
+    check_lengths_of_texts,
+    custom_parts,
+    difference,
+)
 from finetuning.data.prompts.tokenizer import (
     TOKENIZER_FILE,
     Segments,
@@ -43,12 +55,13 @@ from finetuning.data.prompts.tokenizer import (
     special_pattern,
     token_starts,
 )
-from finetuning.data.reading.findings import Problem, excerpt
+from finetuning.data.reading.findings import Problem, describe, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.runtime.limited_process import is_limited
 
+T = TypeVar("T")
 Encoded = tuple[np.ndarray, np.ndarray]  # tokens (int32), and which of them are trained (bool)
 
 
@@ -65,12 +78,19 @@ class PromptFormat:
     end_token_ids: tuple[int, ...]
     table_size: int | None  # rows of the embedding table
     fingerprint: str  # changes with the tokenizer's file and the text that the template writes
-    was_asked_for: bool  # by --prompt_template; tokens of a base model need none, and get none
+    was_asked_for: bool  # by --prompt_template; tokens and texts of a base model need none, and get none
+    writes_names: bool = True  # of who says a message, as the chat template does
+    train_on: str = ALL_ANSWERS
 
     @property
     def is_custom(self) -> bool:
         """From --prompt_template, not the tokenizer's own."""
         return self.source.chat_template is None
+
+    @property
+    def has_template(self) -> bool:
+        """Whether there is any; without, only texts and tokens can be trained."""
+        return not self.is_custom or self.was_asked_for
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
@@ -81,48 +101,61 @@ class PromptFormat:
         """Changes with the chat template's text, also where what it writes around the texts is the same."""
         return hashlib.sha256((self.source.chat_template or "").encode()).hexdigest()[:16]
 
-    def problem_of(self, sample: Sample) -> Problem | None:
-        """Why this format has no place for the sample, if so."""
+    def problem_of(self, sample: Sample, *, with_answer: bool = True) -> Problem | None:
+        """Why this format has no place for the sample, or nothing to train in it, if so."""
+        if not self.has_template and not sample.is_text:
+            return Problem("no_chat_template", {}, excerpt(sample.input))
+        if with_answer and not any(self.trained_answers(sample)):
+            return Problem("nothing_trained", {}, excerpt(sample.input))
+        if sample.messages and self.is_custom:
+            what = ", ".join(message["role"] for message in sample.messages[:6])
+            return Problem("conversation_has_no_place", {"what": what}, excerpt(sample.input))
         if sample.system is not None and self.parts.own_system is None:
             return Problem("system_has_no_place", {}, excerpt(sample.system))
         if sample.history and self.parts.again is None:
             return Problem("turns_have_no_place", {}, excerpt(sample.history[0][0]))
         return None
 
+    def trained_answers(self, sample: Sample) -> list[bool]:
+        """Whether each answer is trained, in order."""
+        return trained_answers(sample, self.train_on)
+
     def differences(self, samples: list[Sample], *, with_answer: bool = True) -> list[Problem | None]:
         """Where the chat template itself writes a sample in another way, of samples without a `problem_of`."""
         if self.is_custom or not samples:
             return [None] * len(samples)
-        conversations = [(sample.system, list(sample.turns)) for sample in samples]
-        found: list[list[str] | None]
-        if is_limited():
-            template, system_prompt = self.source.template(), self.source.system_prompt
-            assert template is not None
-            found = [
-                list(one) if (one := difference(self.parts, template, system_prompt, *each, with_answer=with_answer)) else None
-                for each in conversations
-            ]
-        else:
-            found = differences_limited(self.source, self.parts, conversations, with_answer=with_answer)
-        return [
-            Problem("template_differs", dict(zip(("where", "theirs", "ours"), one, strict=True)), excerpt(sample.input))
-            if one
-            else None
-            for sample, one in zip(samples, found, strict=True)
-        ]
+        in_turns = [sample for sample in samples if not sample.messages and not sample.is_text]
+        found = iter(self._differences([(sample.system, list(sample.turns)) for sample in in_turns], with_answer))
+        written = iter(self._pieces([sample for sample in samples if sample.messages]))
+        problems: list[Problem | None] = []
+        for sample in samples:
+            if sample.messages:
+                pieces = next(written)
+                problems.append(pieces if isinstance(pieces, Problem) else None)
+            else:
+                one = None if sample.is_text else next(found)
+                problems.append(problem_of(Difference(*one), sample) if one else None)
+        return problems
+
+    def _differences(self, turns: list[Turns], with_answer: bool) -> Sequence[Sequence[str] | None]:
+        if not is_limited():
+            return differences_limited(self.source, self.parts, turns, with_answer=with_answer)
+        template, system_prompt = self.source.template(), self.source.system_prompt
+        assert template is not None
+        return [difference(self.parts, template, system_prompt, *each, with_answer=with_answer) for each in turns]
 
     def prompt_text(self, sample: Sample) -> str:
         """Everything before the last answer."""
-        return self.parts.texts(sample.system, sample.turns)[0]
+        return "".join(text for segments, _ in self._pieces_of_one(sample)[:-1] for text, _ in segments)
 
     def whole_text(self, sample: Sample) -> str:
         """The whole sample, control text included."""
-        return self.parts.texts(sample.system, sample.turns)[1]
+        return "".join(text for segments, _ in self._pieces_of_one(sample) for text, _ in segments)
 
     def encode_prompt(self, sample: Sample) -> list[int]:
         """Tokens of everything before the last answer; errors as of `encode`."""
-        pieces = self.parts.pieces(sample.system, sample.turns)[:-1]
-        return [token for found in self._encode_pieces([pieces]) for token in self._whole(found)]
+        pieces = self._pieces_of_one(sample)[:-1]
+        return [token for found in self._encode_pieces([sample], [pieces]) for token in self._whole(found)]
 
     def encode(self, sample: Sample) -> Encoded:
         """Tokens of the whole sample, and which of them are trained.
@@ -136,24 +169,26 @@ class PromptFormat:
         """`encode` of many samples at once."""
         encoded = []
         for found in self.encode_each(samples):
-            if isinstance(found, Problem):
-                raise self._failed(str(found.values["error"]))
-            encoded.append(found)
+            encoded.append(self._usable(found))
         return encoded
 
     def encode_each(self, samples: list[Sample]) -> list[Encoded | Problem]:
-        """`encode` of many samples at once; the problem of those on which the tokenizer fails."""
-        all_pieces = [self.parts.pieces(sample.system, sample.turns) for sample in samples]
-        found = iter(self._encode_pieces(all_pieces))
+        """`encode` of many samples at once; the problem of those that the template does not write or the tokenizer fails on."""
+        all_pieces = self._pieces(samples)
+        written = [(sample, pieces) for sample, pieces in zip(samples, all_pieces, strict=True) if isinstance(pieces, list)]
+        found = iter(self._encode_pieces([sample for sample, _ in written], [pieces for _, pieces in written]))
         encoded: list[Encoded | Problem] = []
         for sample, pieces in zip(samples, all_pieces, strict=True):
-            outcomes = [(next(found), is_answer) for _, is_answer in pieces]
+            if isinstance(pieces, Problem):
+                encoded.append(pieces)
+                continue
+            outcomes = [(next(found), is_trained) for _, is_trained in pieces]
             error = next((outcome for outcome, _ in outcomes if isinstance(outcome, str)), None)
             if error is not None:
                 encoded.append(Problem("tokenizer_fails", {"error": error}, excerpt(sample.input)))
                 continue
             tokens = np.concatenate([np.array(ids, dtype=np.int32) for ids, _ in outcomes])
-            trained = np.repeat([is_answer for _, is_answer in outcomes], [len(ids) for ids, _ in outcomes])
+            trained = np.repeat([is_trained for _, is_trained in outcomes], [len(ids) for ids, _ in outcomes])
             encoded.append((tokens, trained))
         return encoded
 
@@ -162,8 +197,10 @@ class PromptFormat:
         return len(self._whole(self._encode([[(text, True)]])[0]))
 
     def cut_input(self, sample: Sample, seq_length: int) -> Sample | None:
-        """The sample with its longest questions cut at their end so that it fits; None: answers and template alone do not."""
+        """The sample with its longest questions cut at their end so that it fits; None: what may not be cut does not."""
         while (excess := len(self.encode(sample)[0]) - seq_length) > 0:
+            if sample.messages or sample.is_text:
+                return None
             questions = [question for question, _ in sample.turns]
             longest = max(range(len(questions)), key=lambda index: len(questions[index]))
             starts = self._token_starts(questions[longest])
@@ -214,28 +251,32 @@ class PromptFormat:
         found = special_pattern(self.special_tokens).search(text)
         return found[0] if found else None
 
-    def _encode_pieces(self, all_pieces: list[list[tuple[Segments, bool]]]) -> list[list[int] | str]:
-        """Tokens of each piece of each sample, as they are in the whole text.
+    def _encode_pieces(self, samples: list[Sample], all_pieces: list[Pieces]) -> list[list[int] | str]:
+        """Tokens of each piece of each sample, as they are in the whole text."""
+        leads = [lead for each in zip(samples, all_pieces, strict=True) for lead in self._leads(*each)]
+        return encode_with_leads([segments for pieces in all_pieces for segments, _ in pieces], leads, self._encode)
 
-        Where it matters a piece is encoded with the control text before it, whose tokens are then taken away.
-        """
-        entries = [segments for pieces in all_pieces for segments, _ in pieces]
-        leads = [self._lead(place, len(pieces)) for pieces in all_pieces for place in range(len(pieces))]
-        found = self._encode(
-            [[(lead, True), *segments] if lead else segments for lead, segments in zip(leads, entries, strict=True)]
-        )
-        texts = sorted(set(leads) - {""})
-        lead_tokens = dict(zip(texts, map(self._whole, self._encode([[(text, True)] for text in texts])), strict=True))
-        return [_without(lead, lead_tokens.get(lead, []), tokens) for lead, tokens in zip(leads, found, strict=True)]
+    def _leads(self, sample: Sample, pieces: Pieces) -> list[str]:
+        by_place = self.facts.reads_by_place
+        if sample.is_text:
+            return [""] * len(pieces)
+        if sample.messages:
+            return leads_of_conversation(pieces, special_pattern(self.special_tokens), reads_by_place=by_place)
+        return leads_of_turns(len(pieces), self.parts, reads_by_place=by_place, is_custom=self.is_custom)
 
-    def _lead(self, place: int, count: int) -> str:
-        """What a piece is encoded with; an answer is the continuation of a prompt that the model is given by itself, but an
-        earlier one is part of such a prompt."""
-        is_answer = place % 2 == 1
-        is_history = is_answer and place < count - 1 and not (self.is_custom or self.parts.trims)
-        if place == 0 or not (self.facts.reads_by_place or is_history):
-            return ""
-        return self.parts.between if is_answer else self.parts.after
+    def _pieces(self, samples: Sequence[Sample]) -> list[Pieces | Problem]:
+        return pieces_of(samples, self.source, self.parts, self.train_on)
+
+    def _pieces_of_one(self, sample: Sample) -> Pieces:
+        return self._usable(self._pieces([sample])[0])
+
+    def _usable(self, found: T | Problem) -> T:
+        """What was found of a sample, where it is no problem."""
+        if isinstance(found, Problem) and found.code == "tokenizer_fails":
+            raise self._failed(str(found.values["error"]))
+        if isinstance(found, Problem):
+            raise InputError(describe(found.code, found.values))
+        return found
 
     def _encode(self, entries: list[Segments]) -> list[list[int] | str]:
         if is_limited():
@@ -256,25 +297,19 @@ class PromptFormat:
         return InputError(t("{file}: the tokenizer fails: {error}", file=self.source.tokenizer_file, error=error))
 
 
-def _without(lead: str, lead_tokens: list[int], tokens: list[int] | str) -> list[int] | str:
-    if isinstance(tokens, str):
-        return tokens
-    if tokens[: len(lead_tokens)] != lead_tokens:
-        return t(
-            "it makes one token of the end of {lead!r} and the beginning of the text behind it; begin that text without white "
-            "space",
-            lead=lead,
-        )
-    return tokens[len(lead_tokens) :]
-
-
 def load_prompt_format(
-    model_path: Path, prompt_template: str | None, system_prompt: str | None, *, has_text: bool = True, day: date = DATE
+    model_path: Path,
+    prompt_template: str | None,
+    system_prompt: str | None,
+    *,
+    needs_template: bool = True,
+    day: date = DATE,
+    train_on: str = ALL_ANSWERS,
 ) -> PromptFormat:
     """Reads the tokenizer of a local model folder and settles the prompt format.
 
-    With `has_text=False` the data are tokens already, and a tokenizer without chat template, that of a base model, will do.
-    A chat template that asks for the date is told `day`.
+    Without `needs_template` a tokenizer without chat template, that of a base model, will do: for tokens, and for texts that
+    nobody asks for. A chat template that asks for the date is told `day`.
 
     Raises:
         InputError: no tokenizer, no chat template, or a template that cannot train a proper end of answer.
@@ -285,7 +320,9 @@ def load_prompt_format(
     tokens = settings.special_tokens()
     chat_template = read_chat_template(model_path, settings) if prompt_template is None else None
     was_asked_for = prompt_template is not None
-    if prompt_template is None and chat_template is None and not has_text:
+    if prompt_template is None and chat_template is None and not needs_template:
+        if system_prompt:
+            raise InputError(t("--system_prompt has no effect: the data are texts, and the tokenizer has no chat template"))
         prompt_template = "{input}{output}"
     digest = _digest_of(file)
     source = FormatSource(str(model_path), digest, tokens, (), chat_template, system_prompt, day.isoformat())
@@ -307,11 +344,11 @@ def load_prompt_format(
         end_token_ids.add(facts.ids[end])
     ends = tuple(facts.texts[number] for number in sorted(end_token_ids) if number in facts.texts)
     source = _with_ends(source, ends)
-    pinned = None
+    pinned, writes_names = None, False
     if prompt_template is not None:
-        parts = custom_parts(prompt_template, system_prompt if has_text else None, begin, end, ends)
+        parts = custom_parts(prompt_template, system_prompt if was_asked_for else None, begin, end, ends)
     else:
-        parts, pinned = _chat_parts(source)
+        parts, pinned, writes_names = _chat_parts(source)
     begin_id = facts.ids.get(begin)
     opens_turns = bool(begin) and (begin in parts.between or begin in (parts.again or ""))
     _check_control_text(source, parts, begin, begin_id, opens_turns, end_token_ids)
@@ -328,6 +365,8 @@ def load_prompt_format(
         table_size,
         settled,
         was_asked_for,
+        writes_names,
+        train_on,
     )
 
 
@@ -345,7 +384,7 @@ def _with_ends(source: FormatSource, ends: tuple[str, ...]) -> FormatSource:
     )
 
 
-def _chat_parts(source: FormatSource) -> tuple[TemplateParts, str | None]:
+def _chat_parts(source: FormatSource) -> tuple[TemplateParts, str | None, bool]:
     if source.chat_template is None:
         raise InputError(
             t(
@@ -363,7 +402,7 @@ def _chat_parts(source: FormatSource) -> tuple[TemplateParts, str | None]:
                 path=source.model_path,
             )
         )
-    return settled.parts, settled.pinned
+    return settled.parts, settled.pinned, settled.writes_names
 
 
 def _check_control_text(

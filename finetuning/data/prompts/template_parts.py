@@ -74,7 +74,7 @@ def chat_parts(template: ChatTemplate, system_prompt: str | None, ends: Iterable
     if prompt.count(question) != 1 or not whole.startswith(prompt) or not whole[len(prompt) :].startswith(answer):
         return None
     before, between = prompt.split(question)
-    after, rest = _cut_at_end(whole[len(prompt) + len(answer) :], ends)
+    after, rest = cut_at_end(whole[len(prompt) + len(answer) :], ends)
     head = prompt + answer + after
     try:
         two_turns = _rendered(template, system_prompt, [turn, turn])[1]
@@ -95,6 +95,19 @@ def kinds_of_conversations(system_prompt: str | None) -> list[tuple[list[dict[st
     return [kind for whole in wholes for kind in ((whole[:-1], True), (whole, False))]
 
 
+def writes_names(template: ChatTemplate) -> bool:
+    """Whether a template writes the `name` of who says a message."""
+    turn = [
+        {"role": "user", "name": INPUT_MARK, "content": "a"},
+        {"role": "assistant", "name": OUTPUT_MARK, "content": "b"},
+    ]
+    try:
+        text = template.render(turn, add_generation_prompt=False)
+    except TemplateFault:
+        return False
+    return INPUT_MARK in text and OUTPUT_MARK in text
+
+
 def custom_parts(template: str, system_prompt: str | None, begin: str, end: str, ends: Iterable[str]) -> TemplateParts:
     """The parts of --prompt_template.
 
@@ -107,13 +120,15 @@ def custom_parts(template: str, system_prompt: str | None, begin: str, end: str,
     template = template.replace(r"\n", "\n").replace(r"\t", "\t")
     places = template.find("{input}"), template.find("{output}")
     if template.count("{input}") != 1 or template.count("{output}") != 1 or places[0] > places[1]:
-        shown = template if len(template) <= SHOWN_CHARACTERS else template[:SHOWN_CHARACTERS] + "…"
         raise InputError(
-            t("--prompt_template {template!r}: must contain {{input}} once and, after it, {{output}} once", template=shown)
+            t(
+                "--prompt_template {template!r}: must contain {{input}} once and, after it, {{output}} once",
+                template=shown(template),
+            )
         )
     before, _, tail = template.partition("{input}")
     between, _, after = tail.partition("{output}")
-    after, rest = _cut_at_end(after, ends)
+    after, rest = cut_at_end(after, ends)
     if not any(text and text in after for text in ends):
         after += end
     opens_turns = bool(begin) and begin in between  # ChatML's <|im_start|>
@@ -144,7 +159,7 @@ def check_lengths_of_texts(**texts: str | None) -> None:
 class Difference(NamedTuple):
     """Where a template writes a sample in another way than its parts do."""
 
-    where: str  # "prompt", "answer" or "error"
+    where: str  # "prompt", "answer", "error" or "not_written"
     theirs: str  # what the template writes from there on, or its error
     ours: str
 
@@ -162,21 +177,22 @@ def difference(
     try:
         prompt, whole = _rendered(template, system or system_prompt, turns, with_answer=with_answer)
     except TemplateFault as error:
-        return Difference("error", _shown(str(error)), "")
+        return Difference("error", shown(str(error)), "")
     our_prompt, our_whole = parts.texts(system, turns)
     if prompt != our_prompt:
-        return Difference("prompt", *_from_difference(prompt, our_prompt))
+        return Difference("prompt", *from_difference(prompt, our_prompt))
     if with_answer and whole != our_whole + parts.rest:
-        return Difference("answer", *_from_difference(whole, our_whole + parts.rest))
+        return Difference("answer", *from_difference(whole, our_whole + parts.rest))
     return None
 
 
-def _from_difference(theirs: str, ours: str) -> tuple[str, str]:
+def from_difference(theirs: str, ours: str) -> tuple[str, str]:
+    """Both texts from where they differ."""
     place = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), min(len(theirs), len(ours)))
-    return _shown(theirs[place:]), _shown(ours[place:])
+    return shown(theirs[place:]), shown(ours[place:])
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
 
@@ -202,7 +218,7 @@ def _system_parts(template: ChatTemplate, turn: tuple[str, str], trims: bool, be
     return head, rest.removesuffix(question + between)
 
 
-def _cut_at_end(text: str, ends: Iterable[str]) -> tuple[str, str]:
+def cut_at_end(text: str, ends: Iterable[str]) -> tuple[str, str]:
     """Up to and with the first end token, and what follows; the whole where there is none."""
     stops = [text.index(end) + len(end) for end in ends if end and end in text]
     return (text[: min(stops)], text[min(stops) :]) if stops else (text, "")

@@ -43,13 +43,21 @@ HARMLESS = frozenset(
 # What would change the prompt, the answer, or how much it is trained.
 OF_TOOLS = ("tools", "functions", "tool_choice", "parallel_tool_calls", "tool_calls", "tool_call_id", "function_call")
 OF_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-OF_THOUGHT = ("reasoning", "reasoning_content", "thinking")
+OF_THOUGHT_READ = ("reasoning_content",)
+OF_THOUGHT = ("reasoning", "thinking", *OF_THOUGHT_READ)
 OF_LOSS = ("weight", "train", "trainable", "loss")  # 1 or true: trained, 0 or false: not
 OF_PREFERENCE = ("chosen", "rejected", "kto_tag")  # and "label", where it is true or false
 OTHERS = ("history", "system_prompt", "context", "documents", "chat_template_kwargs", "loss_mask", "mask", "sample_weight")
 MEANT_OF_RECORD = frozenset((*OF_TOOLS, *OF_MEDIA, *OF_THOUGHT, *OF_LOSS, *OF_PREFERENCE, *OTHERS))
 MEANT_OF_MESSAGE = frozenset((*OF_TOOLS, *OF_MEDIA, *OF_THOUGHT, *OF_LOSS, "name", "refusal", "loss_mask", "mask", "recipient"))
-KNOWN_OF_MESSAGE = MEANT_OF_MESSAGE | HARMLESS | {"role", "content"}
+KNOWN_OF_MESSAGE = MEANT_OF_MESSAGE | HARMLESS | {"role", "content", "from", "value"}
+# Of the former, what is read, by the role that may say it.
+READ_OF_MESSAGE = {
+    "assistant": frozenset(("name", "tool_calls", "function_call", *OF_THOUGHT_READ, *OF_LOSS)),
+    "tool": frozenset(("name", "tool_call_id")),
+    "function": frozenset(("name", "tool_call_id")),
+}
+READ_OF_OTHERS = frozenset(("name",))
 # Keys that make a record one of a format; two formats in one record may ask two things.
 OF_FORMATS = ("messages", "conversations", "instruction", "prompt", "completion", "input", "output")
 KNOWN_OF_RECORD = MEANT_OF_RECORD | HARMLESS | frozenset(OF_FORMATS)
@@ -62,15 +70,30 @@ def unsupported(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
     messages = value.get("messages")
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict):
-            is_answer = message.get("role") == "assistant"
+            role = message.get("role")
+            read = READ_OF_MESSAGE.get(role, READ_OF_OTHERS) if isinstance(role, str) else READ_OF_OTHERS
             problems += [
                 _problem(f"messages[].{name}", message[name])
                 for name in message
-                if name in MEANT_OF_MESSAGE and not is_absent(message[name]) and not _is_usual(name, message[name], is_answer)
+                if name in MEANT_OF_MESSAGE
+                and name not in read
+                and not is_absent(message[name])
+                and not _is_usual(name, message[name], role == "assistant")
             ]
         if len(problems) >= MAX_TOLD:
             break
     return problems[:MAX_TOLD]
+
+
+def weight_of(message: dict[str, Any], where: str = "") -> float | Problem:
+    """How much an answer is trained, by whatever key says so; 1 where none does."""
+    given = {name: message[name] for name in OF_LOSS if not is_absent(message.get(name))}
+    for name, value in given.items():
+        if not _is_number(value) or value not in (0, 1):
+            return Problem("wrong_weight", {"name": where + name, "value": short_json(value)})
+    if len({float(value) for value in given.values()}) > 1:
+        return Problem("several_weights", {"names": ", ".join(repr(where + name) for name in given)}, short_json(given))
+    return float(next(iter(given.values()), 1))
 
 
 def of_other_formats(value: dict[str, Any], used: Iterable[str], texts: Iterable[str]) -> Problem | None:

@@ -29,15 +29,24 @@ ERRORS = (
     "not_an_object",
     "missing_field",
     "wrong_type",
+    "wrong_role",
     "wrong_turns",
+    "unknown_call",
+    "wrong_weight",
+    "several_weights",
+    "nothing_trained",
     "unsupported_field",
     "several_formats",
     "two_systems",
     "lone_surrogate",
     "empty_answer",
     "empty_question",
+    "no_question",
+    "no_chat_template",
     "system_has_no_place",
     "turns_have_no_place",
+    "conversation_has_no_place",
+    "no_place_in_form",
     "template_differs",
     "tokenizer_fails",
     "wrong_begin",
@@ -211,20 +220,34 @@ def describe(code: str, values: Values) -> str:
             return t("must be a JSON object with 'input' and 'output'")
         case "missing_field":
             return t("field '{name}' is missing; found {found}", **values)
+        case "wrong_type" if values.get("wanted") == "messages":
+            return t("field '{name}' must be a list of objects, one for each message, but is {value}", **values)
+        case "wrong_type" if values.get("wanted") == "parts":
+            return t("field '{name}' must be text, or a list of parts of the type 'text', but has {value}", **values)
+        case "wrong_type" if values.get("wanted") == "calls":
+            return t(
+                "field '{name}' must hold calls, each a function with its 'name' and 'arguments', but has {value}", **values
+            )
+        case "wrong_type" if values.get("wanted") == "arguments":
+            return t("field '{name}' of a call must be an object, or the JSON text of one, but is {value}", **values)
+        case "wrong_type" if values.get("wanted") == "tools":
+            return t("field '{name}' must be a list of functions, each with its 'name', but has {value}", **values)
+        case "wrong_type" if values.get("wanted") == "history":
+            return t("field '{name}' must be a list of pairs of question and answer, but is {value}", **values)
         case "wrong_type":
             return t("field '{name}' must be text, but is {value}", **values)
+        case "wrong_role":
+            return t("the role '{role}' is unknown; use {roles}", **values)
         case "wrong_turns":
-            return t(
-                "'messages' must be an optional system message, then user and assistant in turns, ending with the "
-                "assistant; found {found}",
-                **values,
-            )
-        case "unsupported_field" if values["name"] == "history":
-            return t(
-                "field 'history' would change the sample and is not supported; write earlier turns as 'messages', of "
-                "which every answer is trained",
-                **values,
-            )
+            return t("a conversation must hold a question and end with the assistant's answer; found {found}", **values)
+        case "unknown_call":
+            return t("the result of a call '{id}' that no message before it makes", **values)
+        case "wrong_weight":
+            return t("field '{name}' is {value}; an answer is trained (1) or not (0); fractions are not supported", **values)
+        case "several_weights":
+            return t("{names} do not agree on whether the answer is trained", **values)
+        case "nothing_trained":
+            return t("no answer of it is trained: each has the weight 0")
         case "unsupported_field":
             return t(
                 "field '{name}' would change the sample and is not supported: {value}; remove the field, or leave the "
@@ -241,10 +264,26 @@ def describe(code: str, values: Values) -> str:
             return t("the answer ('{name}') is empty", **values)
         case "empty_question":
             return t("the question ('{name}') is empty", **values)
+        case "no_question":
+            return t("a text has no question that could be answered")
+        case "no_chat_template":
+            return t(
+                "the tokenizer has no chat template (a base model?), so only {form} can be read; use an -Instruct model, or "
+                "give --prompt_template",
+                form='{"text": …}',  # braces would be places of the sentence
+            )
         case "system_has_no_place":
             return t("has a system message, for which --prompt_template has no place")
         case "turns_have_no_place":
             return t("has several turns, but the tokenizer's chat template cannot be repeated; give --prompt_template")
+        case "conversation_has_no_place":
+            return t(
+                "has more than a question and an answer in turns ({what}), for which --prompt_template has no place", **values
+            )
+        case "no_place_in_form":
+            return t("has more than `--to {form}` can hold; it is not written", **values)
+        case "template_differs" if values["where"] == "not_written":
+            return t("the chat template does not write '{theirs}' of it; remove the field, or use another template", **values)
         case "template_differs" if values["where"] == "error":
             return t("the chat template fails on it ({theirs}); change the sample, or give --prompt_template", **values)
         case "template_differs":
@@ -350,8 +389,18 @@ def title(code: str) -> str:
             return t("missing field")
         case "wrong_type":
             return t("wrong type")
+        case "wrong_role":
+            return t("unknown role")
         case "wrong_turns":
             return t("wrong turns")
+        case "unknown_call":
+            return t("result of no call")
+        case "wrong_weight":
+            return t("wrong weight")
+        case "several_weights":
+            return t("contradicting weights")
+        case "nothing_trained":
+            return t("nothing to train")
         case "unsupported_field":
             return t("field that is not supported")
         case "several_formats":
@@ -364,10 +413,18 @@ def title(code: str) -> str:
             return t("empty answer")
         case "empty_question":
             return t("empty question")
+        case "no_question":
+            return t("no question")
+        case "no_chat_template":
+            return t("no chat template")
         case "system_has_no_place":
             return t("system message without a place")
         case "turns_have_no_place":
             return t("several turns without a place")
+        case "conversation_has_no_place":
+            return t("conversation without a place")
+        case "no_place_in_form":
+            return t("more than the form holds")
         case "template_differs":
             return t("the chat template writes it otherwise")
         case "tokenizer_fails":

@@ -1,10 +1,12 @@
 """The shapes a record may have, and the one sample they all become.
 
-`{"input", "output"}` · Alpaca `{"instruction", "input", "output"}` · `{"prompt", "completion"}` ·
-`{"messages": [{"role", "content"}, …]}` with several turns; each may have a `system` message. A record's shape is told by its
-keys, so a file may mix them. What else a record may hold is for `fields`.
+`{"input", "output"}` · Alpaca `{"instruction", "input", "output"}` · `{"prompt", "completion"}`, each with earlier turns as
+`history` · OpenAI's `{"messages": [{"role", "content"}, …]}` and ShareGPT's `{"conversations": [{"from", "value"}, …]}` with
+several turns and tools · `{"text"}` without a question. A record's shape is told by its keys, so a file may mix them. What
+else a record may hold is for `fields`, what a message may, for `messages`.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,32 +14,66 @@ from typing import Any
 from finetuning.data.reading import fields
 from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.json_line import read_json_line, short_json
+from finetuning.data.reading.messages import Chat, read_chat, text_of
+from finetuning.data.reading.sharegpt import as_messages
 from finetuning.i18n import t
 
 INPUT_OUTPUT, ALPACA, PROMPT_COMPLETION, MESSAGES = "input/output", "Alpaca", "prompt/completion", "messages"
-ROLES_SHOWN, KEYS_SHOWN = 6, 10  # in a message
+SHAREGPT, TEXT = "ShareGPT", "text"
+KEYS_SHOWN = 10  # in a message
+# The keys that are read of each format.
+USED = {
+    INPUT_OUTPUT: ("input", "output", "system", "history"),
+    ALPACA: ("instruction", "input", "output", "system", "history"),
+    PROMPT_COMPLETION: ("prompt", "completion", "system", "history"),
+    MESSAGES: ("messages", "system", "tools", "functions", "parallel_tool_calls"),
+    SHAREGPT: ("messages", "conversations", "system", "tools", "functions", "parallel_tool_calls"),
+    TEXT: ("text",),
+}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A question and its answer, and what was said before; every answer is trained."""
+    """A question and its answer, and what was said before; or a text that is trained from its first token on."""
 
     line: int  # of its file, from 1
-    input: str
-    output: str
+    input: str  # the last question; of a text, nothing
+    output: str  # the last answer, or the text
     system: str | None = None
     history: tuple[tuple[str, str], ...] = ()  # earlier questions and answers
+    weights: tuple[float, ...] = ()  # of each answer in the loss; none: 1 each
+    messages: tuple[dict[str, Any], ...] = ()  # all of the conversation, where it is more than a system message and turns
+    tools: tuple[dict[str, Any], ...] = ()  # that it may call
+    is_text: bool = False
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
+        assert not self.messages and not self.is_text
         return (*self.history, (self.input, self.output))
 
+    @property
+    def answer_weights(self) -> tuple[float, ...]:
+        """How much each answer is trained, in order."""
+        if self.weights:
+            return self.weights
+        answers = sum(message["role"] == "assistant" for message in self.messages)
+        return (1.0,) * (answers if self.messages else len(self.history) + 1)
+
     def texts(self) -> Iterator[str]:
-        """Every text of the sample, in order."""
+        """Every text of the sample, in order; the last one is, or belongs to, the last answer. What tools are is none."""
         if self.system is not None:
             yield self.system
-        for turn in self.turns:
-            yield from turn
+        if self.is_text:
+            yield self.output
+        elif not self.messages:
+            for turn in self.turns:
+                yield from turn
+        for message in self.messages:
+            yield from (message[name] for name in fields.OF_THOUGHT_READ if name in message)
+            if message.get("content") is not None:
+                yield text_of(message["content"])
+            for call in message.get("tool_calls", ()):
+                yield json.dumps(call["function"], ensure_ascii=False)
 
 
 def parse_line(raw: bytes, line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
@@ -56,16 +92,23 @@ def parse_record(value: Any, line: int, *, needs_answer: bool = True) -> tuple[S
     """The same as `parse_line`, for a value that has been read already."""
     if not isinstance(value, dict):
         return None, "", [Problem("not_an_object", {}, short_json(value))]
-    name, used = _format_of(value)
+    name = _format_of(value)
+    used = USED[name]
+    if name == SHAREGPT:
+        converted = as_messages(value)
+        if isinstance(converted, Problem):
+            return None, name, [converted]
+        value = converted
     if problems := fields.unsupported(value, used):
         return None, name, problems
-    read = {MESSAGES: _from_messages, ALPACA: _from_alpaca}.get(name)
-    outcome = read(value, line, needs_answer) if read else _from_pair(value, used[0], used[1], line, needs_answer)
+    outcome = _read(value, name, line, needs_answer)
     if isinstance(outcome, Problem):
         return None, name, [outcome]
     try:
         for text in outcome.texts():
             text.encode("utf-8")
+        if outcome.messages:
+            json.dumps([outcome.messages, outcome.tools], ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
         return None, name, [Problem("lone_surrogate", {}, excerpt(outcome.input))]
     if problem := fields.of_other_formats(value, used, outcome.texts()):
@@ -73,17 +116,40 @@ def parse_record(value: Any, line: int, *, needs_answer: bool = True) -> tuple[S
     return outcome, name, fields.unknown(value, used)
 
 
-def _format_of(value: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The format of a record, and the keys that are read of it."""
+def _format_of(value: dict[str, Any]) -> str:
     # Tables have every column in every row.
-    there = {key for key in fields.OF_FORMATS if not fields.is_absent(value.get(key))} or value.keys()
+    filled = {key for key in fields.OF_FORMATS if not fields.is_absent(value.get(key))}
+    there = filled or value.keys()
     if "messages" in there:
-        return MESSAGES, ("messages", "system")
+        return MESSAGES
+    if "conversations" in there:
+        return SHAREGPT
     if "instruction" in there:
-        return ALPACA, ("instruction", "input", "output", "system")
+        return ALPACA
     if "prompt" in there or "completion" in there:
-        return PROMPT_COMPLETION, ("prompt", "completion", "system")
-    return INPUT_OUTPUT, ("input", "output", "system")
+        return PROMPT_COMPLETION
+    has_text = not fields.is_absent(value.get("text")) or not value.keys() & {"input", "output"}
+    return TEXT if not filled and "text" in value and has_text else INPUT_OUTPUT
+
+
+def _read(value: dict[str, Any], name: str, line: int, needs_answer: bool) -> Sample | Problem:
+    if name in (MESSAGES, SHAREGPT):
+        return _from_messages(value, line, needs_answer)
+    if name == ALPACA:
+        return _from_alpaca(value, line, needs_answer)
+    if name == TEXT:
+        return _from_text(value, line, needs_answer)
+    question, answer = USED[name][:2]
+    return _from_pair(value, question, answer, line, needs_answer)
+
+
+def _from_text(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
+    problem = _wrong_text(value, "text")
+    if problem is None and not needs_answer:
+        problem = Problem("no_question", {}, excerpt(value["text"]))
+    if problem is None and not value["text"].strip():
+        problem = Problem("empty_answer", {"name": "text"})
+    return problem or Sample(line, "", value["text"], is_text=True)
 
 
 def _from_pair(value: dict[str, Any], question: str, answer: str, line: int, needs_answer: bool) -> Sample | Problem:
@@ -91,7 +157,12 @@ def _from_pair(value: dict[str, Any], question: str, answer: str, line: int, nee
     value = _with_answer(value, answer, needs_answer)
     problem = problem or _wrong_text(value, answer) or _wrong_system(value)
     problem = problem or _empty(value, question, answer, needs_answer)
-    return problem or Sample(line, value[question], value[answer], _system_of(value))
+    if problem is not None:
+        return problem
+    history = _history(value)
+    if isinstance(history, Problem):
+        return history
+    return Sample(line, value[question], value[answer], _system_of(value), history)
 
 
 def _from_alpaca(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
@@ -103,40 +174,58 @@ def _from_alpaca(value: dict[str, Any], line: int, needs_answer: bool) -> Sample
     problem = (
         problem or _wrong_text(value, "input") or _wrong_system(value) or _empty(value, "instruction", "output", needs_answer)
     )
-    if problem:
+    if problem is not None:
         return problem
+    history = _history(value)
+    if isinstance(history, Problem):
+        return history
     question = value["instruction"] + ("\n\n" + value["input"] if value["input"].strip() else "")
-    return Sample(line, question, value["output"], _system_of(value))
+    return Sample(line, question, value["output"], _system_of(value), history)
+
+
+def _history(value: dict[str, Any]) -> tuple[tuple[str, str], ...] | Problem:
+    """Earlier questions and answers of a record of one turn."""
+    found = value.get("history")
+    if fields.is_absent(found):
+        return ()
+    turns: list[Any] = found if isinstance(found, list) else [None]
+    for turn in turns:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            return Problem("wrong_type", {"name": "history", "value": short_json(found), "wanted": "history"})
+        if not turn[1].strip():
+            return Problem("empty_answer", {"name": "history"}, excerpt(turn[0]))
+    return tuple((question, answer) for question, answer in turns)
 
 
 def _from_messages(value: dict[str, Any], line: int, needs_answer: bool) -> Sample | Problem:
-    messages = value["messages"]
-    if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        return Problem("wrong_type", {"name": "messages", "value": short_json(messages)})
-    for message in messages:
-        problem = _wrong_text(message, "role") or _wrong_text(message, "content")
-        if problem:
-            return problem
-    if not needs_answer and messages and messages[-1]["role"] == "user":
-        messages = [*messages, {"role": "assistant", "content": ""}]
-    roles = [message["role"] for message in messages]
-    has_system = roles[:1] == ["system"]
-    spoken = messages[has_system:]
-    if not spoken or roles[has_system:] != ["user", "assistant"] * (len(spoken) // 2):
-        found = ", ".join(map(excerpt, roles[:ROLES_SHOWN])) + (", …" if len(roles) > ROLES_SHOWN else "")
-        return Problem("wrong_turns", {"found": found or t("nothing")})
-    turns = [(spoken[i]["content"], spoken[i + 1]["content"]) for i in range(0, len(spoken), 2)]
-    for question, answer in turns[:-1]:
-        if not answer.strip():
-            return Problem("empty_answer", {"name": "assistant"}, excerpt(question))
-    last = {"user": turns[-1][0], "assistant": turns[-1][1]}
-    if problem := _wrong_system(value) or _empty(last, "user", "assistant", needs_answer):
+    chat = read_chat(value, needs_answer=needs_answer)
+    if isinstance(chat, Problem):
+        return chat
+    if problem := _wrong_system(value):
         return problem
-    system = messages[0]["content"] if has_system and messages[0]["content"].strip() else None
+    first = chat.messages[0]
+    own = first["content"] if first["role"] == "system" and first["content"].strip() else None
     beside = _system_of(value)
-    if system is not None and beside is not None and beside.strip() != system.strip():
+    if own is not None and beside is not None and beside.strip() != own.strip():
         return Problem("two_systems", {}, excerpt(beside))
-    return Sample(line, *turns[-1], system if system is not None else beside, tuple(turns[:-1]))
+    system = own if own is not None else beside
+    spoken = chat.messages[first["role"] == "system" :]
+    weights = () if all(weight == 1 for weight in chat.weights) else chat.weights
+    if chat.is_plain:
+        texts = [message["content"] for message in spoken]
+        *history, (question, answer) = zip(texts[::2], texts[1::2], strict=True)
+        return Sample(line, question, answer, system, tuple(history), weights)
+    if system is not None:
+        spoken = ({"role": "system", "content": system}, *spoken)
+    return _conversation(line, Chat(spoken, weights, chat.tools))
+
+
+def _conversation(line: int, chat: Chat) -> Sample:
+    contents = {message["role"]: text_of(message.get("content") or "") for message in chat.messages}
+    *_, last = chat.messages
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in last.get("tool_calls", ())]
+    output = "\n".join([*filter(None, [contents["assistant"]]), *calls])
+    return Sample(line, contents.get("user", ""), output, weights=chat.weights, messages=chat.messages, tools=chat.tools)
 
 
 def _with_answer(value: dict[str, Any], answer: str, needs_answer: bool) -> dict[str, Any]:

@@ -90,15 +90,15 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
         sample, name, problems = parse(record, line)
         if name:
             formats[name] += 1
+        usable = None
+        if sample is not None:
+            usable, judged = _judge(sample, settings)
+            problems = problems + judged
         for problem in problems:
             if problem.code == "unknown_field":
                 add_unknown(unknown, str(problem.values["name"]), line, 1)
             else:
                 findings.append(problem.at(batch.file, line))
-        if sample is None:
-            continue
-        usable, problems = _judge(sample, settings)
-        findings += [problem.at(batch.file, line) for problem in problems]
         if usable is not None:
             samples.append(usable)
             if usable is not sample:
@@ -120,7 +120,7 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
         answers=np.array([int(trained.sum()) for _, trained in encoded], np.int64),
         tokens=np.concatenate([tokens for tokens, _ in encoded]) if encoded else np.zeros(0, np.int32),
         trained=np.concatenate([trained for _, trained in encoded]) if encoded else np.zeros(0, np.bool_),
-        digests=_digests([digest([sample.system, *sample.texts()]) for sample in samples]),
+        digests=_digests([_digest_of_sample(sample) for sample in samples]),
         questions=_digests([_digest_of_question(sample) for sample in samples]),
         signatures=minima(texts),
         scripts=np.array([(len(only_simplified(x)), len(only_traditional(x))) for x in texts], np.int64).reshape(-1, 2),
@@ -149,6 +149,8 @@ def _judge(sample: Sample, settings: ScanSettings) -> tuple[Sample | None, list[
             return None, [Problem("too_long", values, excerpt(sample.input))]
         sample = shorter
     problems = look_at_text(sample, prompt_format)
+    if not prompt_format.writes_names and any("name" in message for message in sample.messages if message["role"] != "tool"):
+        problems.append(Problem("unknown_field", {"name": "messages[].name", "count": 1}))
     problem = prompt_format.problem_of(sample)
     return (sample, problems) if problem is None else (None, [*problems, problem])
 
@@ -244,10 +246,17 @@ def _result(entry: Future[Scanned] | Finding) -> Scanned | Finding:
 
 
 def _writable(samples: list[Sample], prompt_format: PromptFormat) -> tuple[list[Sample], list[tuple[int, Problem]]]:
-    """The samples that the chat template itself writes as the format does, and a problem for each other one."""
-    found = list(zip(samples, prompt_format.differences(samples), strict=True))
-    problems = [(sample.line, problem) for sample, problem in found if problem is not None]
-    return [sample for sample, problem in found if problem is None], problems
+    """The samples that the chat template itself writes as the format does, and a problem for each other one.
+
+    Those that only the template can write are told when they become tokens.
+    """
+    in_turns = [sample for sample in samples if not sample.messages]
+    problems = {
+        sample.line: problem
+        for sample, problem in zip(in_turns, prompt_format.differences(in_turns), strict=True)
+        if problem is not None
+    }
+    return [sample for sample in samples if sample.line not in problems], list(problems.items())
 
 
 def _tokenize(
@@ -293,9 +302,23 @@ def _digests(digests: list[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
+def _digest_of_sample(sample: Sample) -> bytes:
+    return digest([sample.system, *sample.texts(), *_beside(sample)])
+
+
 def _digest_of_question(sample: Sample) -> bytes:
+    if sample.is_text:  # it asks nothing, and is the same only where all of it is
+        return digest(["text", sample.output])
+    if sample.messages:
+        return digest(["conversation", repr((sample.messages[:-1], sample.tools))])
     *before, _ = sample.texts()
     return digest([sample.system and sample.system.strip(), *(text.strip() for text in before)])
+
+
+def _beside(sample: Sample) -> list[str]:
+    """What makes samples of the same texts different: who says them, tools, and what is trained."""
+    is_more = sample.messages or sample.weights or sample.is_text
+    return [repr((sample.messages, sample.tools, sample.weights, sample.is_text))] if is_more else []
 
 
 def _around(text: str, found: str) -> str:

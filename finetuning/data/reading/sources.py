@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from finetuning.data.reading.findings import Finding, Problem
 from finetuning.data.reading.json_line import BYTE_ORDER_MARK
-from finetuning.data.reading.records import Sample, parse_line, parse_record
+from finetuning.data.reading.records import TEXT, Sample, parse_line, parse_record
 from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.on_demand import needed_for
@@ -129,6 +129,12 @@ def read_batches(path: Path) -> Iterator[RawBatch | Finding]:
         return
     if is_empty:
         yield Finding("no_records", name, 0, {})
+
+
+def begins_with_text(path: Path) -> bool:
+    """Whether the first record of a file is a text without a question, for which a base model will do."""
+    first = next(iter(read_batches(path)), None)
+    return isinstance(first, RawBatch) and parse(first.records[0][1], first.records[0][0])[1] == TEXT
 
 
 def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:

@@ -8,16 +8,16 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import Selection
-from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.findings import Finding, excerpt
 from finetuning.data.reading.json_array import read_json_array
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SPLITS, parse, read_batches
+from finetuning.data.report.forms import FORMS
 from finetuning.data.tokens.megatron import write_megatron
 
 
@@ -52,27 +52,38 @@ def split_groups(groups: np.ndarray, shares: tuple[float, ...], seed: int) -> np
     return part
 
 
-def write_folder(paths: list[Path], selection: Selection, part: np.ndarray, folder: Path) -> list[Part]:
-    """Writes training.jsonl, validation.jsonl and test.jsonl, samples in their order; those of part -1 are left out."""
+def write_folder(
+    paths: list[Path], selection: Selection, part: np.ndarray, folder: Path, form: str = "jsonl"
+) -> tuple[list[Part], list[Finding]]:
+    """Writes training.jsonl, validation.jsonl and test.jsonl, samples in their order; those of part -1 are left out.
+
+    Also returns those that the form, one of FORMS, has no place for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     places = zip(selection.file.tolist(), selection.lines.tolist(), strict=True)
     chosen = dict(zip(places, part.tolist(), strict=True))
     counts = [0] * len(SPLITS)
+    unplaced: list[Finding] = []
     files = [(folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in SPLITS]
     try:
         for index, path in enumerate(paths):
             for sample in read_samples(path):
                 number = chosen.get((index, sample.line), -1)
-                if number >= 0:
-                    files[number].write(json.dumps(as_record(sample), ensure_ascii=False) + "\n")
-                    counts[number] += 1
+                if number < 0:
+                    continue
+                record = FORMS[form](sample)
+                if record is None:
+                    unplaced.append(Finding("no_place_in_form", path.name, sample.line, {"form": form}, excerpt(sample.input)))
+                    continue
+                files[number].write(json.dumps(record, ensure_ascii=False) + "\n")
+                counts[number] += 1
     finally:
         for file in files:
             file.close()
     for name, count in zip(SPLITS, counts, strict=True):
         if not count:
             (folder / f"{name}.jsonl").unlink()
-    return [Part(name, count) for name, count in zip(SPLITS, counts, strict=True)]
+    return [Part(name, count) for name, count in zip(SPLITS, counts, strict=True)], unplaced
 
 
 def write_megatron_parts(
@@ -89,16 +100,6 @@ def write_megatron_parts(
             count = write_megatron(folder / f"{name}_text_document", documents, prompt_format.facts.vocab_size)
             parts.append(Part(name, count))
     return parts
-
-
-def as_record(sample: Sample) -> dict[str, Any]:
-    """`{"input", "output"}`, or messages where there is more than that."""
-    if sample.system is None and not sample.history:
-        return {"input": sample.input, "output": sample.output}
-    messages = [{"role": "system", "content": sample.system}] if sample.system is not None else []
-    for question, answer in sample.turns:
-        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"messages": messages}
 
 
 def read_samples(path: Path) -> Iterator[Sample]:

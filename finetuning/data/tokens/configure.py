@@ -19,11 +19,20 @@ from typing import TextIO
 import numpy as np
 
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
+from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
 from finetuning.data.reading.findings import ERROR, ERRORS, FILE_ERRORS, Finding
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import REFUSE, ScanSettings
-from finetuning.data.reading.sources import SPLITS, Source, find_sources, fingerprint, read_samples_at, stem_of
+from finetuning.data.reading.sources import (
+    SPLITS,
+    Source,
+    begins_with_text,
+    find_sources,
+    fingerprint,
+    read_samples_at,
+    stem_of,
+)
 from finetuning.data.report.terminal import reading_progress
 from finetuning.data.tokens.megatron import read_megatron, with_ending
 from finetuning.data.tokens.tokenized import SPLIT_FILE, Split, open_split
@@ -33,7 +42,7 @@ from finetuning.files.sealed import damage_of, seal
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
-LAYOUT_VERSION = 4  # of the arrays and of what a check finds: a change makes old tokens unused
+LAYOUT_VERSION = 5  # of the arrays and of what a check finds: a change makes old tokens unused
 REPORT_FILE = "report.json"
 
 
@@ -62,6 +71,7 @@ def configure_dataset(
     system_prompt: str | None = None,
     truncation: str = REFUSE,
     skip_bad_samples: bool = False,
+    train_on: str = ALL_ANSWERS,
 ) -> Dataset:
     """Finds, checks and tokenizes the data set of a run.
 
@@ -77,6 +87,7 @@ def configure_dataset(
         system_prompt: system message of the chat template.
         truncation: what happens to a longer sample: refuse, cut_input or drop.
         skip_bad_samples: drop what cannot be used, instead of refusing the data.
+        train_on: all_answers, or last_answer of each sample.
 
     Raises:
         InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
@@ -86,16 +97,20 @@ def configure_dataset(
     sources = megatron or find_sources(path)
     if megatron:
         texts = {"prompt_template": prompt_template, "system_prompt": system_prompt}
+        texts["train_on"] = train_on if train_on != ALL_ANSWERS else None
         useless = [t("--{name} has no effect: Megatron data holds tokens", name=name) for name, text in texts.items() if text]
         if useless:
             raise InputError(useless)
     try:
-        prompt_format = load_prompt_format(Path(model_path), prompt_template, system_prompt, has_text=not megatron)
+        needs_template = not megatron and not begins_with_text(sources["training"].path)
+        prompt_format = load_prompt_format(
+            Path(model_path), prompt_template, system_prompt, needs_template=needs_template, train_on=train_on
+        )
     except InputError as error:  # of the model; what is wrong with the data is told as well
         raise InputError(error.problems + ([] if megatron else check_files(path))) from None
     identity = fingerprint(sources)
     template = [prompt_format.fingerprint, prompt_format.template_digest, prompt_format.table_size]
-    facts = [LAYOUT_VERSION, identity, *template, seq_length, truncation, skip_bad_samples]
+    facts = [LAYOUT_VERSION, identity, *template, seq_length, truncation, skip_bad_samples, train_on]
     folder = tokens_dir / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def build(target: Path) -> None:

@@ -14,7 +14,7 @@ from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.findings import ERROR
 from finetuning.data.reading.scan import CUT_INPUT, ScanSettings, scan_batch
 from finetuning.data.reading.sources import RawBatch, parse
-from finetuning.data.report.convert import as_record
+from finetuning.data.report.forms import as_shortest
 from tests.data.reading.line_mutator import mutated_lines
 
 pytestmark = pytest.mark.unit
@@ -45,7 +45,7 @@ def test_a_damaged_line_is_a_sample_or_a_finding(prompt_format: PromptFormat) ->
         for line, raw in batch:
             sample = parse(raw, line)[0]
             if sample is not None:  # what `finetune data prepare` writes says the same
-                assert parse(json.dumps(as_record(sample), ensure_ascii=False).encode(), line)[0] == sample
+                assert parse(json.dumps(as_shortest(sample), ensure_ascii=False).encode(), line)[0] == sample
             parse(raw, line, needs_answer=False)
     print(f"{read:,} lines, seed {SEED}: {usable:,} usable; findings {dict(codes.most_common())}")
     assert read == LINES and usable > read // 20 and len(codes) > 12, "the lines are neither all sound nor all hopeless"

@@ -1,6 +1,7 @@
 """The data set of a run: files, splits, every mistake with file and line, and tokens that are never stale."""
 
 import gzip
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from finetuning.data.tokens.configure import Dataset, configure_dataset
+from finetuning.data.tokens.megatron import write_megatron
 from finetuning.errors import InputError
 from tests.data.conftest import WriteJsonl
 from tests.data.samples import pairs
@@ -188,3 +190,66 @@ def test_an_empty_file_is_told(model_path: Path, tmp_path: Path, write_jsonl: Wr
     folder = write_jsonl("data/training.jsonl").parent
     with pytest.raises(InputError, match=r"training\.jsonl: holds no samples"):
         configure(folder, model_path, tmp_path)
+
+
+def base_model(model_path: Path, folder: Path) -> Path:
+    """A folder without chat template, as base models have it."""
+    shutil.copytree(model_path, folder, ignore=shutil.ignore_patterns("*.safetensors", "chat_template.jinja"))
+    return folder
+
+
+def test_a_base_model_will_do_for_texts_and_for_nothing_else(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    base = base_model(model_path, tmp_path / "base")
+    texts = [{"text": f"{i} 段文字。" * 3} for i in range(3)]
+    dataset = configure(write_jsonl("data/training.jsonl", *texts).parent, base, tmp_path)
+    assert len(dataset.splits["training"]) == 3 and not dataset.prompt_format.has_template
+    tokens, trained = dataset.splits["training"].pieces(0)[0]
+    assert trained.tolist() == [False] + [True] * (len(tokens) - 1)
+    mixed = write_jsonl("mixed/training.jsonl", *texts, *pairs(1)).parent
+    with pytest.raises(
+        InputError, match=r'training\.jsonl:4: the tokenizer has no chat template .* only \{"text": …\} can be read'
+    ):
+        configure(mixed, base, tmp_path)
+    with pytest.raises(InputError, match="--system_prompt has no effect: the data are texts"):
+        configure(mixed, base, tmp_path, system_prompt="Be brief.")
+    assert len(configure(mixed, model_path, tmp_path).splits["training"]) == 4, "a chat model takes both"
+
+
+def test_what_is_trained_is_part_of_the_tokens(model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl) -> None:
+    history = [{**pair, "history": [["一", "二"]]} for pair in pairs(3)]
+    folder = write_jsonl("data/training.jsonl", *history).parent
+    everything, last = (configure(folder, model_path, tmp_path, train_on=name) for name in ("all_answers", "last_answer"))
+    assert everything.folder != last.folder
+    first, second = (dataset.splits["training"] for dataset in (everything, last))
+    assert first.lengths.tolist() == second.lengths.tolist()
+    assert (first.answer_tokens > second.answer_tokens).all()
+    assert [int(second.pieces(index)[0][1].sum()) for index in range(3)] == second.answer_tokens.tolist()
+
+
+def test_conversations_that_cannot_be_written_are_told_with_their_lines(
+    model_path: Path, tmp_path: Path, write_jsonl: WriteJsonl
+) -> None:
+    asked, answered = {"role": "user", "name": "Anna", "content": "a"}, {"role": "assistant", "content": "b"}
+    tool = {"type": "function", "function": {"name": "add"}}
+    path = write_jsonl(
+        "data/training.jsonl",
+        *pairs(3),
+        {"messages": [asked, answered], "tools": [tool]},
+        {"messages": [asked, asked, answered]},
+        {"messages": [asked, asked, {**answered, "content": "b" * 3000}]},
+    )
+    with pytest.raises(InputError) as caught:
+        configure(path.parent, model_path, tmp_path, truncation="cut_input")
+    told = "\n".join(caught.value.problems)
+    assert "training.jsonl:4: the chat template does not write 'tools' of it" in told
+    assert "training.jsonl:6: " in told and "do not fit --seq_length 512" in told and "training.jsonl:5" not in told
+    dataset = configure(path.parent, model_path, tmp_path, truncation="cut_input", skip_bad_samples=True)
+    assert "training.jsonl:4: field 'messages[].name' is not used (3 times in this file)" in [
+        str(finding) for finding in dataset.report.findings.sorted()
+    ]
+
+
+def test_megatron_data_has_no_answers_to_choose_from(model_path: Path, tmp_path: Path) -> None:
+    write_megatron(tmp_path / "data", [np.arange(9)] * 3, 1024)
+    with pytest.raises(InputError, match="--train_on has no effect: Megatron data holds tokens"):
+        configure(tmp_path / "data.bin", model_path, tmp_path, train_on="last_answer")
