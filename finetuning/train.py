@@ -60,6 +60,7 @@ from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
 from finetuning.training.sample_answers import generate
+from finetuning.training.save_rule import SaveRule
 
 
 def main(run_file: Path) -> int:
@@ -134,6 +135,7 @@ class Worker:
         for text in passed_over:
             self._say(text)
         self.trackers = Trackers(run, self.resume_step, self._say) if rank == 0 else None
+        self.rule = SaveRule() if rank == 0 and run.save_every_n_steps is None else None
         self.saves = BackgroundSaves(self._device(), self.progress, self._say)
         self.module = FineTuning(
             run,
@@ -141,6 +143,7 @@ class Worker:
             # A save that has failed ends the run with the step, on all ranks.
             lambda: stop.requested or self.saves.has_failed,
             has_checkpoint=lambda: self.progress.saved_step > 0,
+            save_is_due=self._save_is_due,
         )
 
     def work(self) -> None:
@@ -188,6 +191,7 @@ class Worker:
             trackers=self.trackers,
             stop=self.stop,
             saves=self.saves,
+            rule=self.rule,
         )
         if self.trackers:
             self.trackers.start()
@@ -242,8 +246,11 @@ class Worker:
                 max_steps=max_steps,
             )
         self._say(text)
-        saves = self.run.save_every_n_steps > 0
+        saves = self.run.save_every_n_steps != 0
         self._status(STOPPED, step=saved if saves else step, reason=stop_reason(step, max_steps), saved=saves)
+
+    def _save_is_due(self) -> bool:
+        return self.rule is not None and self.rule.is_due and not self.saves.under_way
 
     def _device(self) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if self.run.device == "cuda" else torch.device("cpu")
@@ -336,7 +343,7 @@ class Worker:
 
     def _status(self, state: str, **facts: Any) -> None:
         if self.rank == 0:
-            write_status(self.folder, state, **facts)
+            write_status(self.folder, state, spent=self.progress.spent.so_far(), **facts)
 
     def _write_result(self, name: str, values: dict[str, Any]) -> None:
         if self.rank == 0:

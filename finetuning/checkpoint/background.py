@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from finetuning.checkpoint.files import WEIGHTS
 from finetuning.checkpoint.host_copy import HostCopy, bytes_of
 from finetuning.checkpoint.store import write_checkpoint
 from finetuning.errors import StopRequested
@@ -34,6 +35,7 @@ class Saved(NamedTuple):
     step: int
     seconds: float  # from the beginning of the save
     blocked_s: float  # of them, that the training has waited for
+    weights_only: bool
 
 
 class BackgroundSaves:
@@ -53,7 +55,7 @@ class BackgroundSaves:
         self._allocated: Future[bool] | None = None  # begun; is there memory for a copy on this rank?
         self._is_copied: bool | None = None  # is there on all ranks? None: they have not asked each other
         self._saving: Future[float] | None = None  # the time at which it was complete
-        self._step, self._began_s, self._blocked_s = 0, 0.0, 0.0
+        self._step, self._began_s, self._blocked_s, self._weights_only = 0, 0.0, 0.0, False
 
     def prepare(self, state: dict[str, Tensor]) -> None:
         """Begins to take the memory for copies, so that the first save does not wait for it."""
@@ -73,7 +75,7 @@ class BackgroundSaves:
         began_s = time.monotonic()
         with self.progress.during(Phase.SAVING):
             self.finish()
-            self._step, self._began_s = info["step"], began_s
+            self._step, self._began_s, self._weights_only = info["step"], began_s, path.name.startswith(WEIGHTS)
             if self._can_copy(state):
                 self._copy.take(state)
                 self.progress.save_begins()
@@ -89,6 +91,10 @@ class BackgroundSaves:
         self._copy.before_update()
 
     @property
+    def under_way(self) -> bool:
+        return self._saving is not None and not self._saving.done()
+
+    @property
     def has_failed(self) -> bool:
         """The save under way has, on this rank. All ranks should `finish` then, which raises on all of them."""
         return self._saving is not None and self._saving.done() and self._saving.exception() is not None
@@ -97,17 +103,16 @@ class BackgroundSaves:
         """The save under way where it is done and has not been told of; does not wait."""
         if self._saving is None or not self._saving.done() or self._saving.exception() is not None:
             return None
-        saved = Saved(self._step, self._saving.result() - self._began_s, self._blocked_s)
+        saved = Saved(self._step, self._saving.result() - self._began_s, self._blocked_s, self._weights_only)
         self._saving = None
-        self.progress.saved(saved.step)
-        self._say(
-            t(
-                "step {step}: checkpoint saved in {seconds:.1f} s, of which the training waited {blocked:.1f} s",
-                step=saved.step,
-                seconds=saved.seconds,
-                blocked=saved.blocked_s,
+        facts = {"step": saved.step, "seconds": saved.seconds, "blocked": saved.blocked_s}
+        if saved.weights_only:
+            self._say(t("step {step}: best weights so far saved in {seconds:.1f} s", **facts))
+        else:
+            self.progress.saved(saved.step)
+            self._say(
+                t("step {step}: checkpoint saved in {seconds:.1f} s, of which the training waited {blocked:.1f} s", **facts)
             )
-        )
         return saved
 
     def finish(self) -> None:

@@ -17,6 +17,7 @@ from finetuning.files.documents import as_schema, read_json
 from finetuning.i18n import t
 
 INFO_FILE = "checkpoint.json"
+WEIGHTS = "best-"  # how the name of one without the optimizer's state begins
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Checkpoint:
 
 def checkpoint_name(step: int) -> str:
     return f"step={step:06d}"
+
+
+def weights_name(step: int) -> str:
+    """Of a checkpoint that holds the trainable weights only: to be exported, or to start another run from."""
+    return WEIGHTS + checkpoint_name(step)
+
+
+def find_weights(folder: Path) -> list[Checkpoint]:
+    """Complete checkpoints of weights only, in any order."""
+    return [found for path in folder.glob(f"{WEIGHTS}step=*") if isinstance(found := open_checkpoint(path), Checkpoint)]
 
 
 def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:

@@ -9,14 +9,14 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints
+from finetuning.checkpoint.files import INFO_FILE, WEIGHTS, Checkpoint, find_checkpoints, find_weights
 from finetuning.checkpoint.sound import damage_of
 from finetuning.errors import RunError
 from finetuning.files.atomic import begin_folder, delete, finish_folder, point_to, write_text
@@ -50,6 +50,8 @@ def write_checkpoint(
 ) -> None:
     """`save_checkpoint` of a state that may have been copied, in a group of its own; `completed` is called by rank 0.
 
+    `latest` then points to it, unless its name says that it holds weights only.
+
     Raises:
         NoRoom: as above, also where `completed` raised it.
     """
@@ -73,13 +75,14 @@ def _complete(temporary: Path, path: Path, info: dict[str, Any]) -> None:
     info = {**info, "saved_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "files": files}
     write_text(temporary / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
     finish_folder(temporary, path)
-    point_to(path.parent / "latest", path.name)
+    if not path.name.startswith(WEIGHTS):
+        point_to(path.parent / "latest", path.name)
 
 
 def training_state(model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """All that a checkpoint holds, under global names: views of what a run works with, this process's part of each."""
     moments = {f"optimizer.{name}": value if value.ndim == 0 else model.view(name, value) for name, value in states.items()}
-    return _trained_weights(model) | moments | {_random_key(): torch.get_rng_state()}
+    return trainable_weights(model) | moments | {_random_key(): torch.get_rng_state()}
 
 
 def load_checkpoint(path: Path, model: ParallelLlama, states: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -107,20 +110,29 @@ def load_weights(path: Path, model: ParallelLlama) -> None:
     damage = damage_of(path)
     if damage is not None:
         raise RunError(damage)
-    load_sharded_files(ShardedFiles(path), _trained_weights(model))
+    load_sharded_files(ShardedFiles(path), trainable_weights(model))
     model.refresh_copies()
 
 
 def prune(folder: Path, keep_last: int) -> None:
-    """Deletes all but the newest `keep_last` checkpoints and the one with the lowest validation loss; rank 0 calls it."""
+    """Deletes all but the newest `keep_last` checkpoints and the one with the lowest validation loss; rank 0 calls it.
+
+    The best one may hold weights only; of those no other is kept.
+    """
     complete, _ = find_checkpoints(folder)
-    losses = {c.val_loss: c for c in reversed(complete) if c.val_loss is not None and math.isfinite(c.val_loss)}
-    best = losses[min(losses)] if losses else None
+    weights = find_weights(folder)
+    best = best_of([*complete, *weights])
     if best is not None:
         point_to(folder / "best", best.path.name)
-    for checkpoint in complete[: max(0, len(complete) - keep_last)]:
+    for checkpoint in (*complete[: max(0, len(complete) - keep_last)], *weights):
         if checkpoint != best:
             delete(checkpoint.path)
+
+
+def best_of(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one with the lowest validation loss, of several the one of the earliest step."""
+    validated = [(c.val_loss, c.step, c) for c in checkpoints if c.val_loss is not None and math.isfinite(c.val_loss)]
+    return min(validated, key=lambda each: each[:2])[2] if validated else None
 
 
 def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
@@ -129,7 +141,8 @@ def record_val_loss(checkpoint: Checkpoint, val_loss: float) -> None:
     write_text(checkpoint.path / INFO_FILE, json.dumps(info, indent=1, ensure_ascii=False))
 
 
-def _trained_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:
+def trainable_weights(model: ParallelLlama) -> dict[str, torch.Tensor]:
+    """What a checkpoint of weights only holds."""
     return {f"model.{name}": model.view(name, parameter.data) for name, parameter in model.trained.items()}
 
 

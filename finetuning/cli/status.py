@@ -9,6 +9,7 @@ from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.experiments import BROKEN, DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
 from finetuning.launch.outcome import newest_checkpoint
+from finetuning.runtime.time_spent import in_words
 from finetuning.terminal import open_console
 
 LABEL_WIDTH = 12
@@ -49,6 +50,8 @@ def _lines(found: Experiment) -> list[tuple[str, str]]:
     step = f"{found.progress}, {newest_checkpoint(found.folder)}"
     loss = status.get("train_loss")
     lines.append((t("step"), step if loss is None else t("{step}, loss {loss:.4f}", step=step, loss=loss)))
+    if spent := status.get("spent"):
+        lines.append((t("time"), in_words(spent)))
     where = found.place
     if found.job is not None:
         where += f" · {found.job.name}" + (f" · {found.job.nodes}" if found.job.nodes else "")

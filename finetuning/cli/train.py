@@ -6,6 +6,7 @@ import os
 import shlex
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -118,8 +119,15 @@ def _run(
             return EXIT_FINISHED
         followed = follow_to_the_end(run, job_id, console)
         return EXIT_INTERRUPTED if followed is None else _report(run, followed, console)
-    host = os.uname().nodename
-    facts = {"step": step, "max_steps": run.max_steps, "exit_code": None, "job_id": None, "saved": None, "host": host}
+    facts: dict[str, Any] = {
+        "step": step,
+        "max_steps": run.max_steps,
+        "exit_code": None,
+        "job_id": None,
+        "saved": None,
+        "spent": None,
+    }
+    facts["host"] = os.uname().nodename
     if config.num_nodes > 1:
         write_status(experiment_dir, QUEUED, reason=t("to be started by hand on each machine"), launcher_pid=None, **facts)
         _print_lines_for_machines(console, run_file, config)

@@ -18,8 +18,10 @@ from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.records import Sample
 from finetuning.data.report.terminal import finding_summary
 from finetuning.i18n import t
-from finetuning.launch.disk import describe
+from finetuning.launch.disk import WORTH_PROBING, bytes_written_per_s, describe
 from finetuning.launch.prepare import Prepared
+from finetuning.runtime.status import read_status
+from finetuning.runtime.time_spent import in_words
 from finetuning.training.metrics import read_metrics
 
 LABEL_WIDTH = 12
@@ -71,7 +73,7 @@ def show_start(console: Console, prepared: Prepared) -> None:
         needed = plan_memory(run.strategy, model).total_gib
         text = t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=needed, there=gpu.gib)
         _line(console, t("memory"), text if gpu.source is None else f"{text} ({gpu.source})")
-    _line(console, t("disk"), describe(prepared.disk))
+    _line(console, t("disk"), describe(prepared.disk, _disk_speed(prepared)))
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
         _line(console, t("start"), message)
@@ -92,6 +94,8 @@ def show_end(console: Console, run: Run) -> None:
     packing = _packing(folder)
     if packing:
         _line(console, t("packing"), packing)
+    if spent := read_status(folder).get("spent"):
+        _line(console, t("time"), in_words(spent))
     _show_answers(console, results)
     console.print()
     _line(console, t("result"), str(folder / "export"))
@@ -174,9 +178,23 @@ def _schedule(prepared: Prepared) -> str:
     )
     if "validation" in prepared.dataset.splits:
         text += t(" · validation every {every}", every=run.val_check_interval)
-    if run.save_every_n_steps:
+    if run.save_every_n_steps is None:
+        text += t(" · checkpoints for at most 3 % of the time, every 30 minutes at least, and at the end")
+    elif run.save_every_n_steps:
         text += t(" · checkpoint every {every}", every=run.save_every_n_steps)
     return text
+
+
+def _disk_speed(prepared: Prepared) -> float | None:
+    """Bytes a second, where a checkpoint is large enough to take time; None also where nothing can be written (yet)."""
+    folder = Path(prepared.run.experiment_dir)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if prepared.disk.checkpoint < WORTH_PROBING:
+        return None
+    try:
+        return bytes_written_per_s(existing)
+    except OSError:
+        return None
 
 
 def _losses(folder: Path) -> list[str]:

@@ -40,7 +40,7 @@ class Run:
     max_steps: int
     warmup_steps: int
     val_check_interval: int
-    save_every_n_steps: int
+    save_every_n_steps: int | None  # None: as often as costs little, see `training.save_rule`
     end_token_ids: tuple[int, ...]  # any of them ends a generated answer
     initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
     identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment

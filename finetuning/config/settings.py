@@ -343,8 +343,14 @@ class RunConfig:
         RECORDS,
         "steps between checkpoints; 0: none, and nothing can be resumed",
         default=None,
-        default_means="after each validation",
+        default_means="as often as costs 3 % of the time, at least every 30 minutes",
         at_least=0,
+        details=(
+            "steps between checkpoints; 0: none, and nothing can be resumed. By default as often as costs at most 3 % "
+            "of the time that the run has taken so far, at least every 30 minutes and at most once a minute; in any "
+            "case at the end and when it is asked to stop. A validation with the lowest loss so far then also keeps its "
+            "weights, without the optimizer's state (`checkpoints/best`)"
+        ),
     )
     keep_last: int = setting(
         RECORDS,

@@ -6,7 +6,10 @@ are written before a run starts. Logs and records are small.
 
 import dataclasses
 import math
+import os
 import shutil
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,8 @@ from finetuning.i18n import t
 # Bytes of a trainable parameter in a checkpoint: the weight, with all that makes it exact, and two moments.
 STORED = {"fp32": 12.0, "bf16": 8.0, "8bit": 6.0 + 8 / 128}
 GIB = 2**30
+PROBE_BYTES = 64 * 2**20
+WORTH_PROBING = 2**28  # bytes of a checkpoint; smaller ones are written in no time
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,14 @@ def plan_disk(run: Run, model: LlamaConfig, step: int, tokens_bytes: int, *, kee
     config, lora = run.config, run.config.peft == "lora"
     folder = Path(run.experiment_dir)
     trainable = trainable_parameters(run.strategy, model)
-    every = run.save_every_n_steps
+    every, steps = run.save_every_n_steps, run.max_steps - step
+    kept = (keep_last or config.keep_last) + ("validation" in run.sources)
+    written = min(steps, kept + 1) if every is None else math.ceil(steps / every) if every else 0
     weight = 4 if lora or model.dtype not in ("bfloat16", "float16") else 2
     return DiskPlan(
         checkpoint=int(trainable * STORED[run.strategy.optimizer_states]),
-        kept=(keep_last or config.keep_last) + ("validation" in run.sources),
-        written=math.ceil((run.max_steps - step) / every) if every else 0,
+        kept=kept,
+        written=written,
         export=weight * (trainable if lora else model.num_parameters),
         tokens=tokens_bytes,
         there=size_of(folder / "checkpoints"),
@@ -96,13 +103,35 @@ def disk_problem(run: Run, model: LlamaConfig, step: int, tokens_bytes: int) -> 
     )
 
 
-def describe(plan: DiskPlan) -> str:
-    return t(
+def describe(plan: DiskPlan, bytes_per_s: float | None) -> str:
+    """`bytes_per_s`: that the disk takes; None: not measured."""
+    text = t(
         "up to {needed:.1f} GiB of {free:.1f} GiB free: {what}",
         needed=plan.needed / GIB,
         free=plan.free / GIB,
         what=_parts(plan),
     )
+    if plan.written and bytes_per_s is not None:
+        text += t(
+            " · a checkpoint is written in about {seconds:.0f} s ({speed:.1f} GB/s)",
+            seconds=plan.checkpoint / bytes_per_s,
+            speed=bytes_per_s / 1e9,
+        )
+    return text
+
+
+def bytes_written_per_s(folder: Path) -> float:
+    """What the disk takes, measured with a file that goes again.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as file:
+        started_s = time.monotonic()
+        file.write(os.urandom(2**20) * (PROBE_BYTES // 2**20))
+        file.flush()
+        os.fsync(file.fileno())
+        return PROBE_BYTES / (time.monotonic() - started_s)
 
 
 def _parts(plan: DiskPlan) -> str:

@@ -11,21 +11,19 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.launch.disk import bytes_written_per_s
 from finetuning.launch.slurm.cluster import Cluster, read_cluster
 from finetuning.launch.slurm.gpu_memory import memory_of_type
 from finetuning.runtime.network import own_address
 
 GOOD, NOTE, BAD = "ok", "note", "bad"
 NEEDED_VERSIONS = {"torch": (2, 11), "lightning": (2, 6), "transformers": (5, 17), "tokenizers": (0, 22), "safetensors": (0, 5)}
-PROBE_BYTES = 128 * 2**20
 SLOW_MIB_PER_S = 50
 CHECKPOINT_GIB = 16 + 3 * 16  # an 8B model: the exported weights and one full training state in bfloat16 with moments
 HUB = "https://huggingface.co"
@@ -143,12 +141,7 @@ def check_folder(folder: Path) -> Iterator[Finding]:
     else:
         yield Finding(GOOD, subject, text)
     try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix=".doctor-") as file:
-            started = time.monotonic()
-            file.write(os.urandom(2**20) * (PROBE_BYTES // 2**20))
-            file.flush()
-            os.fsync(file.fileno())
-            speed = PROBE_BYTES / 2**20 / (time.monotonic() - started)
+        speed = bytes_written_per_s(existing) / 2**20
     except OSError as error:
         yield Finding(
             BAD, subject, t("cannot be written: {reason}", reason=error.strerror), t("give another --experiments_dir")

@@ -129,7 +129,7 @@ def prepare(
         max_steps=max_steps,
         warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
         val_check_interval=validates_every,
-        save_every_n_steps=validates_every if config.save_every_n_steps is None else config.save_every_n_steps,
+        save_every_n_steps=config.save_every_n_steps,
         end_token_ids=dataset.prompt_format.end_token_ids,
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,

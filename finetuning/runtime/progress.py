@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from finetuning.files.atomic import tells_no_room
 from finetuning.i18n import t
+from finetuning.runtime.time_spent import END, SAVES, START, STEPS, VALIDATION, TimeSpent, command_age_s
 
 BOARD_FILE = "FINETUNE_PROGRESS"  # environment variable of the workers
 SLOT = struct.Struct("=QQBBQd")
@@ -36,6 +37,10 @@ class Phase(IntEnum):
     ANSWERING = 7
     EXPORTING = 8
     LEAVING = 9
+
+
+# What time counts for once the first step is done; other phases are of the end.
+SPENT_ON = {Phase.TRAINING: STEPS, Phase.SAVING: SAVES, Phase.VALIDATING: VALIDATION}
 
 
 def in_words(phase: Phase, step: int) -> str:
@@ -111,8 +116,11 @@ class Progress:
         self.phase, self.step, self.saved_step = Phase.STARTING, 0, 0
         self.trains = False  # from its first update to its last: a stop has to wait for a checkpoint, and all ranks agree on it
         self.saves = False  # a checkpoint is being written beside the work
+        self.spent = TimeSpent(command_age_s())
+        self._has_begun = False  # its first step is done
         self.told: Callable[[], object] = lambda: None  # called with each new phase
-        self._beats, self._usual_s = 0, 0.0
+        self._beats = 0
+        self.usual_s = 0.0  # median seconds of the last steps; 0: it has done too few
         self._seconds: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._memory, self._start = _open_slot()
         self.beat()
@@ -126,7 +134,7 @@ class Progress:
         self.step = self.saved_step = step
 
     def enter(self, phase: Phase) -> None:
-        self.phase = phase
+        self._turn_to(phase)
         self.beat()
         self.told()
 
@@ -142,7 +150,7 @@ class Progress:
         """A part of the work is done: a row, a token, a file."""
         self._beats += 1
         has_to_save = self.trains or self.saves
-        SLOT.pack_into(self._memory, self._start, os.getpid(), self._beats, self.phase, has_to_save, self.step, self._usual_s)
+        SLOT.pack_into(self._memory, self._start, os.getpid(), self._beats, self.phase, has_to_save, self.step, self.usual_s)
 
     def step_is_certain(self) -> None:
         """All ranks have its gradients and go on to update the weights: there will be something to save."""
@@ -150,11 +158,11 @@ class Progress:
         self.beat()
 
     def step_done(self, step: int, seconds: float) -> None:
-        self.step = step
+        self.step, self._has_begun = step, True
         if self.phase is Phase.TRAINING:  # the first one is no measure
             self._seconds.append(seconds)
-            self._usual_s = statistics.median(self._seconds)
-        self.phase = Phase.TRAINING
+            self.usual_s = statistics.median(self._seconds)
+        self._turn_to(Phase.TRAINING)
         self.beat()
 
     def save_begins(self) -> None:
@@ -175,11 +183,15 @@ class Progress:
     def held(self) -> Iterator[None]:
         """A checkpoint is waited for, at the end or after an error, and so does a stop that arrives meanwhile."""
         before, self.trains = self.trains, True
-        self.phase = Phase.SAVING
+        self._turn_to(Phase.SAVING)
         self.beat()
         yield
         self.trains = before
         self.beat()
+
+    def _turn_to(self, phase: Phase) -> None:
+        self.phase = phase
+        self.spent.goes_to(SPENT_ON.get(phase, END) if self._has_begun else START)
 
     def training_ends(self) -> None:
         """From now on nothing is left to save."""

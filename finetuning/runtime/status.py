@@ -35,6 +35,7 @@ class _Facts(msgspec.Struct):
     host: str | None = None
     restarts: int = 0
     doing: str | None = None  # of a run, e.g. "saving step 63"
+    spent: dict[str, float] | None = None  # seconds of each part of `runtime.time_spent`
     stall: str | None = None  # that it does not get on
 
 

@@ -5,6 +5,7 @@ ours. Optimization is manual: Lightning's accumulation would average per micro-b
 """
 
 import json
+import math
 import resource
 import sys
 import time
@@ -24,8 +25,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from typing_extensions import override
 
 from finetuning.checkpoint.background import BackgroundSaves
-from finetuning.checkpoint.files import Checkpoint, checkpoint_name
-from finetuning.checkpoint.store import load_checkpoint, prune, record_val_loss, training_state
+from finetuning.checkpoint.files import Checkpoint, checkpoint_name, find_checkpoints, find_weights, weights_name
+from finetuning.checkpoint.host_copy import bytes_of
+from finetuning.checkpoint.store import best_of, load_checkpoint, prune, record_val_loss, trainable_weights, training_state
 from finetuning.config.run import Run
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch
 from finetuning.data.batches.ledger import LEDGER_FILE, Ledger, ledger_entry
@@ -34,7 +36,7 @@ from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama
-from finetuning.runtime.agreement import all_agree
+from finetuning.runtime.agreement import all_agree, on_first_rank
 from finetuning.runtime.progress import Phase
 from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.runtime.stop_switch import StopSwitch
@@ -44,6 +46,7 @@ from finetuning.training.evaluate import Evaluation
 from finetuning.training.metrics import MetricsFile
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at, optimizer_state
 from finetuning.training.profile import StepProfiler
+from finetuning.training.save_rule import SaveRule
 from finetuning.training.step import StepResult, train_step
 
 
@@ -56,10 +59,12 @@ class FineTuning(pl.LightningModule):
         build: Callable[[], ParallelLlama],
         stop_requested: Callable[[], bool],
         has_checkpoint: Callable[[], bool] = lambda: False,
+        save_is_due: Callable[[], bool] = lambda: False,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.run, self.build, self.stop_requested, self.has_checkpoint = run, build, stop_requested, has_checkpoint
+        self.save_is_due = save_is_due
         self.net: ParallelLlama | None = None
         self.result: StepResult | None = None
         self.postponed: Callable[[], None] | None = None  # what is left to do about the last step
@@ -104,6 +109,7 @@ class FineTuning(pl.LightningModule):
                 scale=gradient_scaler(optimizer.optimizer),
                 clip_grad=self.run.config.clip_grad,
                 stop=self.stop_requested(),
+                save=self.save_is_due(),
                 meanwhile=self._meanwhile,
                 has_checkpoint=self.has_checkpoint(),
             )
@@ -180,17 +186,24 @@ class MeshStrategy(ModelParallelStrategy):
     @override
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
         lightning = {name: checkpoint[name] for name in ("epoch", "global_step", "pytorch-lightning_version", "loops")}
-        info = {
-            "step": checkpoint["global_step"],
+        info = self._info(checkpoint["global_step"], self.val_loss) | {"lightning": json.loads(json.dumps(lightning))}
+        path = Path(filepath)
+        self.saves.save(path, self.training_state(), info, completed=partial(prune, path.parent, self.keep_last))
+
+    def save_weights(self, folder: Path, step: int, val_loss: float) -> None:
+        """The weights of the lowest validation loss so far, without what a run needs to go on from them."""
+        completed = partial(prune, folder, self.keep_last)
+        self.saves.save(folder / weights_name(step), trainable_weights(self._net()), self._info(step, val_loss), completed)
+
+    def _info(self, step: int, val_loss: float | None) -> dict[str, Any]:
+        return {
+            "step": step,
             "max_steps": self.max_steps,
-            "val_loss": self.val_loss,
+            "val_loss": val_loss,
             "layout": asdict(self.layout.degrees),
             "identity": self.identity,
             "origin": self.origin,
-            "lightning": json.loads(json.dumps(lightning)),
         }
-        path = Path(filepath)
-        self.saves.save(path, self.training_state(), info, completed=partial(prune, path.parent, self.keep_last))
 
     @override
     def barrier(self, name: str | None = None) -> None:
@@ -237,6 +250,7 @@ class StepRecord(pl.Callback):
     training_split: Split
     stop: StopSwitch
     saves: BackgroundSaves
+    rule: SaveRule | None  # rank 0, where nobody has said how often
     trackers: Trackers | None  # rank 0 only
 
     def __post_init__(self) -> None:
@@ -247,6 +261,9 @@ class StepRecord(pl.Callback):
         self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
         self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
         self.step_started_at = self.status_written_at = 0.0
+        self.other_s = 0.0  # between the step before, or the command, and the one that runs
+        self.slowed_s = 0.0  # by the save under way, or the newest
+        self.lowest_loss = on_first_rank(self._lowest_loss_before)
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -256,6 +273,7 @@ class StepRecord(pl.Callback):
         self.progress.enter(Phase.FIRST_STEP)
         if self.display:
             self.display.start(trainer.global_step)
+        self.other_s = self.progress.spent.total_s
         self.step_started_at = time.monotonic()
 
     @override
@@ -271,12 +289,12 @@ class StepRecord(pl.Callback):
     ) -> None:
         assert isinstance(pl_module, FineTuning) and pl_module.result is not None
         result, step = pl_module.result, trainer.global_step
-        seconds = time.monotonic() - self.step_started_at
+        ended_at = time.monotonic()
+        seconds = ended_at - self.step_started_at
         self.progress.step_done(step, seconds)
-        self.saves.newly_saved()
-        if step == self.first_step and self.run.save_every_n_steps:
-            assert isinstance(trainer.strategy, MeshStrategy)
-            self.saves.prepare(trainer.strategy.training_state())
+        self._look_at_saves(seconds)
+        if step == self.first_step and self.run.save_every_n_steps != 0:
+            self._prepare_saves(trainer)
         last, stops = step >= self.run.max_steps, result.stop
         found = None
         if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
@@ -296,18 +314,26 @@ class StepRecord(pl.Callback):
             "imbalance": batch.imbalance,
             "memory_gib": peak_memory_gib(pl_module.device),
             "time": time.time(),
+            "other_seconds": self.other_s,
             "seconds": seconds,
         }
         pl_module.catch_up()
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples, found)
-        save_every = self.run.save_every_n_steps
-        if save_every and (last or result.stop or step % save_every == 0):
+        every = self.run.save_every_n_steps
+        due = result.save if every is None else every > 0 and step % every == 0
+        if every != 0 and (last or result.stop or due):
             pl_module.catch_up()
             stops = self._save(trainer, step, val_loss) or result.stop
             if stops:
                 self.saves.finish()
+        elif every is None and val_loss is not None and val_loss < self.lowest_loss:
+            assert isinstance(trainer.strategy, MeshStrategy)
+            trainer.strategy.save_weights(self.folder / "checkpoints", step, val_loss)
+        if val_loss is not None:
+            self._compare(val_loss)
         if stops and not last:
             trainer.should_stop = self.stopped = True
+        self.other_s = time.monotonic() - ended_at
         self.step_started_at = time.monotonic()
 
     @override
@@ -331,6 +357,7 @@ class StepRecord(pl.Callback):
             return
         found = self._validated()
         self._show(resumed.step, found)
+        self._compare(found.loss)
         if self.metrics:
             self.metrics.set_val_loss(resumed.step, found.loss)
             if self.trackers:
@@ -374,13 +401,44 @@ class StepRecord(pl.Callback):
                 max_steps=self.run.max_steps,
                 train_loss=row["train_loss"],
                 doing=self.progress.in_words,
+                spent=self.progress.spent.so_far(),
             )
         self.ledger.append(ledger_entry(self.training_split, row["step"], samples))
+
+    def _look_at_saves(self, step_s: float) -> None:
+        """What the save under way costs, and whether it is done."""
+        if self.saves.under_way and self.progress.usual_s:
+            self.slowed_s += step_s - self.progress.usual_s
+        saved = self.saves.newly_saved()
+        if saved and not saved.weights_only and self.rule:
+            self.rule.has_cost(saved.blocked_s + max(0.0, self.slowed_s))
+
+    def _prepare_saves(self, trainer: pl.Trainer) -> None:
+        """Memory for the copy, which the first save need not wait for; what the first one will cost is not known before."""
+        assert isinstance(trainer.strategy, MeshStrategy)
+        state = trainer.strategy.training_state()
+        self.saves.prepare(state)
+        if self.rule:
+            self.rule.expect(bytes_of(state))
+
+    def _compare(self, val_loss: float) -> None:
+        if math.isfinite(val_loss):
+            self.lowest_loss = min(self.lowest_loss, val_loss)
+
+    def _lowest_loss_before(self) -> float:
+        """The lowest validation loss of what is kept, up to the step that the run goes on from."""
+        folder = self.folder / "checkpoints"
+        kept = (*find_checkpoints(folder)[0], *find_weights(folder))
+        best = best_of([checkpoint for checkpoint in kept if checkpoint.step < self.first_step])
+        return math.inf if best is None or best.val_loss is None else best.val_loss
 
     def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:
         """Returns whether some rank was asked to stop meanwhile, which then needs no further step."""
         assert isinstance(trainer.strategy, MeshStrategy)
         trainer.strategy.val_loss = val_loss
+        if self.rule:
+            self.rule.begins()
+        self.slowed_s = 0.0
         trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step))
         return not all_agree(not self.stop.requested)
 

@@ -24,6 +24,7 @@ COLUMNS = (
     "imbalance",
     "memory_gib",
     "time",
+    "other_seconds",  # between the step before, or the command, and this one: start, validation, saves that were waited for
     "seconds",
 )
 

@@ -24,6 +24,7 @@ class StepResult(NamedTuple):
     loss: float  # mean over the answer tokens of the global batch
     grad_norm: float  # before clipping
     stop: bool  # some rank was asked to stop
+    save: bool  # some rank finds that a checkpoint is due
 
 
 def train_step(
@@ -34,6 +35,7 @@ def train_step(
     scale: Callable[[Tensor], object],
     clip_grad: float,
     stop: bool,
+    save: bool = False,
     meanwhile: Callable[[], object] = lambda: None,
     has_checkpoint: bool = False,
 ) -> StepResult:
@@ -45,6 +47,7 @@ def train_step(
             `finetuning.training.optimizer.gradient_scaler`; called before the number is known to be finite.
         clip_grad: largest global gradient norm; 0: no clipping.
         stop: this rank was asked to stop after the step.
+        save: this rank finds that a checkpoint is due.
         meanwhile: work for the CPU, see `ParallelLlama.backward`.
         has_checkpoint: of an earlier step, which the error can point to.
 
@@ -53,13 +56,13 @@ def train_step(
     """
     loss_sum = model.backward(batch, meanwhile)
     # One message for all that ranks have to agree on. The first stage of a pipeline has no loss of its own.
-    asked_to_stop = torch.full((), float(stop), dtype=torch.float64, device=model.device)
-    shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), asked_to_stop))
+    asked = [torch.full((), float(wish), dtype=torch.float64, device=model.device) for wish in (stop, save)]
+    shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), *asked))
     dist.all_reduce(shared)
     if clip_grad > 0:
         scale((clip_grad / (shared[1].sqrt() + 1e-6)).clamp(max=1.0))
     # The only place where the CPU waits for the device, which has all the work up to here in its queue.
-    loss_total, squared_norm, stop_count = shared.tolist()
+    loss_total, squared_norm, stop_count, save_count = shared.tolist()
     loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
@@ -75,4 +78,4 @@ def train_step(
     update()
     if model.trains_all:
         model.refresh_copies()
-    return StepResult(loss, norm, stop_count > 0)
+    return StepResult(loss, norm, stop_count > 0, save_count > 0)

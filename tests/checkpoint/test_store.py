@@ -12,7 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader
 
-from finetuning.checkpoint.files import INFO_FILE, Checkpoint, checkpoint_name, find_checkpoints, open_checkpoint
+from finetuning.checkpoint.files import (
+    INFO_FILE,
+    Checkpoint,
+    checkpoint_name,
+    find_checkpoints,
+    find_weights,
+    open_checkpoint,
+    weights_name,
+)
 from finetuning.checkpoint.store import (
     load_checkpoint,
     load_weights,
@@ -237,6 +245,22 @@ def test_the_newest_and_the_best_by_validation_loss_are_kept(make_checkpoint: An
     assert (tmp_path / "best").readlink() == Path("step=000004")
     prune(tmp_path, keep_last=1)
     assert steps_in(tmp_path) == [4, 10]
+
+
+@pytest.mark.dist
+def test_the_best_may_hold_weights_only_and_no_other_of_those_is_kept(make_checkpoint: Any, tmp_path: Path) -> None:
+    for step, val_loss in ((2, 3.0), (4, 1.5), (6, 2.0), (8, 1.0), (10, 2.5)):
+        path = make_checkpoint(step, val_loss)
+        if step in (4, 8):
+            path.rename(tmp_path / weights_name(step))
+    prune(tmp_path, keep_last=1)
+    assert steps_in(tmp_path) == [10]
+    assert (tmp_path / "best").readlink() == Path("best-step=000008")
+    assert [checkpoint.step for checkpoint in find_weights(tmp_path)] == [8]
+    make_checkpoint(12, 0.5)
+    prune(tmp_path, keep_last=1)
+    assert (steps_in(tmp_path), find_weights(tmp_path)) == ([12], [])
+    assert (tmp_path / "best").readlink() == Path("step=000012")
 
 
 @pytest.mark.dist

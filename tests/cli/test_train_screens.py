@@ -16,6 +16,7 @@ from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
 from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.prepare import Prepared, prepare
+from finetuning.runtime.status import FINISHED, write_status
 from finetuning.training.metrics import COLUMNS, MetricsFile
 
 pytestmark = pytest.mark.unit
@@ -66,8 +67,9 @@ def test_the_start_screen_says_what_will_happen(prepared: Prepare, tmp_path: Pat
     assert value_of("layout", lines).startswith("2 CPU processes = data parallel 2 · 8 samples per step in ")
     assert value_of("schedule", lines) == (
         "5 steps = 1.00 epochs · learning rate 0.001 after 0 warm-up steps, cosine to 0 · validation every 1 · "
-        "checkpoint every 1"
+        "checkpoints for at most 3 % of the time, every 30 minutes at least, and at the end"
     )
+    assert value_of("schedule", start_screen(prepared(save_every_n_steps=3))).endswith("checkpoint every 3")
     assert re.fullmatch(
         r"up to 0\.0 GiB of \d+\.\d GiB free: \d checkpoints of 0\.0 GiB, the result 0\.0 GiB.*", value_of("disk", lines)
     )
@@ -142,6 +144,7 @@ def finished(prepared: Prepare) -> Prepared:
     for step, loss, imbalance in ((1, 6.25, 0.01), (2, 5.5, 0.02)):
         known = {"step": step, "train_loss": loss, "val_loss": loss + 0.1, "fill": 0.98, "imbalance": imbalance}
         metrics.append({**dict.fromkeys(COLUMNS, 1.0), **known})
+    write_status(folder, FINISHED, spent={"start": 20.0, "steps": 170.0, "saves": 0.2, "validation": 0.0, "end": 10.0})
     for name, values in (
         ("before.json", {"val_loss": 6.5}),
         ("test.json", {"loss": 5.0, "perplexity": 148.41, "samples": 4}),
@@ -164,6 +167,7 @@ def test_the_end_screen_shows_losses_answers_result_and_what_to_do_next(finished
         "98.0% of the computed positions were real tokens · the slowest rank had 1.5% more work than the mean, in the worst "
         "step 2.0%"
     )
+    assert value_of("time", lines) == "start 20 s (10%) · steps 170 s (85%) · end 10 s (5%)"
     assert value_of("question", lines) == "最高的 建築？"
     assert value_of("before", lines) == "(nothing)"
     assert value_of("after", lines) == "臺北 101 [/bold]"  # text of the model is no markup of ours

@@ -58,6 +58,8 @@ def test_a_run_counts_its_checkpoints_and_its_result(
     assert plan.checkpoint == 12 * model.num_parameters
     assert plan.export in (2 * model.num_parameters, 4 * model.num_parameters)
     assert plan_disk(run, model, 8, 0).written == 1
+    assert plan_disk(dataclasses.replace(run, save_every_n_steps=None), model, 0, 0).written == 3  # nobody knows how many
+    assert plan_disk(dataclasses.replace(run, save_every_n_steps=None), model, 9, 0).written == 1
     (tmp_path / "a" / "b" / "checkpoints" / "step=000004").mkdir(parents=True)
     (tmp_path / "a" / "b" / "checkpoints" / "step=000004" / "x").write_bytes(bytes(1000))
     assert plan_disk(run, model, 4, 0).there == 1000
@@ -81,3 +83,13 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would_work_and_nothing_is_le
         assert f" and {free:.1f} GiB are free (5 checkpoints of {12 * 127_296:.1f} GiB, the result " in said
         assert "; what would work: --keep_last 1, --save_every_n_steps 5, an --experiments_dir with more room" in said
     assert not (tmp_path / "experiments" / "tiny").exists()
+
+
+def test_the_speed_of_a_disk_is_measured_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "PROBE_BYTES", 2**20)
+    speed = disk.bytes_written_per_s(tmp_path)
+    assert speed > 0 and not list(tmp_path.iterdir())
+    assert f"a checkpoint is written in about 10 s ({1e9 / 1e9:.1f} GB/s)" in disk.describe(
+        dataclasses.replace(PLAN, checkpoint=10**10), 1e9
+    )
+    assert "is written in" not in disk.describe(PLAN, None) + disk.describe(dataclasses.replace(PLAN, written=0), 1e9)

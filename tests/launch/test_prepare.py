@@ -47,7 +47,7 @@ def test_without_max_steps_the_run_is_one_epoch(settings: Settings, tmp_path: Pa
 
 def test_intervals_and_warm_up_follow_from_the_number_of_steps(settings: Settings, tmp_path: Path) -> None:
     run = prepared(settings(max_steps=200), tmp_path).run
-    assert (run.warmup_steps, run.val_check_interval, run.save_every_n_steps) == (20, 20, 20)
+    assert (run.warmup_steps, run.val_check_interval, run.save_every_n_steps) == (20, 20, None)
     assert prepared(settings(max_steps=10_000), tmp_path).run.warmup_steps == 50
 
 

@@ -25,9 +25,9 @@ def test_the_columns_come_in_a_fixed_order(tmp_path: Path) -> None:
     header, line = path.read_text(encoding="utf-8").splitlines()
     assert header == (
         "step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
-        "imbalance,memory_gib,time,seconds"
+        "imbalance,memory_gib,time,other_seconds,seconds"
     )
-    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
+    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
 
 
 def test_losses_are_written_with_every_digit(tmp_path: Path) -> None:
@@ -84,3 +84,15 @@ def test_no_file_means_no_rows(tmp_path: Path) -> None:
 def test_the_peak_memory_of_this_process_holds_what_it_has_allocated() -> None:
     block = torch.ones(64 * 2**20)  # 256 MiB
     assert 0.25 < peak_memory_gib(block.device) < 1024
+
+
+def test_a_file_of_before_a_column_came_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    MetricsFile(path, 0).append(row(1))
+    lines = path.read_text(encoding="utf-8").splitlines()
+    column = lines[0].split(",").index("other_seconds")
+    old = [",".join(cell for index, cell in enumerate(line.split(",")) if index != column) for line in lines]
+    path.write_text("\n".join(old) + "\n", encoding="utf-8")
+    MetricsFile(path, 1).append(row(2))
+    assert [found["other_seconds"] for found in read_metrics(path)] == ["", "0.5"]
+    assert [found["seconds"] for found in read_metrics(path)] == ["0.5", "0.5"]

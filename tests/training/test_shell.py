@@ -1,9 +1,11 @@
 """When the records of a step are on disk. (Whole runs: tests/test_finetune_end_to_end.py.)"""
 
 import io
+import itertools
 import os
 import re
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from finetuning.data.tokens.tokenized import open_split
 from finetuning.parallel.mesh import Layout
 from finetuning.runtime.progress import Progress
 from finetuning.runtime.stop_switch import StopSwitch
+from finetuning.storage.dcp_reader import ShardedFiles
 from finetuning.training import display as shown
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation
@@ -35,10 +38,14 @@ from tests.references import random_split
 pytestmark = pytest.mark.dist
 
 MAX_STEPS = 6
+VAL_LOSSES = (3.0, 2.0, 2.5, 1.0, 4.0, 1.0)
 
 
-def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[str, Any]:
-    """Six steps, of which the second and the fourth are saved; what is on disk then, while steps run, and at the end."""
+def train(model_folder: Path, folder: Path, fails_in_step: int | None, due: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Six steps, of which the second and the fourth are saved; what is on disk then, while steps run, and at the end.
+
+    With `due`, nobody has said how often; these steps are due, and they are saved indeed.
+    """
     os.environ["LOCAL_RANK"] = "0"
     config = RunConfig(hf_model_id=str(model_folder), dataset_path="data", global_batch_size=2, save_every_n_steps=2)
     run = Run(
@@ -52,7 +59,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         max_steps=MAX_STEPS,
         warmup_steps=0,
         val_check_interval=1,
-        save_every_n_steps=2,
+        save_every_n_steps=2 if due is None else None,
         end_token_ids=(),
         initial_weights=None,
         identity={},
@@ -73,7 +80,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
     class Record(StepRecord):
         def _save(self, trainer: pl.Trainer, step: int, val_loss: float | None) -> bool:
             at_saves.append((step, on_disk()))
-            return False
+            return False if due is None else super()._save(trainer, step, val_loss)
 
     batches = GlobalBatches(
         split,
@@ -85,6 +92,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         data_parallel_size=1,
         plan=PackPlan(64, 8, 0.01),
     )
+    val_losses, steps_begun = iter(VAL_LOSSES), itertools.count(1)
     log = io.StringIO()
     shown.PLAIN_INTERVAL_S = 0.0
     display = TrainingDisplay(Console(file=io.StringIO()), Console(file=log, width=200), MAX_STEPS, 1)
@@ -94,12 +102,13 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         run,
         display,
         None,
-        validate=lambda: Evaluation(1.0, 1, 1),
+        validate=lambda: Evaluation(next(val_losses), 1, 1),
         before_first_step=lambda: None,
         training_split=split,
         trackers=None,
         stop=StopSwitch(progress),
         saves=saves,
+        rule=None,
     )
     strategy = MeshStrategy(Layout("cpu", Degrees()), saves, max_steps=MAX_STEPS, keep_last=2, identity={}, origin={})
     trainer = pl.Trainer(
@@ -118,7 +127,11 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None) -> dict[s
         default_root_dir=folder,
     )
     with pytest.raises(ValueError, match="not my day") if fails_in_step else nullcontext():
-        trainer.fit(FineTuning(run, lambda: build(model_folder), stop_requested), batches)
+        module = FineTuning(
+            run, lambda: build(model_folder), stop_requested, save_is_due=lambda: next(steps_begun) in (due or ())
+        )
+        with saves:
+            trainer.fit(module, batches)
     return {"at saves": at_saves, "while steps run": while_steps_run, "at the end": on_disk(), "log": log.getvalue()}
 
 
@@ -150,3 +163,26 @@ def test_the_validation_of_a_step_is_shown_after_the_step(tiny_model: Path, fold
 def test_a_step_is_on_disk_when_the_next_one_fails(tiny_model: Path, folder: Path) -> None:
     (found,) = run_processes(1, train, tiny_model, folder, 4)
     assert found["at the end"] == until(3)
+
+
+def test_where_nobody_said_how_often_it_saves_when_due_and_at_the_end_and_keeps_the_best_weights(
+    tiny_model: Path, folder: Path
+) -> None:
+    (found,) = run_processes(1, train, tiny_model, folder, None, (3,))
+    assert found["at saves"] == [(3, until(3)), (6, until(6))]
+    saved = re.findall(r"step (\d): (checkpoint|best weights so far) saved", found["log"])
+    assert saved == [(step, "best weights so far" if step in "124" else "checkpoint") for step in "12346"]
+    checkpoints = folder / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"step=000003", "step=000006", "best-step=000004", "latest", "best"}
+    assert (checkpoints / "latest").readlink() == Path("step=000006")
+    assert (checkpoints / "best").readlink() == Path("best-step=000004")
+    best, newest = ShardedFiles(checkpoints / "best"), ShardedFiles(checkpoints / "latest")
+    assert set(best.tensors) == {name for name in newest.tensors if name.startswith("model.")}
+
+
+def test_the_time_between_steps_is_recorded_and_adds_up_with_theirs(tiny_model: Path, folder: Path) -> None:
+    run_processes(1, train, tiny_model, folder, None)
+    rows = read_metrics(folder / "metrics.csv")
+    for before, row in pairwise(rows):
+        passed_s = float(row["time"]) - float(before["time"])
+        assert float(row["other_seconds"]) + float(row["seconds"]) == pytest.approx(passed_s, abs=0.05)
