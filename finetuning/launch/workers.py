@@ -28,7 +28,8 @@ POLL_INTERVAL_S = 0.1
 LOOK_INTERVAL_S = 1.0
 GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
 GRACE_TO_LEAVE_S = 5.0  # for workers that were asked to stop and have nothing to save
-STACKS_S = 3.0  # for workers to write where they are
+STACKS_S = 10.0  # for workers to write where they are, on a busy machine
+OTHER_NODES_S = 4.0  # for the launchers of other nodes, which look once a second too, to have asked theirs
 TORCHRUN_ENDS_S = 30.0  # once its workers are killed
 STOP_MARK = "stop-asked"  # in the folder of logs: when the file was made, the run was asked to stop
 # Of torchrun's report about the workers that failed.
@@ -177,7 +178,7 @@ class Workers:
         while any(_size(log) == size for log, size in zip(logs, before, strict=True)) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
         _send(stopped, signal.SIGSTOP)
-        time.sleep(2 * LOOK_INTERVAL_S)  # the launchers of other nodes ask theirs before these are gone
+        time.sleep(OTHER_NODES_S)  # before these are gone
 
     def _tell_signals(self) -> None:
         """Says what becomes of the signals that have arrived since the last call."""
