@@ -15,9 +15,10 @@ from finetuning.data.prompts.tokenizer import Segments
 from finetuning.errors import InputError
 from finetuning.i18n import t
 
-# Rendered in place of the real texts; private-use characters, so that no template contains them. The spaces tell whether the
-# template trims.
+# Rendered in place of the real texts; private-use characters, so that no template contains them. The white space around them
+# tells whether the template trims; a space alone may be the template's own.
 INPUT_MARK, OUTPUT_MARK, SYSTEM_MARK = "\ue000input\ue001", "\ue000output\ue001", "\ue000system\ue001"
+PADDING = " \t "
 MAX_CHARACTERS = 100_000  # of --prompt_template and --system_prompt
 SHOWN_CHARACTERS = 60
 
@@ -67,9 +68,9 @@ def chat_parts(template: ChatTemplate, system_prompt: str | None, ends: Iterable
     Raises:
         TemplateFault: the template fails.
     """
-    turn = (f" {INPUT_MARK} ", f" {OUTPUT_MARK} ")
+    turn = (_padded(INPUT_MARK), _padded(OUTPUT_MARK))
     prompt, whole = _rendered(template, system_prompt, [turn])
-    trims = f" {INPUT_MARK}" not in prompt
+    trims = turn[0] not in prompt
     question, answer = (INPUT_MARK, OUTPUT_MARK) if trims else turn
     if prompt.count(question) != 1 or not whole.startswith(prompt) or not whole[len(prompt) :].startswith(answer):
         return None
@@ -192,6 +193,10 @@ def from_difference(theirs: str, ours: str) -> tuple[str, str]:
     return shown(theirs[place:]), shown(ours[place:])
 
 
+def _padded(mark: str) -> str:
+    return PADDING + mark + PADDING
+
+
 def shown(text: str) -> str:
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
 
@@ -208,10 +213,10 @@ def _rendered(template: ChatTemplate, system: str | None, turns: Turns, *, with_
 def _system_parts(template: ChatTemplate, turn: tuple[str, str], trims: bool, between: str) -> tuple[str, str] | None:
     """What stands before a sample's own system message, and between it and the question; None: it has no place."""
     try:
-        prompt, _ = _rendered(template, f" {SYSTEM_MARK} ", [turn], with_answer=False)
+        prompt, _ = _rendered(template, _padded(SYSTEM_MARK), [turn], with_answer=False)
     except TemplateFault:  # some templates refuse a system message
         return None
-    system, question = (SYSTEM_MARK, INPUT_MARK) if trims else (f" {SYSTEM_MARK} ", turn[0])
+    system, question = (SYSTEM_MARK, INPUT_MARK) if trims else (_padded(SYSTEM_MARK), turn[0])
     if prompt.count(system) != 1 or prompt.count(question) != 1 or not prompt.endswith(question + between):
         return None
     head, _, rest = prompt.partition(system)

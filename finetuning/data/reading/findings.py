@@ -200,8 +200,18 @@ def describe(code: str, values: Values) -> str:
             return t("the file is UTF-16; save it as UTF-8: iconv -f UTF-16 -t UTF-8")
         case "json_array":
             return t("one JSON array; a line for each object is needed: `finetune data prepare` converts it")
+        case "line_too_large" if "row" in values:
+            return t(
+                "a row of more than {limit_mib} MiB, far more than a model reads in one sample; divide the text into several "
+                "samples",
+                **values,
+            )
         case "line_too_large":
-            return t("a line of more than {limit_mib} MiB; is a line end missing?", **values)
+            return t(
+                "a line of more than {limit_mib} MiB, far more than a model reads in one sample, and nothing behind it was "
+                "read; divide the text into several samples, or add the line end that is missing",
+                **values,
+            )
         case "no_records":
             return t("holds no samples")
         case "not_utf8" if "column" in values:

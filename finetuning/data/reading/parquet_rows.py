@@ -51,7 +51,8 @@ def read_rows(path: Path, max_row_bytes: int, max_bytes: int) -> Iterator[tuple[
                     break
                 if size > max_row_bytes:
                     number += 1
-                    yield Finding("line_too_large", path.name, number, {"limit_mib": max_row_bytes >> 20})
+                    found = {"limit_mib": max_row_bytes >> 20, "row": number}
+                    yield Finding("line_too_large", path.name, number, found)
                     continue
                 for part, bad_column in _valid_slices(rows.cast(_plain_schema(rows.schema))):
                     if bad_column is not None:

@@ -214,7 +214,7 @@ def _read_lines(path: Path) -> Iterator[RawBatch | Finding]:
     name, limit = path.name, LARGEST_LINE_MIB << 20
     records: list[tuple[int, bytes | dict[str, Any]]] = []
     size = unpacked = number = 0
-    is_first = True
+    is_first, ends_early = True, None
     with _open_lines(path) as (lines, packed):
         while raw := lines.readline(limit):
             number += 1
@@ -225,8 +225,8 @@ def _read_lines(path: Path) -> Iterator[RawBatch | Finding]:
                 return
             is_first = is_first and is_blank
             if len(raw) == limit:
-                yield Finding("line_too_large", name, number, {"limit_mib": LARGEST_LINE_MIB})
-                return
+                ends_early = Finding("line_too_large", name, number, {"limit_mib": LARGEST_LINE_MIB})
+                break
             if is_blank:
                 blank = _blank_lines(lines)
                 number += blank.count(b"\n")
@@ -238,10 +238,12 @@ def _read_lines(path: Path) -> Iterator[RawBatch | Finding]:
                 yield RawBatch(name, records, packed.tell())
                 records, size = [], 0
             if lines is not packed and unpacked > max(MIN_INFLATED, MAX_RATIO * packed.tell()):
-                yield Finding("inflates", name, number, {"times": MAX_RATIO})
-                return
-        if records:
+                ends_early = Finding("inflates", name, number, {"times": MAX_RATIO})
+                break
+        if records:  # also those before a line that ends the reading: everything that is wrong is told at once
             yield RawBatch(name, records, packed.tell())
+        if ends_early is not None:
+            yield ends_early
 
 
 def _blank_lines(lines: io.BufferedReader) -> bytes:

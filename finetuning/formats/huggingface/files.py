@@ -72,6 +72,9 @@ def weight_files(model_path: Path) -> list[Path]:
             )
         return [single]
     missing = [name for name in names if not (model_path / name).is_file()]
+    if missing and index.is_file():
+        shown = ", ".join(missing[:3]) + (f", … ({len(missing)})" if len(missing) > 3 else "")
+        raise InputError(t("{file}: names {missing}, which is not in the folder; download it again", file=index, missing=shown))
     if missing:
         found = sorted(file.name for pattern in ("*.bin", "*.safetensors") for file in model_path.glob(pattern))
         other = ", ".join(name for name in found if name not in names and not name.startswith(".")) or t("nothing")

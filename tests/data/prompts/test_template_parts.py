@@ -21,6 +21,10 @@ from tests.data.prompts.folders import (
 
 pytestmark = pytest.mark.unit
 
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}{{ '[INST] ' ~ m.content | trim ~ ' [/INST]' }}"
+    "{% else %}{{ ' ' ~ m.content | trim ~ ' ' ~ eos_token }}{% endif %}{% endfor %}"
+)
 TWO_TURNS = Sample(1, "第二題？", "九。", history=(("第一題？", "四。"),))
 
 
@@ -166,3 +170,16 @@ def test_a_template_that_puts_the_answer_elsewhere_is_refused(model_path: Path, 
     template = PLAIN.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}!")
     with pytest.raises(InputError, match="does not put the answer right after the prompt"):
         load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
+
+
+def test_a_space_of_the_templates_own_is_not_one_of_the_text(model_path: Path, tmp_path: Path) -> None:
+    """Llama 2 writes one before the question, whose own it strips, and one between prompt and answer."""
+    folder = variant(model_path, tmp_path / "m", template=LLAMA_2)
+    with pytest.raises(InputError, match="does not put the answer right after the prompt"):
+        load_prompt_format(folder, None, None)
+    answer_first = variant(model_path, tmp_path / "n", template=LLAMA_2.replace("{{ ' ' ~ m", "{{ m"))
+    prompt_format = load_prompt_format(answer_first, None, None)
+    assert prompt_format.parts.trims
+    sample = Sample(1, " q ", " b ", history=((" p ", " a "),))
+    assert prompt_format.differences([sample]) == [None]
+    assert prompt_format.whole_text(sample) == "<|begin_of_text|>[INST] p [/INST]a <|eot_id|>[INST] q [/INST]b <|eot_id|>"

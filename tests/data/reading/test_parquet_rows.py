@@ -95,7 +95,9 @@ def test_a_row_that_is_too_large_is_named_and_the_others_are_read(tmp_path: Path
     large = "x" * (LARGEST_LINE_MIB << 20)
     path = write(tmp_path / "x.parquet", input=pa.array(["a", large, "c"]), output=pa.array(["b"] * 3))
     report = scan(path)
-    assert [(finding.line, finding.code) for finding in report.findings.kept] == [(2, "line_too_large")]
+    assert [str(finding) for finding in report.findings.kept] == [
+        "x.parquet:2: a row of more than 8 MiB, far more than a model reads in one sample; divide the text into several samples"
+    ]
     assert [sample.line for sample in read_samples(path)] == [1, 3]
 
 

@@ -116,6 +116,21 @@ def long_line(text: str) -> bytes:
     return json.dumps({"input": question, "output": "b"}, ensure_ascii=False).encode() + b"\n"
 
 
+def test_a_line_that_no_model_could_read_says_what_would_work(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    first, last = '{"input": "a", "output": "b"}\n', '{"input": "c", "output": "d"}\n'
+    path.write_text(
+        first + '{"input": "a", "output": "' + "字" * (LARGEST_LINE_MIB * 2**20 // 3) + '"}\n' + last, encoding="utf-8"
+    )
+    report = scan_sources({"training": Source(path)}, ScanSettings(None, 0))
+    (finding,) = report.findings.kept
+    assert str(finding) == (
+        "x.jsonl:2: a line of more than 8 MiB, far more than a model reads in one sample, and nothing behind it was read; "
+        "divide the text into several samples, or add the line end that is missing"
+    )
+    assert report.selection is not None and len(report.selection.lines) == 1
+
+
 def test_hostile_files_are_judged_in_five_seconds_and_half_a_gibibyte(tmp_path: Path, model_path: Path) -> None:
     dense, one_letter, almost_special, blank = "\u4e00\u9fa5", "a", "<|", " "
     wide = b'{"input": "a", "output": "b", "id": [' + b'{"a":1},' * (NEARLY // 8) + b"1]}\n"

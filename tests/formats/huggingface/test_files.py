@@ -204,6 +204,15 @@ def an_index_that_names_the_configuration(folder: Path) -> str:
     return f"MODEL/{INDEX_FILE}: names config.json, which is no safetensors file"
 
 
+def a_missing_shard(folder: Path) -> str:
+    stored = weights_of(folder)
+    save(stored, folder / "model-00001-of-00002.safetensors")
+    (folder / SINGLE_FILE).unlink()
+    places = dict.fromkeys(stored, "model-00001-of-00002.safetensors") | {QUERY: "model-00002-of-00002.safetensors"}
+    (folder / INDEX_FILE).write_text(json.dumps({"weight_map": places}), encoding="utf-8")
+    return f"MODEL/{INDEX_FILE}: names model-00002-of-00002.safetensors, which is not in the folder; download it again"
+
+
 def only_a_variant(folder: Path) -> str:
     (folder / SINGLE_FILE).rename(folder / "model.fp16.safetensors")
     (folder / "pytorch_model.bin").touch()
@@ -250,6 +259,7 @@ REFUSED = [
     an_index_of_a_list,
     an_index_without_files,
     an_index_that_names_the_configuration,
+    a_missing_shard,
     only_a_variant,
     a_bias,
     another_head_beside_a_tied_table,
