@@ -34,6 +34,7 @@ from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.prompts.prompt_format import load_prompt_format
+from finetuning.data.reading.columns import parse_columns
 from finetuning.data.sample_texts import answered_split, first_samples, read_samples
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import EXIT_FINISHED, StopRequested
@@ -115,7 +116,11 @@ class Worker:
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
         kept = read_samples(self.folder / "data")
-        self.answered = first_samples(self.splits, run.sources, run.config.num_sample_answers) if kept is None else kept
+        self.answered = (
+            first_samples(self.splits, run.sources, run.config.num_sample_answers, parse_columns(run.config.columns))
+            if kept is None
+            else kept
+        )
         self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
             self.model_path,

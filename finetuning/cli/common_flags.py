@@ -5,8 +5,8 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from finetuning.config.settings import CHOICES
-from finetuning.i18n import printable, t
+from finetuning.config.settings import CHOICES, FLAGS
+from finetuning.i18n import printable, t, translated
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -22,6 +22,11 @@ def verb_parser(verb: str, description: str) -> argparse.ArgumentParser:
     parser = FlagParser(prog=f"finetune {verb}", description=description, allow_abbrev=False, add_help=False)
     add_common_flags(parser)
     return parser
+
+
+def add_columns_flag(parser: argparse.ArgumentParser) -> None:
+    """Of verbs that read data."""
+    parser.add_argument("--columns", metavar="TEXT", help=translated(FLAGS["columns"].help))
 
 
 def add_common_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""`finetune data check | preview | prepare | ledger | prune`: training data, looked at before and after a training."""
+"""`finetune data check | preview | prepare | ledger | prune | schema`: training data, looked at before and after a training."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from finetuning.cli.common_flags import FlagParser, add_common_flags
+from finetuning.cli.common_flags import FlagParser, add_columns_flag, add_common_flags
 from finetuning.config.llama import read_llama_config
 from finetuning.config.rules import check_settings
 from finetuning.config.run import read_run
@@ -20,8 +20,10 @@ from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, scan_sources
+from finetuning.data.reading.columns import Columns, described, parse_columns
 from finetuning.data.reading.findings import FILE_ERRORS, Finding, Findings
 from finetuning.data.reading.scan import ScanSettings
+from finetuning.data.reading.schema import record_schema
 from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, begins_with_text, find_sources, read_batches, stem_of
 from finetuning.data.report.convert import (
     split_groups,
@@ -164,7 +166,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--keep", type=int, default=3, metavar="N", help=t("newest ones without an experiment that stay all the same")
     )
     prune.add_argument("--dryrun", action="store_true", help=t("only say what would be removed"))
-    for verb in (check, preview, prepare, ledger, prune):
+    schema = verbs.add_parser("schema", help=t("print the records that are read as JSON Schema"), add_help=False)
+    schema.set_defaults(action=_schema)
+    for verb in (check, preview, prepare, ledger, prune, schema):
         add_common_flags(verb)
     return parser
 
@@ -176,6 +180,7 @@ def _add_sample_flags(parser: argparse.ArgumentParser, *, needs_model: bool) -> 
         metavar="MODEL",
         help=t("model whose tokenizer counts the tokens: a local folder, or a name on the hub"),
     )
+    add_columns_flag(parser)
     parser.add_argument("--seq_length", type=int, default=DEFAULTS.seq_length, metavar="N", help=t("longest sample in tokens"))
     parser.add_argument(
         "--prompt_template", metavar="TEXT", help=t("text with {{input}} and {{output}} instead of the chat template")
@@ -190,10 +195,12 @@ def _add_train_on(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(given: argparse.Namespace, console: Console) -> int:
-    sources = _sources_of(given.paths)
+    sources, columns = _sources_of(given.paths), parse_columns(given.columns)
+    if columns:
+        console.print(t("columns: {columns}", columns=described(columns)), highlight=False)
     model_path = find_model(given.hf_model_id, None, with_weights=False) if given.hf_model_id else None
     prompt_format = _prompt_format(given, model_path, next(iter(sources.values())).path, given.train_on) if model_path else None
-    settings = ScanSettings(prompt_format, given.seq_length, given.truncation)
+    settings = ScanSettings(prompt_format, given.seq_length, given.truncation, columns)
     with reading_progress([source.path for source in sources.values()]) as progress:
         report = scan_sources(sources, settings, None, progress)
     facts = _packing(report, given, read_llama_config(model_path).attention_cost) if model_path else None
@@ -204,7 +211,7 @@ def _check(given: argparse.Namespace, console: Console) -> int:
         value = report.as_json() | {"packing": facts.as_json() if facts else None}
         _write(given.json, json.dumps(value, ensure_ascii=False, indent=1), console)
     if given.html:
-        previews = previews_of(sources, report, prompt_format) if prompt_format else []
+        previews = previews_of(sources, report, prompt_format, columns) if prompt_format else []
         subject = ", ".join(str(path) for path in given.paths)
         _write(given.html, report_page(report, facts, previews, subject), console)
     return EXIT_BAD_INPUT if report.has_errors or not any(file.samples for file in report.files) else EXIT_FINISHED
@@ -216,7 +223,7 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
         raise InputError(t("{path}: has no {split} file", path=given.path, split=given.split))
     model_path = find_model(given.hf_model_id, None, with_weights=False)
     prompt_format = _prompt_format(given, model_path, source.path, given.train_on)
-    preview = preview_line(source, given.line, prompt_format)
+    preview = preview_line(source, given.line, prompt_format, columns=parse_columns(given.columns))
     console.print(preview_text(preview, with_ids=given.ids))
     if given.html:
         _write(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
@@ -225,6 +232,9 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
 
 def _prepare(given: argparse.Namespace, console: Console) -> int:
     _check_prepare(given)
+    columns = parse_columns(given.columns)
+    if columns:
+        console.print(t("columns: {columns}", columns=described(columns)), highlight=False)
     model_path = None
     if given.to == MEGATRON:
         model_path = find_model(given.hf_model_id, None, with_weights=False)
@@ -233,7 +243,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         prompt_format = _prompt_format(given, model_path, paths[0]) if model_path else None
         sources = {str(index): Source(path) for index, path in enumerate(paths)}
         with reading_progress(paths) as progress:
-            report = scan_sources(sources, ScanSettings(None, 0), None, progress, is_one_body=True)
+            report = scan_sources(sources, ScanSettings(None, 0, columns=columns), None, progress, is_one_body=True)
         if unread := [str(finding) for finding in report.findings.sorted() if finding.code in FILE_ERRORS]:
             raise InputError(unread)
         show_findings(console, report, SHOWN_PER_CODE)
@@ -246,9 +256,9 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         if not is_kept.any():
             raise InputError(t("{path}: holds no samples", path=given.source))
         if prompt_format is not None:
-            parts = write_megatron_parts(paths, selection, part, given.target, prompt_format)
+            parts = write_megatron_parts(paths, selection, part, given.target, prompt_format, columns)
         else:
-            parts, unplaced = write_folder(paths, selection, part, given.target, given.to)
+            parts, unplaced = write_folder(paths, selection, part, given.target, given.to, columns)
             _show_unplaced(unplaced, console)
     records = sum(file.records for file in report.files)
     written = sum(part.samples for part in parts)
@@ -271,7 +281,7 @@ def _prompt_format(given: argparse.Namespace, model_path: Path, file: Path, trai
         model_path,
         given.prompt_template,
         given.system_prompt,
-        needs_template=not begins_with_text(file),
+        needs_template=not begins_with_text(file, parse_columns(given.columns)),
         train_on=train_on,
     )
 
@@ -379,10 +389,17 @@ def _prune(given: argparse.Namespace, console: Console) -> int:
     return EXIT_FINISHED
 
 
-def previews_of(sources: dict[str, Source], report: Report, prompt_format: PromptFormat) -> list[Preview]:
+def _schema(given: argparse.Namespace, console: Console) -> int:
+    print(json.dumps(record_schema(), ensure_ascii=False, indent=1))
+    return EXIT_FINISHED
+
+
+def previews_of(
+    sources: dict[str, Source], report: Report, prompt_format: PromptFormat, columns: Columns = ()
+) -> list[Preview]:
     """The first usable sample of each split."""
     filled = [name for name in sources if report.splits[name].samples]
-    return [preview_line(sources[name], None, prompt_format) for name in filled]
+    return [preview_line(sources[name], None, prompt_format, columns=columns) for name in filled]
 
 
 def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -> PackingFacts | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.data.reading.columns import parse_columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import find_sources
 from finetuning.errors import EXIT_FINISHED, InputError
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no_answers", action="store_true", help=t("only loss and perplexity, which is much faster"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
+    add_columns_flag(parser)
     given = parser.parse_args(argv)
     sampling = chosen_sampling(given)
     device, dtype = chosen_device(given)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     if not given.no_answers:
         check_packages()
     file = data_file(given.data)
-    samples = read_samples(file, given.limit)
+    samples = read_samples(file, given.limit, columns=parse_columns(given.columns))
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
     check_prompts(samples, model.prompt_format, stored.base.config, with_answer=True)

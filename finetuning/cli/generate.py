@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.data.reading.columns import parse_columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, stem_of
 from finetuning.errors import EXIT_FINISHED, InputError
@@ -26,10 +27,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; default: the terminal"))
     add_sampling_flags(parser, max_new_tokens=256)
     add_prompt_flags(parser)
+    add_columns_flag(parser)
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     sampling = chosen_sampling(given)
     device, dtype = chosen_device(given)
-    samples = _samples(given.prompts, given.file)
+    samples = _samples(given.prompts, given.file, given.columns)
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
     check_prompts(samples, model.prompt_format, stored.base.config, with_answer=False)
@@ -58,11 +60,13 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FINISHED
 
 
-def _samples(prompts: list[str], file: Path | None) -> list[Sample]:
+def _samples(prompts: list[str], file: Path | None, columns: str | None) -> list[Sample]:
     if prompts and file is not None:
         raise InputError(t("give prompts or --file, not both"))
+    if columns is not None and (file is None or stem_of(file) is None):
+        raise InputError(t("--columns has no effect without data as --file"))
     if file is not None and stem_of(file) is not None:
-        return read_samples(file, None, needs_answer=False)
+        return read_samples(file, None, needs_answer=False, columns=parse_columns(columns))
     if file is not None:
         try:
             with file.open("rb") as stream:

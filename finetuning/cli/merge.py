@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.export import export_with_progress, say_how_to_serve, served_name
 from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, chosen_device
 from finetuning.config.run import read_run
+from finetuning.data.reading.columns import parse_columns
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.write import DTYPES
 from finetuning.formats.stored_model import StoredModel, open_model
@@ -31,7 +32,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, help=t("prompts to compare on; default: the run's test split"))
     parser.add_argument("--limit", type=int, default=16, help=t("prompts to compare on (default: 16)"))
     parser.add_argument("--max_new_tokens", type=int, default=64, help=t("longest compared answer, in tokens (default: 64)"))
+    add_columns_flag(parser)
     given = parser.parse_args(argv)
+    if given.columns is not None and given.data is None:
+        raise InputError(t("--columns has no effect without --data"))
     for name in ("limit", "max_new_tokens"):
         if getattr(given, name) < 1:
             raise InputError(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 1 or more")))
@@ -40,12 +44,12 @@ def main(argv: Sequence[str]) -> int:
     stored = open_given_model(given.model, given.base)
     if stored.adapter is None:
         raise InputError(t("{path}: is a whole model; there is no adapter to merge", path=stored.path))
-    file = given.data or test_file_of(stored.path)
+    file, columns = (given.data, given.columns) if given.data else test_file_of(stored.path)
     if file is None:
         raise InputError(
             t("{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data", path=stored.path)
         )
-    samples = read_samples(file, given.limit, needs_answer=False)
+    samples = read_samples(file, given.limit, needs_answer=False, columns=parse_columns(columns))
     prompt_format = stored.prompt_format()
     check_prompts(samples, prompt_format, stored.base.config, with_answer=False)
     prompts = [prompt_format.encode_prompt(sample) for sample in samples]
@@ -67,14 +71,15 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FINISHED if found.is_same else EXIT_FAILED
 
 
-def test_file_of(path: Path) -> Path | None:
-    """The test split of the experiment that a checkpoint or an export lies in, else its validation split."""
+def test_file_of(path: Path) -> tuple[Path | None, str | None]:
+    """The test split of the experiment that a checkpoint or an export lies in, else its validation split; and its columns."""
     for folder in list(path.resolve().parents)[:2]:
         if (folder / "run.yaml").is_file():
-            sources = read_run(folder / "run.yaml").sources
+            run = read_run(folder / "run.yaml")
+            sources = run.sources
             found = [Path(sources[name]) for name in ("test", "validation") if name in sources]
-            return next((file for file in found if file.is_file() and file.suffix != ".bin"), None)
-    return None
+            return next((file for file in found if file.is_file() and file.suffix != ".bin"), None), run.config.columns
+    return None, None
 
 
 def _observe(

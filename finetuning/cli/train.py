@@ -15,6 +15,7 @@ from finetuning.config.rules import check_settings
 from finetuning.config.run import Run, write_run
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import RunConfig
+from finetuning.data.reading.columns import parse_columns
 from finetuning.data.sample_texts import first_samples, write_samples
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
@@ -106,7 +107,7 @@ def _run(
     reserve_room(experiment_dir)
     clear_failures(logs)
     write_data_report(prepared, experiment_dir / "data")
-    samples = first_samples(prepared.dataset.splits, run.sources, config.num_sample_answers)
+    samples = first_samples(prepared.dataset.splits, run.sources, config.num_sample_answers, parse_columns(config.columns))
     write_samples(experiment_dir / "data", samples)
     show_start(console, prepared)
     run_file = experiment_dir / "run.yaml"

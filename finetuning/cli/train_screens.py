@@ -15,6 +15,7 @@ from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.batches.packing import plan_rows
 from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.columns import described, parse_columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.report.terminal import finding_summary
 from finetuning.i18n import t
@@ -46,6 +47,8 @@ def show_start(console: Console, prepared: Prepared) -> None:
             method=method,
         ),
     )
+    if config.columns is not None:
+        _line(console, t("columns"), described(parse_columns(config.columns)))
     for name, split in prepared.dataset.splits.items():
         _line(
             console,

@@ -215,6 +215,12 @@ class RunConfig:
     skip_bad_samples: bool = setting(
         SAMPLES, "drop and list samples that cannot be used, instead of refusing the data", default=False
     )
+    columns: str | None = setting(
+        SAMPLES,
+        "names that fields have in the data: input=question,output=answer.text; dots lead into objects",
+        default=None,
+        default_means="the names of the formats",
+    )
     train_on: str = setting(
         SAMPLES,
         "answers of a sample that are trained; one of weight 0 never is",

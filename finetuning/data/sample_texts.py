@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import read_samples_at
 from finetuning.data.tokens.tokenized import Split
@@ -20,12 +21,12 @@ def answered_split(names: Iterable[str]) -> str | None:
     return next((name for name in ("test", "validation") if name in set(names)), None)
 
 
-def first_samples(splits: Mapping[str, Split], sources: Mapping[str, str], count: int) -> list[Sample]:
+def first_samples(splits: Mapping[str, Split], sources: Mapping[str, str], count: int, columns: Columns = ()) -> list[Sample]:
     """The samples that are answered, from their file; none of texts and Megatron data, which ask nothing."""
     name = answered_split(splits)
     if name is None or count == 0 or sources[name].endswith(".bin"):
         return []
-    samples = read_samples_at(Path(sources[name]), set(splits[name].lines[:count].tolist())).values()
+    samples = read_samples_at(Path(sources[name]), set(splits[name].lines[:count].tolist()), columns).values()
     return [sample for sample in samples if not sample.is_text]
 
 

@@ -10,6 +10,7 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.data.prompts.length import is_far_longer
 from finetuning.data.prompts.promises import unknown_token
 from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.findings import ERROR, Finding, Problem, describe, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, parse, read_batches, stem_of
@@ -20,7 +21,7 @@ SHOWN_PROBLEMS = 20
 MAX_PROMPTS_MIB = 64
 
 
-def read_samples(file: Path, limit: int | None, *, needs_answer: bool = True) -> list[Sample]:
+def read_samples(file: Path, limit: int | None, *, needs_answer: bool = True, columns: Columns = ()) -> list[Sample]:
     """The samples of a data file in order, at most `limit`; without `needs_answer`, an input alone will do.
 
     Raises:
@@ -38,7 +39,7 @@ def read_samples(file: Path, limit: int | None, *, needs_answer: bool = True) ->
                 problems.append(str(batch))
             continue
         for line, record in batch.records:
-            sample, _, found = parse(record, line, needs_answer=needs_answer)
+            sample, _, found = parse(record, line, needs_answer=needs_answer, columns=columns)
             if sample is None:
                 problems += [str(problem.at(file.name, line)) for problem in found]
             elif limit is None or len(samples) < limit:

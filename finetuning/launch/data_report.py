@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from finetuning.data.batches.packing_statistics import packing_facts
+from finetuning.data.reading.columns import parse_columns
 from finetuning.data.reading.scan import CUT_INPUT
 from finetuning.data.report.html import report_page
 from finetuning.data.report.preview import preview_line, preview_text
@@ -27,8 +28,9 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
         seed=config.seed,
     )
     cut_to = config.seq_length if config.truncation == CUT_INPUT else None
+    columns = parse_columns(config.columns)
     previews = [
-        preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format, cut_to=cut_to)
+        preview_line(source, int(dataset.splits[name].lines[0]), dataset.prompt_format, cut_to=cut_to, columns=columns)
         for name, source in dataset.sources.items()
     ]
     value = dataset.report.as_json() | {"packing": facts.as_json()}

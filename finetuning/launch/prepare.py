@@ -221,7 +221,7 @@ def _configure_dataset(
     """The data set, or None with its problems added; without a readable model the files are checked all the same."""
     try:
         if model_path is None or model is None:
-            problems += check_files(Path(config.dataset_path))
+            problems += check_files(Path(config.dataset_path), config.columns)
             return None
         return configure_dataset(
             config.dataset_path,
@@ -233,6 +233,7 @@ def _configure_dataset(
             truncation=config.truncation,
             skip_bad_samples=config.skip_bad_samples,
             train_on=config.train_on,
+            columns=config.columns,
         )
     except InputError as error:
         problems += error.problems
@@ -258,6 +259,7 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
         "seq_length": config.seq_length,
         "truncation": config.truncation,
         "train_on": config.train_on if config.train_on != ALL_ANSWERS else None,  # earlier versions knew this one only
+        "columns": config.columns,
         "seed": config.seed,
         "peft": config.peft,
         "lora_rank": config.lora_rank if lora else None,

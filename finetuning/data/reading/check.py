@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from finetuning.data.reading.chinese_script import only_simplified, only_traditional
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.findings import (
     ERROR,
     ERRORS,
@@ -171,7 +172,7 @@ def _scan(
             signatures = np.zeros((0, NUM_MINIMA), np.uint16)
             if len(samples):
                 signatures = np.memmap(signatures_file, np.uint16, "r", shape=(len(samples), NUM_MINIMA))
-            _compare(samples, part * (not is_one_body), paths, signatures, report)
+            _compare(samples, part * (not is_one_body), paths, signatures, report, settings.columns)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -290,7 +291,9 @@ class _Later:
     values: Values
 
 
-def _compare(samples: _Samples, part: np.ndarray, paths: list[Path], signatures: np.ndarray, report: Report) -> None:
+def _compare(
+    samples: _Samples, part: np.ndarray, paths: list[Path], signatures: np.ndarray, report: Report, columns: Columns
+) -> None:
     """Duplicates, leakage and foreign script: what only shows between samples."""
     found = _find_equal(samples, part, paths)
     earlier_equal = equal_to_earlier(samples.digests)
@@ -309,7 +312,7 @@ def _compare(samples: _Samples, part: np.ndarray, paths: list[Path], signatures:
         kept[(int(samples.file[entry.sample]), entry.code)] += 1
         if kept[(int(samples.file[entry.sample]), entry.code)] <= KEPT_PER_CODE:
             wanted[int(samples.file[entry.sample])].add(int(samples.lines[entry.sample]))
-    texts = {index: read_samples_at(paths[index], lines) for index, lines in wanted.items() if lines}
+    texts = {index: read_samples_at(paths[index], lines, columns) for index, lines in wanted.items() if lines}
     for entry in found:
         file, line = int(samples.file[entry.sample]), int(samples.lines[entry.sample])
         sample = texts.get(file, {}).get(line)

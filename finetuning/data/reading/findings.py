@@ -37,6 +37,7 @@ ERRORS = (
     "nothing_trained",
     "unsupported_field",
     "several_formats",
+    "own_field",
     "two_systems",
     "lone_surrogate",
     "empty_answer",
@@ -266,6 +267,11 @@ def describe(code: str, values: Values) -> str:
             )
         case "several_formats":
             return t("holds {names} of another format as well, with a text of its own; keep the fields of one format", **values)
+        case "own_field":
+            return t(
+                "has a field '{name}' of its own, for which --columns gives '{column}'; name it there, too, or remove it",
+                **values,
+            )
         case "two_systems":
             return t("has two different system messages: in 'messages' and in 'system'")
         case "lone_surrogate":
@@ -415,6 +421,8 @@ def title(code: str) -> str:
             return t("field that is not supported")
         case "several_formats":
             return t("several formats in one record")
+        case "own_field":
+            return t("field and column of one name")
         case "two_systems":
             return t("two system messages")
         case "lone_surrogate":

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetuning.data.reading import fields
+from finetuning.data.reading.columns import Columns, rename
 from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.json_line import read_json_line, short_json
 from finetuning.data.reading.messages import Chat, read_chat, text_of
@@ -28,6 +29,15 @@ USED = {
     PROMPT_COMPLETION: ("prompt", "completion", "system", "history"),
     MESSAGES: ("messages", "system", "tools", "functions", "parallel_tool_calls"),
     SHAREGPT: ("messages", "conversations", "system", "tools", "functions", "parallel_tool_calls"),
+    TEXT: ("text",),
+}
+# What must be there; of a question and its answer, in this order.
+REQUIRED = {
+    INPUT_OUTPUT: ("input", "output"),
+    ALPACA: ("instruction", "output"),
+    PROMPT_COMPLETION: ("prompt", "completion"),
+    MESSAGES: ("messages",),
+    SHAREGPT: ("conversations",),
     TEXT: ("text",),
 }
 
@@ -76,7 +86,9 @@ class Sample:
                 yield json.dumps(call["function"], ensure_ascii=False)
 
 
-def parse_line(raw: bytes, line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
+def parse_line(
+    raw: bytes, line: int, *, needs_answer: bool = True, columns: Columns = ()
+) -> tuple[Sample | None, str, list[Problem]]:
     """The sample of a JSON line (None: it cannot be used), the name of its format, and what was found.
 
     Without `needs_answer` a question alone will do, which is to be answered; its sample has an empty output.
@@ -84,14 +96,21 @@ def parse_line(raw: bytes, line: int, *, needs_answer: bool = True) -> tuple[Sam
     value, problems, has_value = read_json_line(raw)
     if not has_value:
         return None, "", problems
-    sample, name, found_in_record = parse_record(value, line, needs_answer=needs_answer)
+    sample, name, found_in_record = parse_record(value, line, needs_answer=needs_answer, columns=columns)
     return sample, name, problems + found_in_record
 
 
-def parse_record(value: Any, line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
+def parse_record(
+    value: Any, line: int, *, needs_answer: bool = True, columns: Columns = ()
+) -> tuple[Sample | None, str, list[Problem]]:
     """The same as `parse_line`, for a value that has been read already."""
     if not isinstance(value, dict):
         return None, "", [Problem("not_an_object", {}, short_json(value))]
+    if columns:
+        renamed = rename(value, columns)
+        if isinstance(renamed, Problem):
+            return None, "", [renamed]
+        value = renamed
     name = _format_of(value)
     used = USED[name]
     if name == SHAREGPT:
@@ -139,7 +158,7 @@ def _read(value: dict[str, Any], name: str, line: int, needs_answer: bool) -> Sa
         return _from_alpaca(value, line, needs_answer)
     if name == TEXT:
         return _from_text(value, line, needs_answer)
-    question, answer = USED[name][:2]
+    question, answer = REQUIRED[name]
     return _from_pair(value, question, answer, line, needs_answer)
 
 

@@ -21,6 +21,7 @@ from finetuning.data.prompts.length import is_far_longer, shorten_questions
 from finetuning.data.prompts.promises import broken_promise
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.chinese_script import only_simplified, only_traditional
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.findings import Finding, Problem, excerpt
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, digest, minima
 from finetuning.data.reading.records import Sample
@@ -57,6 +58,7 @@ class ScanSettings:
     prompt_format: PromptFormat | None
     seq_length: int
     truncation: str = REFUSE
+    columns: Columns = ()
     batch_s: float = BATCH_S  # CPU time that a process may take for a batch, besides that for its size
 
 
@@ -87,7 +89,7 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
     samples: list[Sample] = []
     shortened: set[int] = set()  # lines
     for line, record in batch.records:
-        sample, name, problems = parse(record, line)
+        sample, name, problems = parse(record, line, columns=settings.columns)
         if name:
             formats[name] += 1
         usable = None

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple
 
 from typing_extensions import override
 
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.findings import Finding, Problem
 from finetuning.data.reading.json_line import BYTE_ORDER_MARK
 from finetuning.data.reading.records import TEXT, Sample, parse_line, parse_record
@@ -131,13 +132,13 @@ def read_batches(path: Path) -> Iterator[RawBatch | Finding]:
         yield Finding("no_records", name, 0, {})
 
 
-def begins_with_text(path: Path) -> bool:
+def begins_with_text(path: Path, columns: Columns = ()) -> bool:
     """Whether the first record of a file is a text without a question, for which a base model will do."""
     first = next(iter(read_batches(path)), None)
-    return isinstance(first, RawBatch) and parse(first.records[0][1], first.records[0][0])[1] == TEXT
+    return isinstance(first, RawBatch) and parse(first.records[0][1], first.records[0][0], columns=columns)[1] == TEXT
 
 
-def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
+def read_samples_at(path: Path, lines: set[int], columns: Columns = ()) -> dict[int, Sample]:
     """The samples of some lines; lines without a usable sample are left out."""
     samples: dict[int, Sample] = {}
     last = max(lines, default=0)
@@ -146,7 +147,7 @@ def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
             continue
         for number, record in batch.records:
             if number in lines:
-                sample = parse(record, number)[0]
+                sample = parse(record, number, columns=columns)[0]
                 if sample is not None:
                     samples[number] = sample
         if not batch.records or batch.records[-1][0] >= last:
@@ -154,10 +155,12 @@ def read_samples_at(path: Path, lines: set[int]) -> dict[int, Sample]:
     return samples
 
 
-def parse(record: bytes | dict[str, Any], line: int, *, needs_answer: bool = True) -> tuple[Sample | None, str, list[Problem]]:
+def parse(
+    record: bytes | dict[str, Any], line: int, *, needs_answer: bool = True, columns: Columns = ()
+) -> tuple[Sample | None, str, list[Problem]]:
     """`parse_line` or `parse_record`, as the record needs it."""
     read: Callable[..., tuple[Sample | None, str, list[Problem]]] = parse_line if isinstance(record, bytes) else parse_record
-    return read(record, line, needs_answer=needs_answer)
+    return read(record, line, needs_answer=needs_answer, columns=columns)
 
 
 @contextmanager

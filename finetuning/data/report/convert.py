@@ -13,6 +13,7 @@ import numpy as np
 
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import Selection
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.findings import Finding, excerpt
 from finetuning.data.reading.json_array import read_json_array
 from finetuning.data.reading.records import Sample
@@ -53,7 +54,7 @@ def split_groups(groups: np.ndarray, shares: tuple[float, ...], seed: int) -> np
 
 
 def write_folder(
-    paths: list[Path], selection: Selection, part: np.ndarray, folder: Path, form: str = "jsonl"
+    paths: list[Path], selection: Selection, part: np.ndarray, folder: Path, form: str = "jsonl", columns: Columns = ()
 ) -> tuple[list[Part], list[Finding]]:
     """Writes training.jsonl, validation.jsonl and test.jsonl, samples in their order; those of part -1 are left out.
 
@@ -67,7 +68,7 @@ def write_folder(
     files = [(folder / f"{name}.jsonl").open("w", encoding="utf-8", newline="\n") for name in SPLITS]
     try:
         for index, path in enumerate(paths):
-            for sample in read_samples(path):
+            for sample in read_samples(path, columns):
                 number = chosen.get((index, sample.line), -1)
                 if number < 0:
                     continue
@@ -87,7 +88,12 @@ def write_folder(
 
 
 def write_megatron_parts(
-    paths: list[Path], selection: Selection, part: np.ndarray, folder: Path, prompt_format: PromptFormat
+    paths: list[Path],
+    selection: Selection,
+    part: np.ndarray,
+    folder: Path,
+    prompt_format: PromptFormat,
+    columns: Columns = (),
 ) -> list[Part]:
     """Writes `training_text_document.bin` and `.idx`, and the same for the other parts: one document a sample."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,18 +102,18 @@ def write_megatron_parts(
         files, lines = selection.file[part == number].tolist(), selection.lines[part == number].tolist()
         wanted = set(zip(files, lines, strict=True))
         if wanted:
-            documents = _documents(paths, wanted, prompt_format)
+            documents = _documents(paths, wanted, prompt_format, columns)
             count = write_megatron(folder / f"{name}_text_document", documents, prompt_format.facts.vocab_size)
             parts.append(Part(name, count))
     return parts
 
 
-def read_samples(path: Path) -> Iterator[Sample]:
+def read_samples(path: Path, columns: Columns = ()) -> Iterator[Sample]:
     """The usable samples of a file, in order."""
     for batch in read_batches(path):
         if not isinstance(batch, Finding):
             for number, record in batch.records:
-                sample = parse(record, number)[0]
+                sample = parse(record, number, columns=columns)[0]
                 if sample is not None:
                     yield sample
 
@@ -119,8 +125,10 @@ def unpack_json_array(path: Path, target: Path) -> None:
             file.write(line + "\n")
 
 
-def _documents(paths: list[Path], wanted: set[tuple[int, int]], prompt_format: PromptFormat) -> Iterator[np.ndarray]:
+def _documents(
+    paths: list[Path], wanted: set[tuple[int, int]], prompt_format: PromptFormat, columns: Columns
+) -> Iterator[np.ndarray]:
     for index, path in enumerate(paths):
-        for sample in read_samples(path):
+        for sample in read_samples(path, columns):
             if (index, sample.line) in wanted:
                 yield prompt_format.encode(sample)[0]

@@ -7,6 +7,7 @@ from rich.text import Text
 from finetuning.data.prompts.length import is_far_longer
 from finetuning.data.prompts.promises import promises
 from finetuning.data.prompts.prompt_format import PromptFormat
+from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import Source, read_samples_at
 from finetuning.errors import InputError
@@ -46,14 +47,16 @@ def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Prev
     return Preview(file, sample.line, shown, promises(sample, tokens, trained, prompt_format))
 
 
-def preview_line(source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None) -> Preview:
+def preview_line(
+    source: Source, line: int | None, prompt_format: PromptFormat, *, cut_to: int | None = None, columns: Columns = ()
+) -> Preview:
     """The preview of a line, or of the first usable sample; with its input cut to this many tokens, where the run does so.
 
     Raises:
         InputError: there is no usable sample in that line.
     """
     wanted = {line} if line else set(range(1, 1000))
-    samples = read_samples_at(source.path, wanted)
+    samples = read_samples_at(source.path, wanted, columns)
     usable = [
         sample
         for _, sample in sorted(samples.items())

@@ -21,6 +21,7 @@ import numpy as np
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
+from finetuning.data.reading.columns import Columns, parse_columns
 from finetuning.data.reading.findings import ERROR, ERRORS, FILE_ERRORS, Finding
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import REFUSE, ScanSettings
@@ -72,6 +73,7 @@ def configure_dataset(
     truncation: str = REFUSE,
     skip_bad_samples: bool = False,
     train_on: str = ALL_ANSWERS,
+    columns: str | None = None,
 ) -> Dataset:
     """Finds, checks and tokenizes the data set of a run.
 
@@ -88,36 +90,38 @@ def configure_dataset(
         truncation: what happens to a longer sample: refuse, cut_input or drop.
         skip_bad_samples: drop what cannot be used, instead of refusing the data.
         train_on: all_answers, or last_answer of each sample.
+        columns: names that fields have in the data, `input=question,output=answer.text`.
 
     Raises:
         InputError: listing the problems, at most LISTED_PROBLEMS lines of each file.
     """
     path, tokens_dir = Path(dataset_path), Path(tokens_dir)
+    named = parse_columns(columns)
     megatron = find_megatron(path)
     sources = megatron or find_sources(path)
     if megatron:
         texts = {"prompt_template": prompt_template, "system_prompt": system_prompt}
-        texts["train_on"] = train_on if train_on != ALL_ANSWERS else None
+        texts |= {"train_on": train_on if train_on != ALL_ANSWERS else None, "columns": columns}
         useless = [t("--{name} has no effect: Megatron data holds tokens", name=name) for name, text in texts.items() if text]
         if useless:
             raise InputError(useless)
     try:
-        needs_template = not megatron and not begins_with_text(sources["training"].path)
+        needs_template = not megatron and not begins_with_text(sources["training"].path, named)
         prompt_format = load_prompt_format(
             Path(model_path), prompt_template, system_prompt, needs_template=needs_template, train_on=train_on
         )
     except InputError as error:  # of the model; what is wrong with the data is told as well
-        raise InputError(error.problems + ([] if megatron else check_files(path))) from None
+        raise InputError(error.problems + ([] if megatron else check_files(path, columns))) from None
     identity = fingerprint(sources)
     template = [prompt_format.fingerprint, prompt_format.template_digest, prompt_format.table_size]
-    facts = [LAYOUT_VERSION, identity, *template, seq_length, truncation, skip_bad_samples, train_on]
+    facts = [LAYOUT_VERSION, identity, *template, seq_length, truncation, skip_bad_samples, train_on, columns]
     folder = tokens_dir / hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def build(target: Path) -> None:
         if megatron:
             _write_megatron_splits(sources, target, seq_length)
         else:
-            settings = ScanSettings(prompt_format, seq_length, truncation)
+            settings = ScanSettings(prompt_format, seq_length, truncation, named)
             with reading_progress([source.path for source in sources.values()]) as progress:
                 report = scan_sources(sources, settings, target, progress)
             _refuse_bad_data(report, sources, skip_bad_samples)
@@ -128,20 +132,22 @@ def configure_dataset(
         os.utime(folder)  # when it was last used, for `finetune data prune`
     splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
     report = Report() if megatron else read_report(folder / REPORT_FILE)
-    example = None if megatron else _first_samples(sources["training"], splits["training"], 1)[0]
+    example = None if megatron else _first_sample(sources["training"], splits["training"], named)
     was_split = any(source.is_shared for source in sources.values())
     return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report, damage)
 
 
-def _first_samples(source: Source, split: Split, count: int) -> list[Sample]:
-    return list(read_samples_at(source.path, set(split.lines[:count].tolist())).values())
+def _first_sample(source: Source, split: Split, columns: Columns) -> Sample:
+    return next(iter(read_samples_at(source.path, {int(split.lines[0])}, columns).values()))
 
 
-def check_files(path: Path) -> list[str]:
+def check_files(path: Path, columns: str | None = None) -> list[str]:
     """What is wrong with the files of a data set, as far as it can be told without a model."""
     try:
         sources = find_sources(path)
-        _refuse_bad_data(scan_sources(sources, ScanSettings(None, 0)), sources, skip_bad_samples=False)
+        _refuse_bad_data(
+            scan_sources(sources, ScanSettings(None, 0, columns=parse_columns(columns))), sources, skip_bad_samples=False
+        )
     except InputError as error:
         return error.problems
     return []

@@ -15,6 +15,19 @@ RECORDS: list[dict[str, Any]] = [
     {"prompt": "a", "completion": "b", "label": "b", "weight": 1},
     {"messages": TURNS, "tools": None, "id": 7},
     {"messages": [{"role": "system", "content": "s"}, *TURNS, TURNS[0], {**TURNS[1], "tool_calls": [], "weight": 1}]},
+    {
+        "messages": [
+            TURNS[0],
+            {"role": "assistant", "content": None, "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": [{"type": "text", "text": "二"}]},
+            {**TURNS[1], "weight": 0},
+            TURNS[0],
+            TURNS[1],
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    },
+    {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 1}], "tools": "[]"},
+    {"text": "一段文字", "source": "web"},
     {"input": "<|eot_id|> ### Instruction: 软件", "output": "\ufffd", "system": "s", "source": "web"},
 ]
 NAMES = (
@@ -37,6 +50,13 @@ NAMES = (
     "name",
     "label",
     "history",
+    "text",
+    "conversations",
+    "from",
+    "value",
+    "tool_calls",
+    "function",
+    "arguments",
 )
 VALUES: tuple[Any, ...] = (
     None,
@@ -59,6 +79,9 @@ VALUES: tuple[Any, ...] = (
     "assistant",
     "system",
     "tool",
+    "human",
+    "function_call",
+    "[2]",
     [],
     {},
     [[]],
