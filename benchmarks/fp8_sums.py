@@ -161,7 +161,7 @@ class Sums(Study):
         config, lora = worker.config, self.mode == "lora"
         strategy = Strategy(
             lora_rank=config.lora_rank if lora else None,
-            lora_alpha=config.lora_alpha,
+            lora_alpha=config.standard_alpha,
             lora_targets=config.lora_targets if lora else (),
             compute_dtype="bfloat16",
             sharding=worker.run.strategy.sharding,

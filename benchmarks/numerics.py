@@ -292,7 +292,7 @@ class Study:
         lora = config.peft == "lora"
         strategy = Strategy(
             lora_rank=config.lora_rank if lora else None,
-            lora_alpha=config.lora_alpha,
+            lora_alpha=config.standard_alpha,
             lora_targets=config.lora_targets if lora else (),
             compute_dtype="float32",
             sharding=worker.run.strategy.sharding,

@@ -85,7 +85,7 @@ def build(run: Run, llama_config: LlamaConfig) -> Llama:
     config, dtype = run.config, torch.bfloat16 if run.device == "cuda" else torch.float32
     with torch.device("meta"):
         model = Llama(llama_config)
-        add_lora(model, config.lora_rank, config.lora_alpha, config.lora_targets)
+        add_lora(model, config.lora_rank, config.standard_alpha, config.lora_targets)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
     model.to_empty(device=run.device)

@@ -186,12 +186,19 @@ def _add_flag(group: Any, name: str, flag: Flag) -> None:
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
     group.add_argument(
         *names,
-        type=kind,
+        type=_number_or_auto if flag.auto else kind,
         default=argparse.SUPPRESS,
         help=text.replace("%", "%%"),
         choices=flag.choices or None,
         metavar=None if flag.choices else {int: "N", float: "X", str: "TEXT"}[kind],
     )
+
+
+def _number_or_auto(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(t("{value!r} is neither a number nor auto", value=text)) from None
 
 
 def shown_default(name: str) -> str:

@@ -71,6 +71,7 @@ def show_start(console: Console, prepared: Prepared) -> None:
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("strategy"), _strategy(run.strategy))
     _line(console, t("schedule"), _schedule(prepared))
+    _line(console, "", t("learning rate {peak:.3g}: {source}", peak=run.learning_rate, source=prepared.learning_rate.source))
     if prepared.gpu_memory is not None:
         gpu = prepared.gpu_memory
         needed = plan_memory(run.strategy, model).total_gib
@@ -171,13 +172,13 @@ def _schedule(prepared: Prepared) -> str:
     run, config = prepared.run, prepared.run.config
     epochs = run.max_steps * config.global_batch_size / len(prepared.dataset.splits["training"])
     text = t(
-        "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:g} after {warmup} warm-up step{warmup:s}, "
-        "cosine to {low:g}",
+        "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:.3g} after {warmup} warm-up step{warmup:s}, "
+        "{course}",
         steps=run.max_steps,
         epochs=epochs,
-        peak=config.learning_rate,
+        peak=run.learning_rate,
         warmup=run.warmup_steps,
-        low=config.min_lr,
+        course=_course(config),
     )
     if "validation" in prepared.dataset.splits:
         text += t(" · validation every {every}", every=run.val_check_interval)
@@ -198,6 +199,15 @@ def _disk_speed(prepared: Prepared) -> float | None:
         return bytes_written_per_s(existing)
     except OSError:
         return None
+
+
+def _course(config: RunConfig) -> str:
+    """Of the learning rate after the warm-up."""
+    if config.lr_schedule == "constant":
+        return t("constant")
+    if config.lr_schedule == "wsd":
+        return t("constant, in the last fifth down to {low:g}", low=config.min_lr)
+    return t("{schedule} to {low:g}", schedule=config.lr_schedule, low=config.min_lr)
 
 
 def _losses(folder: Path) -> list[str]:

@@ -27,6 +27,7 @@ class Flag:
     at_most: float | None = None  # beyond it is a slip of the keyboard
     needs: str | None = None  # the setting has no effect without this
     details: str | None = None  # of docs/flags.md, instead of the help
+    auto: bool = False  # a number that may also be left to the command, by this word
 
     @property
     def rule(self) -> str | None:
@@ -60,7 +61,8 @@ def setting(
     at_most: float | None = None,
     needs: str | None = None,
     details: str | None = None,
+    auto: bool = False,
 ) -> Any:
     """A field of `RunConfig` with its `Flag`."""
-    flag = Flag(group, text, short, default_means, choices, at_least, above, below, at_most, needs, details)
+    flag = Flag(group, text, short, default_means, choices, at_least, above, below, at_most, needs, details, auto)
     return dataclasses.field(default=default, metadata={"flag": flag})

@@ -88,7 +88,7 @@ def make_strategy(
         optimizer_states=optimizer_states,
         fp8=fp8,
         lora_rank=config.lora_rank if lora else None,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=config.standard_alpha,
         lora_targets=config.lora_targets if lora else (),
         sharding=sharding,
         activation_checkpointing=activation_checkpointing,

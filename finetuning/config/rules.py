@@ -75,10 +75,12 @@ def check_settings(config: RunConfig) -> list[str]:
                 states=config.optimizer_states,
             )
         )
-    if config.learning_rate < config.min_lr:
-        problems.append(
-            t("--min_lr {minimum} is above the peak learning rate {peak}", minimum=config.min_lr, peak=config.learning_rate)
-        )
+    if config.lr is not None and (problem := above_the_peak(config, config.lr)):
+        problems.append(problem)
+    if config.warmup_ratio is not None and config.warmup_steps is not None:
+        problems.append(t("--warmup_ratio and --warmup_steps say the same; give one of them"))
+    if config.lr_schedule == "constant" and config.min_lr > 0:
+        problems.append(t("--min_lr has no effect with --lr_schedule constant"))
     if config.executor == "local":
         problems += _without_effect(config, "--executor slurm")
     for flag, package in (("wandb_project", "wandb"), ("mlflow_tracking_uri", "mlflow")):
@@ -97,6 +99,13 @@ def check_settings(config: RunConfig) -> list[str]:
             )
         )
     return problems + _check_parallel_settings(config) + _check_fp8(config) + _check_least_memory(config) + _not_yet(config)
+
+
+def above_the_peak(config: RunConfig, peak: float) -> str | None:
+    """What is wrong with --min_lr for this peak, which may be known only after everything else."""
+    if config.min_lr > peak:
+        return t("--min_lr {minimum} is above the peak learning rate {peak:g}", minimum=config.min_lr, peak=peak)
+    return None
 
 
 def _check_texts(config: RunConfig) -> list[str]:

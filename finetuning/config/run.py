@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from finetuning.config.learning_rate import EARLIER
 from finetuning.config.llama import read_llama_config
 from finetuning.config.resolve import strategy_of_earlier
 from finetuning.config.settings import RunConfig, config_from_dict
@@ -45,6 +46,7 @@ class Run:
     initial_weights: str | None  # a checkpoint whose weights are the start (--restore_config)
     identity: dict[str, Any]  # what must not change unnoticed between two launches of one experiment
     prompt_date: date = date(2024, 7, 26)  # which chat templates are told that ask for it; runs of before knew this one only
+    learning_rate: float = EARLIER["lora"]  # the peak: given, by the rule, or that of the experiment so far
     nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
 
 
@@ -73,6 +75,7 @@ def read_run(path: Path) -> Run:
         named = (f"{path}: {problem.removeprefix(f'{path}: ')}" for problem in error.problems)
         raise InputError(list(named)) from None
     try:
+        values.setdefault("learning_rate", config.lr if config.lr is not None else EARLIER[config.peft])
         if "strategy" not in values:  # of before there were strategies
             model = read_llama_config(Path(values["model_path"]))
             values["strategy"] = dataclasses.asdict(strategy_of_earlier(config, model, values, values["device"]))

@@ -1,6 +1,7 @@
 """Every setting of a run: what the user asked for, with the names of the command's flags. Imports no torch."""
 
 import dataclasses
+import math
 import reprlib
 import types
 import typing
@@ -30,6 +31,7 @@ from finetuning.i18n import t
 MAX_FUSED_RANK = 256  # of adapters in hand-written blocks: tiles of more do not fit the shared memory of any GPU
 FP8_MULTIPLE = 16  # of the number of terms, and of outputs, of a product in fp8
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+DEFAULT_ALPHA, DEFAULT_RSLORA_ALPHA = 32.0, 8.0
 MAX_CONFIG_BYTES = 2**18  # a few seconds to read, at worst
 NUMBER_OR_TEXT = ("time", "mem")  # minutes and megabytes, without quotes in YAML
 PROFILE_AFTER_STEPS = 3  # in the first ones kernels are compiled and memory is laid out
@@ -245,25 +247,50 @@ class RunConfig:
     lora_rank: int = setting(
         TRAINABLE, "rank of the adapters: more can learn more and costs more", default=16, at_least=1, needs="--peft lora"
     )
-    lora_alpha: float = setting(TRAINABLE, "adapters are scaled by alpha / rank", default=32.0, above=0, needs="--peft lora")
+    lora_alpha: float | None = setting(
+        TRAINABLE,
+        "adapters are scaled by alpha / rank",
+        default=None,
+        default_means="auto: 32; with --lora_scaling rslora 8",
+        above=0,
+        needs="--peft lora",
+        auto=True,
+    )
+    lora_scaling: str = setting(
+        TRAINABLE,
+        "standard: alpha / rank; rslora: alpha / sqrt(rank), for ranks far above 16",
+        default="standard",
+        choices=("standard", "rslora"),
+        needs="--peft lora",
+    )
     lora_targets: tuple[str, ...] = setting(
         TRAINABLE, "linear layers that get adapters, comma-separated", default=LORA_TARGETS, needs="--peft lora"
     )
 
     lr: float | None = setting(
         OPTIMIZER,
-        "peak learning rate: the first one to try when the loss falls too slowly or jumps",
+        "peak learning rate: the first one to try when the loss falls too slowly or jumps; see docs/learning.md",
         default=None,
-        default_means="5e-6, with LoRA 1e-4",
+        default_means="auto: by the size of the model, what is trainable, batch and steps",
         above=0,
+        auto=True,
     )
-    min_lr: float = setting(OPTIMIZER, "learning rate at the end of the cosine", default=0.0, at_least=0)
+    lr_schedule: str = setting(
+        OPTIMIZER,
+        "learning rate after the warm-up: falls in a cosine or linearly, stays, or stays and falls in the last fifth (wsd)",
+        default="cosine",
+        choices=("cosine", "linear", "constant", "wsd"),
+    )
+    min_lr: float = setting(OPTIMIZER, "learning rate at the end of the schedule", default=0.0, at_least=0)
     warmup_steps: int | None = setting(
         OPTIMIZER,
         "steps of linear warm-up; AdamW's first steps have little to go by",
         default=None,
         default_means="a tenth of the steps, at most 50",
         at_least=0,
+    )
+    warmup_ratio: float | None = setting(
+        OPTIMIZER, "warm-up as a share of the steps, instead of --warmup_steps", default=None, at_least=0, below=1
     )
     weight_decay: float = setting(OPTIMIZER, "decay of weight matrices; norms are never decayed", default=0.1, at_least=0)
     adam_beta1: float = setting(
@@ -401,8 +428,16 @@ class RunConfig:
     )
 
     @property
-    def learning_rate(self) -> float:
-        return self.lr if self.lr is not None else (1e-4 if self.peft == "lora" else 5e-6)
+    def alpha(self) -> float:
+        """Of LoRA, as PEFT writes it. Both defaults scale rank 16 by 2."""
+        if self.lora_alpha is not None:
+            return self.lora_alpha
+        return DEFAULT_RSLORA_ALPHA if self.lora_scaling == "rslora" else DEFAULT_ALPHA
+
+    @property
+    def standard_alpha(self) -> float:
+        """That alpha which, divided by the rank, gives the scale of the adapters."""
+        return self.alpha * math.sqrt(self.lora_rank) if self.lora_scaling == "rslora" else self.alpha
 
     @property
     def asked_row_length(self) -> int:
@@ -447,6 +482,7 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
     problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
     for name, value in values.items():
         if name in hints:
+            value = None if value == "auto" and FLAGS[name].auto else value
             try:
                 converted[name] = _convert(str(value) if name in NUMBER_OR_TEXT and type(value) is int else value, hints[name])
             except (TypeError, ValueError, OverflowError):

@@ -89,7 +89,7 @@ class Strategy:
     optimizer_states: str = "fp32"  # fp32 | bf16 | 8bit, see split_master
     fp8: tuple[str, ...] = ()  # which products are: linear (with LoRA those with frozen weights), head_gradient
     lora_rank: int | None = None  # None: all weights are trainable
-    lora_alpha: float = 32.0
+    lora_alpha: float = 32.0  # divided by the rank, it is the scale, of rsLoRA as well
     lora_targets: tuple[str, ...] = ()
     sharding: str = "full"  # full: gathered for each use; step: once a step; replicated: frozen weights are whole
     activation_checkpointing: str = "none"  # none | selective | full

@@ -1,5 +1,6 @@
 """From what the user asked for to a run that can be started: checks, model, data, schedule, start."""
 
+import math
 import os
 from dataclasses import dataclass, replace
 from datetime import date
@@ -7,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetuning.checkpoint.files import run_of
+from finetuning.config.learning_rate import LearningRate, choose_learning_rate
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.memory import low_memory_on_host_gib
 from finetuning.config.resolve import resolve
-from finetuning.config.rules import check_devices, check_layout, check_settings
+from finetuning.config.rules import above_the_peak, check_devices, check_layout, check_settings
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
@@ -26,6 +28,7 @@ from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
+from finetuning.launch.schedule_notes import schedule_notes
 from finetuning.launch.slurm.job_script import JobPlan
 from finetuning.launch.tracker_check import check_trackers
 
@@ -45,6 +48,7 @@ class Prepared:
     model: LlamaConfig
     dataset: Dataset
     start: Start
+    learning_rate: LearningRate
     gpu_memory: GpuMemory | None  # None: processes run on CPUs
     disk: DiskPlan
     notes: list[str]  # worth knowing, nothing to fix
@@ -115,8 +119,12 @@ def prepare(
     weights = _weights_fingerprint(model_path, nemo) if with_weights or nemo is not None else None
     identity = _identity(config, weights, model, dataset) | {"optimizer_states": strategy.optimizer_states}
     start = decide_start(config, experiment_dir, identity, max_steps)
-    if start.checkpoint is not None:
-        strategy = _with_packs_so_far(strategy, config, model, start.checkpoint.path, memory, on_gpu=visible_gpus > 0)
+    before = _run_before(start)
+    if before is not None:
+        strategy = _with_packs_so_far(strategy, config, model, before, memory, on_gpu=visible_gpus > 0)
+    rate = choose_learning_rate(config, model, max_steps, before.learning_rate if before is not None else None)
+    if problem := above_the_peak(config, rate.peak):
+        raise InputError(problem)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
     run = Run(
         config=config,
@@ -127,13 +135,14 @@ def prepare(
         sources={name: str(source.path.resolve()) for name, source in dataset.sources.items()},
         strategy=strategy,
         max_steps=max_steps,
-        warmup_steps=min(LONGEST_WARMUP_STEPS, max_steps // 10) if config.warmup_steps is None else config.warmup_steps,
+        warmup_steps=_warmup_steps(config, max_steps),
         val_check_interval=validates_every,
         save_every_n_steps=config.save_every_n_steps,
         end_token_ids=dataset.prompt_format.end_token_ids,
         initial_weights=str(start.initial_weights) if start.initial_weights else None,
         identity=identity,
         prompt_date=date.fromisoformat(dataset.prompt_format.source.day),
+        learning_rate=rate.peak,
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
     )
     step = start.checkpoint.step if start.checkpoint is not None else 0
@@ -145,7 +154,8 @@ def prepare(
     if config.least_memory and visible_gpus:
         gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
-    return Prepared(run, model, dataset, start, gpu_memory, disk, notes + _notes(config, dataset, num_samples))
+    notes += _notes(config, dataset, num_samples) + schedule_notes(run, rate, num_samples)
+    return Prepared(run, model, dataset, start, rate, gpu_memory, disk, notes)
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:
@@ -263,25 +273,35 @@ def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, datase
         "seed": config.seed,
         "peft": config.peft,
         "lora_rank": config.lora_rank if lora else None,
-        "lora_alpha": config.lora_alpha if lora else None,
+        "lora_alpha": config.standard_alpha if lora else None,
         "lora_targets": ",".join(sorted(config.lora_targets)) if lora else None,
     }
 
 
+def _run_before(start: Start) -> Run | None:
+    """What an experiment that goes on was before; None: it begins, or its run.yaml is damaged and will be written anew."""
+    try:
+        return run_of(start.checkpoint.path) if start.checkpoint is not None else None
+    except InputError:
+        return None
+
+
+def _warmup_steps(config: RunConfig, max_steps: int) -> int:
+    if config.warmup_steps is not None:
+        return config.warmup_steps
+    if config.warmup_ratio is not None:
+        return min(math.ceil(config.warmup_ratio * max_steps), max_steps - 1)
+    return min(LONGEST_WARMUP_STEPS, max_steps // 10)
+
+
 def _with_packs_so_far(
-    strategy: Strategy, config: RunConfig, model: LlamaConfig, checkpoint: Path, memory: float | None, *, on_gpu: bool
+    strategy: Strategy, config: RunConfig, model: LlamaConfig, before: Run, memory: float | None, *, on_gpu: bool
 ) -> Strategy:
     """Packs of an experiment that goes on stay as long as they were, unless asked for or too long now.
 
     Other packs have other rounding, and on the same layout losses are to be the same to the bit.
     """
-    try:
-        before = run_of(checkpoint)
-    except InputError:  # damaged: it is written anew
-        before = None
-    if before is None or any(
-        getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")
-    ):
+    if any(getattr(before.config, name) != getattr(config, name) for name in ("row_length", "micro_batch_size", "seq_length")):
         return strategy
     same = resolve(replace(config, row_length=before.strategy.packs.capacity), model, memory, on_gpu=on_gpu)
     unchanged = replace(same, packs=strategy.packs) == strategy
@@ -314,15 +334,6 @@ def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:
     for name in ("validation", "test"):
         if name not in dataset.splits:
             notes.append(t("no {name}.jsonl: there will be no {name} loss", name=name))
-    if config.global_batch_size > num_samples:
-        notes.append(
-            t(
-                "--global_batch_size {batch} is more than the {samples} training samples: one step sees some of them several "
-                "times; a smaller batch gives more steps per epoch",
-                batch=config.global_batch_size,
-                samples=num_samples,
-            )
-        )
     if config.save_every_n_steps == 0:
         notes.append(t("--save_every_n_steps 0: nothing can be resumed"))
     return notes

@@ -44,9 +44,10 @@ from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation
 from finetuning.training.metrics import MetricsFile
-from finetuning.training.optimizer import build_optimizer, gradient_scaler, learning_rate_at, optimizer_state
+from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.profile import StepProfiler
 from finetuning.training.save_rule import SaveRule
+from finetuning.training.schedule import learning_rate_at
 from finetuning.training.step import StepResult, train_step
 
 
@@ -85,7 +86,7 @@ class FineTuning(pl.LightningModule):
         assert self.net is not None
         return build_optimizer(
             self.net,
-            learning_rate=config.learning_rate,
+            learning_rate=self.run.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
@@ -132,7 +133,8 @@ class FineTuning(pl.LightningModule):
         config = self.run.config
         return learning_rate_at(
             step,
-            peak=config.learning_rate,
+            schedule=config.lr_schedule,
+            peak=self.run.learning_rate,
             minimum=config.min_lr,
             warmup_steps=self.run.warmup_steps,
             max_steps=self.run.max_steps,

@@ -1,6 +1,5 @@
-"""AdamW and the learning rate of each step."""
+"""AdamW over what is trainable, and its state by name."""
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -53,18 +52,6 @@ def gradient_scaler(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None
             torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))  # one kernel only for a number of their dtype
 
     return scale
-
-
-def learning_rate_at(step: int, *, peak: float, minimum: float, warmup_steps: int, max_steps: int) -> float:
-    """Learning rate of step `step` (from 0): linear warm-up over `warmup_steps`, then half a cosine to `minimum`.
-
-    A pure function of the step: there is no scheduler state to restore. Example: peak 1, 2 warm-up steps of 6 ->
-    0.5, 1.0, 1.0, 0.854, 0.5, 0.146.
-    """
-    if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, max_steps - warmup_steps)
-    return minimum + (peak - minimum) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -131,7 +131,7 @@ def test_required_flags_that_are_missing_are_all_listed(capsys: pytest.CaptureFi
     [
         (["--num_gpus", "two"], "argument -G/--num_gpus: invalid int value: 'two'"),
         (["--num_gpus", "1.5"], "argument -G/--num_gpus: invalid int value: '1.5'"),
-        (["--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--lr", "fast"], "argument --lr: 'fast' is neither a number nor auto"),
         (["--executor", "cloud"], "argument --executor: invalid choice: 'cloud'"),
         (["--max_steps"], "argument --max_steps: expected one argument"),
         (["--learning_rate", "1"], "unrecognized arguments: --learning_rate 1"),

@@ -75,7 +75,10 @@ def test_the_start_screen_says_what_will_happen(prepared: Prepare, tmp_path: Pat
     )
     assert value_of("folder", lines) == str(tmp_path / "experiments" / "tiny")
     assert value_of("start", lines) == f"starts from the weights of {found.run.config.hf_model_id}"
-    assert value_of("note", lines) == "no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32"
+    assert [line[LABEL_WIDTH:] for line in lines if line.startswith("note")] == [
+        "no CUDA GPU here: --num_gpus 2 means 2 CPU processes, in float32",
+        "5 steps can teach little: below 20, weights hardly move; give --max_steps 20 or more, or --global_batch_size near 1",
+    ]
 
 
 def test_the_example_shows_the_question_and_brackets_around_what_is_trained(prepared: Prepare) -> None:

@@ -75,13 +75,6 @@ def test_every_choice_belongs_to_a_setting_whose_default_is_one_of_them() -> Non
     assert all(getattr(defaults, name) in choices for name, choices in CHOICES.items())
 
 
-@pytest.mark.parametrize(
-    ("peft", "lr", "expected"), [("none", None, 5e-6), ("lora", None, 1e-4), ("none", 3e-5, 3e-5), ("lora", 3e-5, 3e-5)]
-)
-def test_the_learning_rate_depends_on_what_is_trained_unless_it_is_given(peft: str, lr: float | None, expected: float) -> None:
-    assert RunConfig(**REQUIRED, peft=peft, lr=lr).learning_rate == expected
-
-
 def test_processes_that_do_not_share_a_model_work_data_parallel() -> None:
     config = RunConfig(
         **REQUIRED,
@@ -101,6 +94,8 @@ def test_processes_that_do_not_share_a_model_work_data_parallel() -> None:
         ("max_steps", None, None),
         ("lr", "1e-4", 1e-4),  # YAML reads 1e-4 as text: it wants 1.0e-4
         ("lr", 1, 1.0),
+        ("lr", "auto", None),
+        ("lora_alpha", "auto", None),
         ("lora_targets", "q_proj, v_proj", ("q_proj", "v_proj")),
         ("lora_targets", ["q_proj", "v_proj"], ("q_proj", "v_proj")),
         ("accept_changes", True, True),

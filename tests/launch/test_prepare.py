@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from finetuning.checkpoint.files import Checkpoint
 from finetuning.config.llama import read_llama_config
 from finetuning.config.resolve import resolve
 from finetuning.config.run import read_run, write_run
@@ -17,7 +18,8 @@ from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.launch.gpus import GpuMemory
-from finetuning.launch.prepare import Prepared, _with_packs_so_far, prepare
+from finetuning.launch.prepare import Prepared, _run_before, _with_packs_so_far, prepare
+from finetuning.launch.resume import Start
 from finetuning.launch.slurm.job_script import JobPlan
 
 pytestmark = pytest.mark.unit
@@ -106,7 +108,8 @@ def test_rows_of_an_experiment_that_goes_on_stay_as_long_as_they_were(
     write_run(run, tmp_path / "run.yaml")
     now = dataclasses.replace(config, **changed)
     strategy = resolve(now, model, None, on_gpu=False)
-    found = _with_packs_so_far(strategy, now, model, tmp_path / CHECKPOINT, None, on_gpu=False)
+    before = read_run(tmp_path / "run.yaml")
+    found = _with_packs_so_far(strategy, now, model, before, None, on_gpu=False)
     assert found.packs.capacity == expected
 
 
@@ -115,20 +118,16 @@ def test_rows_that_do_not_fit_any_more_become_as_asked_for(settings: Settings, t
     before = prepared(config, tmp_path).run
     packs = dataclasses.replace(before.strategy.packs, capacity=2**24)
     before = dataclasses.replace(before, strategy=dataclasses.replace(before.strategy, packs=packs))
-    write_run(before, tmp_path / "run.yaml")
     strategy = resolve(config, model, 4.0, on_gpu=True)
-    assert _with_packs_so_far(strategy, config, model, tmp_path / CHECKPOINT, 4.0, on_gpu=True) == strategy
+    assert _with_packs_so_far(strategy, config, model, before, 4.0, on_gpu=True) == strategy
 
 
 @pytest.mark.parametrize("text", [None, "", "config: [", "config: {hf_model_id: m, dataset_path: d, from_the_future: 1}"])
-def test_settings_of_before_that_cannot_be_read_change_nothing(
-    text: str | None, settings: Settings, tiny_model: Path, tmp_path: Path
-) -> None:
+def test_settings_of_before_that_cannot_be_read_change_nothing(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
-    config, model = settings(peft="lora"), read_llama_config(tiny_model)
-    strategy = resolve(config, model, None, on_gpu=False)
-    assert _with_packs_so_far(strategy, config, model, tmp_path / CHECKPOINT, None, on_gpu=False) == strategy
+    checkpoint = Checkpoint(tmp_path / CHECKPOINT, 1, None, {})
+    assert _run_before(Start(checkpoint, None, None, [])) is None
 
 
 def test_longer_samples_than_the_model_has_positions_are_refused(settings: Settings, tmp_path: Path) -> None:

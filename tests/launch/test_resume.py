@@ -44,7 +44,7 @@ def write_checkpoints(config: RunConfig, folder: Path, identity: dict[str, Any])
     model_path = Path(config.hf_model_id)
     lora = config.peft == "lora"
     strategy = Strategy(
-        lora_rank=config.lora_rank if lora else None, lora_alpha=config.lora_alpha, lora_targets=config.lora_targets
+        lora_rank=config.lora_rank if lora else None, lora_alpha=config.standard_alpha, lora_targets=config.lora_targets
     )
     layout = Layout("cpu", Degrees())
     model = build_model(read_llama_config(model_path), layout, torch.device("cpu"), strategy)

@@ -1,10 +1,10 @@
-"""Learning rates, weight decay and the optimizer's state."""
+"""Weight decay and the optimizer's state."""
 
 import pytest
 import torch
 from torch import nn
 
-from finetuning.training.optimizer import build_optimizer, learning_rate_at, optimizer_state
+from finetuning.training.optimizer import build_optimizer, optimizer_state
 
 pytestmark = pytest.mark.unit
 
@@ -13,29 +13,6 @@ def make_optimizer(model: nn.Module, weight_decay: float = 0.1, learning_rate: f
     return build_optimizer(
         model, learning_rate=learning_rate, betas=(0.9, 0.98), eps=1e-8, weight_decay=weight_decay, fused=False
     )
-
-
-def rates(max_steps: int, **settings: float) -> list[float]:
-    values = {"peak": 1.0, "minimum": 0.0, "warmup_steps": 0} | settings
-    return [learning_rate_at(step, max_steps=max_steps, **values) for step in range(max_steps)]
-
-
-def test_two_steps_of_warm_up_and_half_a_cosine() -> None:
-    assert rates(6, warmup_steps=2) == pytest.approx([0.5, 1.0, 1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
-
-
-def test_without_warm_up_the_first_step_has_the_peak() -> None:
-    assert rates(4) == pytest.approx([1.0, 0.853553, 0.5, 0.146447], abs=1e-6)
-
-
-def test_the_cosine_goes_towards_the_minimum_and_stays_there() -> None:
-    assert rates(4, peak=3.0, minimum=1.0) == pytest.approx([3.0, 2.707107, 2.0, 1.292893], abs=1e-6)
-    assert learning_rate_at(4, peak=3.0, minimum=1.0, warmup_steps=0, max_steps=4) == 1.0
-    assert learning_rate_at(9, peak=3.0, minimum=1.0, warmup_steps=0, max_steps=4) == 1.0
-
-
-def test_a_run_that_is_all_warm_up_ends_at_the_peak() -> None:
-    assert rates(3, warmup_steps=3) == pytest.approx([1 / 3, 2 / 3, 1.0])
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:

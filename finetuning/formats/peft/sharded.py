@@ -1,6 +1,5 @@
 """An adapter in PEFT's format as the start of a run: whether it fits, its settings, its weights into the sharded model."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +60,16 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
     if problems:
         return problems
     found = adapter_settings(folder)
-    wanted = {"lora_rank": config.lora_rank, "lora_alpha": config.lora_alpha, "lora_targets": config.lora_targets}
+    wanted = {
+        "lora_rank": config.lora_rank,
+        "lora_alpha": config.alpha,
+        "lora_scaling": config.lora_scaling,
+        "lora_targets": config.lora_targets,
+    }
     same = {
         "lora_rank": found["lora_rank"] == config.lora_rank,
-        "lora_alpha": math.isclose(found["lora_alpha"], config.lora_alpha, rel_tol=1e-6),  # rank-stabilized: a square root
+        "lora_alpha": found["lora_alpha"] == config.alpha,
+        "lora_scaling": found["lora_scaling"] == config.lora_scaling,
         "lora_targets": sorted(found["lora_targets"]) == sorted(config.lora_targets),
     }
     different = [
@@ -97,9 +102,7 @@ def check_adapter(folder: Path, config: RunConfig) -> list[str]:
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:
-    """The run's settings that an adapter in PEFT format brings with it: lora_rank, lora_alpha, lora_targets.
-
-    A rank-stabilized adapter, scaled by alpha / sqrt(rank), goes on as an ordinary one with alpha * sqrt(rank).
+    """The run's settings that an adapter in PEFT format brings with it: rank, alpha, scaling and targets.
 
     Raises:
         InputError: a file is missing or damaged.
@@ -115,7 +118,8 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     others = sorted(set(targets) - set(known))
     return {
         "lora_rank": rank,
-        "lora_alpha": alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha,
+        "lora_alpha": alpha,
+        "lora_scaling": "rslora" if settings.get("use_rslora") else "standard",
         "lora_targets": tuple(known + others),
     }
 

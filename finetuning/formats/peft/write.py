@@ -38,7 +38,9 @@ def export_adapters(
 
     def write() -> None:
         base_name = str(base.resolve()) if Path(config.hf_model_id).is_dir() else config.hf_model_id  # PEFT opens it anywhere
-        write_adapter(temporary, tensors, base_name, config.lora_rank, config.lora_alpha, config.lora_targets)
+        rank_stabilized = config.lora_scaling == "rslora"
+        settings = (config.lora_rank, config.alpha, config.lora_targets)
+        write_adapter(temporary, tensors, base_name, *settings, rank_stabilized=rank_stabilized)
         copy_companions(base, temporary, chat_template, origin)
 
     finish_shared_folder(temporary, target, write)
@@ -65,7 +67,14 @@ def export_peft(model: StoredModel, target: Path, base_name: str) -> None:
 
 
 def write_adapter(
-    folder: Path, tensors: dict[str, Tensor], base_name: str, rank: int, alpha: float, targets: tuple[str, ...]
+    folder: Path,
+    tensors: dict[str, Tensor],
+    base_name: str,
+    rank: int,
+    alpha: float,
+    targets: tuple[str, ...],
+    *,
+    rank_stabilized: bool = False,
 ) -> None:
     """The two files of an adapter in PEFT format; tensors by our names."""
     stored = {PREFIX + name: tensor for name, tensor in tensors.items()}
@@ -78,7 +87,7 @@ def write_adapter(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "use_rslora": False,
+        "use_rslora": rank_stabilized,
         "target_modules": list(targets),
     }
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(settings, indent=2), encoding="utf-8")
