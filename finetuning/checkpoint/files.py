@@ -47,15 +47,32 @@ def find_weights(folder: Path) -> list[Checkpoint]:
 def find_checkpoints(folder: Path) -> tuple[list[Checkpoint], list[str]]:
     """Complete checkpoints, oldest first, and a message for each folder that is not complete."""
     complete, broken = [], []
-    for path in sorted(folder.glob("step=*")):
-        found = open_checkpoint(path)
-        if isinstance(found, Checkpoint) and path.name != checkpoint_name(found.step):
-            found = t("{path}: says that it is of step {step}", path=path, step=found.step)
+    for path in _named(folder):
+        found = _open_named(path)
         if isinstance(found, Checkpoint):
             complete.append(found)
         else:
             broken.append(found)
-    return sorted(complete, key=lambda checkpoint: checkpoint.step), broken
+    return complete, broken
+
+
+def newest_complete(folder: Path) -> Checkpoint | None:
+    """The last that `find_checkpoints` finds, without reading those before it."""
+    opened = (_open_named(path) for path in reversed(_named(folder)))
+    return next((found for found in opened if isinstance(found, Checkpoint)), None)
+
+
+def _named(folder: Path) -> list[Path]:
+    """Folders that are named like checkpoints, in the order of their steps."""
+    return sorted(folder.glob("step=*"), key=lambda path: (len(path.name), path.name))
+
+
+def _open_named(path: Path) -> Checkpoint | str:
+    """As `open_checkpoint`; one that is of another step than its name says counts as none."""
+    found = open_checkpoint(path)
+    if isinstance(found, Checkpoint) and path.name != checkpoint_name(found.step):
+        return t("{path}: says that it is of step {step}", path=path, step=found.step)
+    return found
 
 
 def open_checkpoint(path: Path) -> Checkpoint | str:

@@ -28,8 +28,7 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for checkpoint in reversed(complete):
         damage = damage_of(checkpoint.path)
         if damage is None:
-            if messages:
-                on_first_rank(lambda: point_to(folder / "latest", checkpoint.path.name))  # noqa: B023 - called at once
+            on_first_rank(lambda: point_to(folder / "latest", checkpoint.path.name))  # noqa: B023 - called at once
             return checkpoint, messages
         aside = checkpoint.path.with_name(DAMAGED + checkpoint.path.name)
         if len(complete) == 1 or checkpoint == complete[0]:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetuning.checkpoint.files import newest_complete
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, NoRoom
 from finetuning.i18n import t
 from finetuning.runtime.failures import first_failure, removed
@@ -107,10 +108,9 @@ def newest_checkpoint(experiment_dir: Path) -> str:
 
 
 def saved_step(experiment_dir: Path) -> int:
-    """The step of the newest complete checkpoint, 0 without one that can be seen."""
-    try:
-        name = (experiment_dir / "checkpoints" / "latest").readlink().name
-    except OSError:
-        return 0
-    step = name.partition("=")[2]
-    return int(step) if step.isdecimal() else 0
+    """The step that the same command would go on from; 0 without a complete checkpoint.
+
+    The link `latest` is set after a checkpoint has got its name, so whoever is killed in between leaves it behind.
+    """
+    found = newest_complete(experiment_dir / "checkpoints")
+    return found.step if found is not None else 0

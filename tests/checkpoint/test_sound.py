@@ -53,6 +53,13 @@ def test_a_damaged_checkpoint_is_named_kept_aside_and_passed_over(tmp_path: Path
     assert (tmp_path / "latest").readlink() == Path("step=000002")
 
 
+def test_a_link_that_a_killed_process_left_behind_is_set_anew(tmp_path: Path) -> None:
+    (tmp_path / "latest").symlink_to("step=000001")
+    for step, said, _ in run_processes(2, find_newest, tmp_path, 2, ()):
+        assert (step, said) == (2, [])
+    assert (tmp_path / "latest").readlink() == Path("step=000002")
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
     for step, said, _ in run_processes(2, find_newest, tmp_path, 2, (1, 2)):
         assert step is None

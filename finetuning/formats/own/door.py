@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning.checkpoint.files import INFO_FILE, Checkpoint, find_checkpoints, open_checkpoint, run_of
+from finetuning.checkpoint.files import INFO_FILE, Checkpoint, newest_complete, open_checkpoint, run_of
 from finetuning.config.llama import read_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.found_model import FoundModel
@@ -29,9 +29,8 @@ def newest_in(path: Path) -> Path | None:
     if not path.is_dir() or (path / INFO_FILE).is_file():
         return None
     for folder in (path, path / "checkpoints"):
-        complete, _ = find_checkpoints(folder)
-        if complete:
-            return complete[-1].path
+        if (newest := newest_complete(folder)) is not None:
+            return newest.path
     return path / "export" if (path / "export").is_dir() else None
 
 

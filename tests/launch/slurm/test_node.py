@@ -1,5 +1,6 @@
 """The part of a job that runs on each node, without Slurm around it; with it, see tests/slurm."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from finetuning.checkpoint.files import INFO_FILE, checkpoint_name, find_checkpoints
 from finetuning.config.run import Run, write_run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
@@ -77,10 +79,15 @@ def test_the_end_of_a_run_follows_from_what_it_left(tmp_path: Path) -> None:
     assert outcome(tmp_path, killed=True).exit_code == EXIT_FINISHED
 
 
-def test_the_step_of_the_newest_checkpoint_is_read_from_its_link(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_one_that_a_run_goes_on_from_also_where_the_link_is_behind(tmp_path: Path) -> None:
     assert saved_step(tmp_path) == 0
-    checkpoint(tmp_path, step=120)
-    assert saved_step(tmp_path) == 120
+    checkpoint(tmp_path, step=999_999)
+    checkpoint(tmp_path, step=1_000_000)
+    folder = tmp_path / "checkpoints"
+    (folder / "latest").symlink_to("step=999999")
+    (folder / "step=1000001").mkdir()
+    assert saved_step(tmp_path) == 1_000_000 == find_checkpoints(folder)[0][-1].step
+    assert outcome(tmp_path, killed=True).reason == "killed before it could save; the newest checkpoint is of step 1000000"
 
 
 def test_a_local_run_whose_launcher_is_gone_does_not_count_as_running(tmp_path: Path) -> None:
@@ -110,8 +117,9 @@ def outcome(folder: Path, **given: Any) -> Any:
 
 
 def checkpoint(folder: Path, step: int) -> None:
-    (folder / "checkpoints" / f"step={step:06d}").mkdir(parents=True)
-    (folder / "checkpoints" / "latest").symlink_to(f"step={step:06d}")
+    path = folder / "checkpoints" / checkpoint_name(step)
+    path.mkdir(parents=True)
+    (path / INFO_FILE).write_text(json.dumps({"step": step, "files": {}}))
 
 
 def experiment(folder: Path) -> Path:
