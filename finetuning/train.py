@@ -9,7 +9,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +192,7 @@ class Worker:
             run,
             self.display,
             self.checkpoint,
-            validate=(lambda: self._loss("validation")) if "validation" in self.splits else None,
+            validate=partial(self._evaluated, "validation") if "validation" in self.splits else None,
             before_first_step=self._look_before,
             training_split=self.splits["training"],
             trackers=self.trackers,
@@ -312,8 +314,14 @@ class Worker:
             export_model(self.module.net, target, self.model_path, chat_template, self.origin)
 
     def _loss(self, split: str) -> Evaluation:
+        found = self._evaluated(split, lambda: False)
+        assert found is not None
+        return found
+
+    def _evaluated(self, split: str, leaves: Callable[[], bool]) -> Evaluation | None:
         assert self.module.net is not None
-        return evaluate(self.module.net, self.splits[split], self.run.strategy.packs.without_gradients(), self.progress.beat)
+        packs = self.run.strategy.packs.without_gradients()
+        return evaluate(self.module.net, self.splits[split], packs, self.progress.beat, leaves)
 
     def _answer(self, file_name: str) -> None:
         """Writes generated answers to the first samples of the test split (or validation), as NeMo names the fields."""

@@ -84,7 +84,7 @@ class Command:
     def freeze_workers(self) -> None:
         """SIGSTOP, in force when this returns."""
         self.signal_workers(signal.SIGSTOP)
-        self.wait_until(lambda: all(state(pid) == "T" for pid in self.workers()))
+        self.wait_until(lambda: all(is_frozen(pid) for pid in self.workers()))
 
     def wait_until_pending(self, number: int) -> None:
         """Returns when the signal has reached every worker, which is frozen and cannot act on it (Linux)."""
@@ -180,6 +180,16 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def is_frozen(pid: int) -> bool:
+    """All its threads are stopped: one that is in a call of the system, as a rename, comes to its end first (Linux)."""
+    try:
+        return {thread.read_text().rpartition(")")[2].split()[0] for thread in Path("/proc").glob(f"{pid}/task/*/stat")} == {
+            "T"
+        }
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def is_gone(pid: int) -> bool:

@@ -28,8 +28,19 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: ParallelLlama, split: Split, plan: PackPlan, beat: Callable[[], object] = lambda: None) -> Evaluation:
-    """Evaluates all samples of `split`; every rank must call it and gets the same result. Calls `beat` after each row."""
+def evaluate(
+    model: ParallelLlama,
+    split: Split,
+    plan: PackPlan,
+    beat: Callable[[], object] = lambda: None,
+    leaves: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
+    """Evaluates all samples of `split`; every rank must call it and gets the same result.
+
+    Args:
+        beat: is called after each row.
+        leaves: is asked after each row whether all ranks give it up; it must answer the same on each. Then the result is None.
+    """
     total = torch.zeros((), dtype=torch.float64, device=model.device)
     layout = model.layout
     for start in range(0, len(split), SAMPLES_AT_ONCE):
@@ -38,6 +49,9 @@ def evaluate(model: ParallelLlama, split: Split, plan: PackPlan, beat: Callable[
         for row in batch.micro_batches:
             total += model.loss_sum(row)
             beat()
+            if leaves():
+                model.release()
+                return None
     model.release()
     dist.all_reduce(total)
     answer_tokens = int(split.answer_tokens.sum())

@@ -247,7 +247,7 @@ class StepRecord(pl.Callback):
     run: Run
     display: TrainingDisplay | None  # rank 0 only
     resumed: Checkpoint | None
-    validate: Callable[[], Evaluation] | None
+    validate: Callable[[Callable[[], bool]], Evaluation | None] | None  # None where all ranks leave, as its argument says
     before_first_step: Callable[[], None]
     training_split: Split
     stop: StopSwitch
@@ -271,7 +271,7 @@ class StepRecord(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
             self.before_first_step()
-        self._validate_late(trainer)
+        self._validate_late()
         self.progress.enter(Phase.FIRST_STEP)
         if self.display:
             self.display.start(trainer.global_step)
@@ -299,8 +299,9 @@ class StepRecord(pl.Callback):
             self._prepare_saves(trainer)
         last, stops = step >= self.run.max_steps, result.stop
         found = None
-        if self.validate and (last or (step % self.run.val_check_interval == 0 and not result.stop)):  # else: _validate_late
-            found = self._validated()
+        if self.validate and not stops and self._is_validated(step):  # else: _validate_late
+            found = self._validated(leaves=lambda: not all_agree(not pl_module.stop_requested()))
+            stops = found is None
         val_loss = found.loss if found else None
         row: dict[str, Any] = {
             "step": step,
@@ -323,9 +324,9 @@ class StepRecord(pl.Callback):
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples, found)
         every = self.run.save_every_n_steps
         due = result.save if every is None else every > 0 and step % every == 0
-        if every != 0 and (last or result.stop or due):
+        if every != 0 and (last or stops or due):
             pl_module.catch_up()
-            stops = self._save(trainer, step, val_loss) or result.stop
+            stops = self._save(trainer, step, val_loss) or stops
             if stops:
                 self.saves.finish()
         elif every is None and val_loss is not None and val_loss < self.lowest_loss:
@@ -333,7 +334,7 @@ class StepRecord(pl.Callback):
             trainer.strategy.save_weights(self.folder / "checkpoints", step, val_loss)
         if val_loss is not None:
             self._compare(val_loss)
-        if stops and not last:
+        if stops:
             trainer.should_stop = self.stopped = True
         self.other_s = time.monotonic() - ended_at
         self.step_started_at = time.monotonic()
@@ -346,18 +347,26 @@ class StepRecord(pl.Callback):
             self.display.stop()
 
     @override
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validate_late()  # where no step was left, and so no training began
+
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         assert isinstance(pl_module, FineTuning)
         pl_module.catch_up()
         if self.display:
             self.display.stop()
 
-    def _validate_late(self, trainer: pl.Trainer) -> None:
-        """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved."""
-        resumed = self.resumed
-        if not (resumed and self.validate and resumed.val_loss is None and resumed.step % self.run.val_check_interval == 0):
+    def _is_validated(self, step: int) -> bool:
+        return step % self.run.val_check_interval == 0 or step >= self.run.max_steps
+
+    def _validate_late(self) -> None:
+        """Makes up for the validation of a step that was saved in a hurry, from the weights that were saved; once."""
+        resumed, self.resumed = self.resumed, None
+        if not (resumed and self.validate and resumed.val_loss is None and self._is_validated(resumed.step)):
             return
-        found = self._validated()
+        found = self._validated(leaves=lambda: False)  # there is nothing to save, so a stop ends it as an exception
+        assert found is not None
         self._show(resumed.step, found)
         self._compare(found.loss)
         if self.metrics:
@@ -366,10 +375,10 @@ class StepRecord(pl.Callback):
                 self.trackers.send_again(resumed.step)
             record_val_loss(resumed, found.loss)
 
-    def _validated(self) -> Evaluation:
+    def _validated(self, leaves: Callable[[], bool]) -> Evaluation | None:
         assert self.validate is not None
         with self.progress.during(Phase.VALIDATING):
-            return self.validate()
+            return self.validate(leaves)
 
     def _show(self, step: int, found: Evaluation) -> None:
         if self.display:

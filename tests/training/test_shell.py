@@ -102,7 +102,7 @@ def train(model_folder: Path, folder: Path, fails_in_step: int | None, due: tupl
         run,
         display,
         None,
-        validate=lambda: Evaluation(next(val_losses), 1, 1),
+        validate=lambda leaves: Evaluation(next(val_losses), 1, 1),
         before_first_step=lambda: None,
         training_split=split,
         trackers=None,
