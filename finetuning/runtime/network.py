@@ -7,8 +7,10 @@ the address that Slurm itself uses for a node, and the local end of the way to a
 import fcntl
 import http.client
 import ipaddress
+import queue
 import socket
 import struct
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import MutableMapping
@@ -25,8 +27,18 @@ SIOCGIFADDR = 0x8915  # netdevice(7)
 def no_answer(url: str) -> str | None:
     """Why nothing answers at an address of http or https, where that is so; any answer will do, also a refusal.
 
-    Goes through the proxies of the environment, as clients do. Takes seconds at most, where the system's names resolve.
+    Goes through the proxies of the environment, as clients do. Takes `ANSWER_TIMEOUT_S` at most: also where names do not
+    resolve, and where something answers a byte a second, which no time limit of a socket sees.
     """
+    answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=lambda: answer.put(_no_answer(url)), name="probe", daemon=True).start()
+    try:
+        return answer.get(timeout=ANSWER_TIMEOUT_S)
+    except queue.Empty:
+        return t("no answer in {seconds:.0f} s", seconds=ANSWER_TIMEOUT_S)
+
+
+def _no_answer(url: str) -> str | None:
     try:
         urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S).close()
     except urllib.error.HTTPError as error:
