@@ -7,7 +7,8 @@ weight, or PIECE_BYTES of it, is held at a time. A folder appears when it is com
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ def export_model(
     """Writes the full model to `target`, in the base model's dtype and files; every rank must call it, rank 0 writes.
 
     One weight at a time is held in host memory. An earlier result in `target` is replaced when the new one is complete.
+
+    Raises:
+        NoRoom: on all ranks, at the weight for which the disk had no room; what was written is removed.
     """
     dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(model.config.dtype, torch.float32)
     shapes, held = model.all_shapes(), model.weights()
@@ -46,10 +50,15 @@ def export_model(
 
     def rows_of(name: str) -> Iterator[torch.Tensor]:
         tensor = model.whole(name, held[name].data if name in held else None, shapes[name], torch.float32)
-        if tensor is not None:
-            yield tensor.to(dtype)
+        yield torch.empty(0) if tensor is None else tensor.to(dtype)  # where nothing is written, there is none
 
-    write_weights(temporary, plan, tensors, rows_of, writes=dist.get_rank() == 0)
+    try:
+        with tells_no_room(target.parent):
+            write_weights(temporary, plan, tensors, rows_of, on_writer=on_first_rank)
+    except (OSError, RunError):
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
     def finish() -> None:
         write_description(temporary, plan, base)
@@ -108,15 +117,26 @@ def write_weights(
     tensors: dict[str, Stored],
     rows_of: Callable[[str], Iterator[torch.Tensor]],
     *,
-    writes: bool = True,
+    on_writer: Callable[[Callable[[], None]], None] = lambda write: write(),
 ) -> None:
-    """The weight files of a plan. `rows_of` gives the rows of a weight in order; every rank asks for them, one `writes`."""
+    """The weight files of a plan.
+
+    Args:
+        rows_of: the rows of a weight in order; every rank asks for them.
+        on_writer: calls what writes, on the rank that does; an error of it is one of all ranks, so that none waits for another.
+    """
     for file, names in plan.files.items():
         writer = SafetensorsFile(folder / file, {name: tensors[name] for name in names})
-        with writer if writes else nullcontext():
+        with ExitStack() as opened:
+            on_writer(partial(_open, writer, opened))
             for name in names:
                 for rows in rows_of(name):
-                    writer.write(rows)
+                    on_writer(partial(writer.write, rows))
+            on_writer(opened.close)
+
+
+def _open(writer: SafetensorsFile, opened: ExitStack) -> None:
+    opened.enter_context(writer)
 
 
 def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | None = None) -> None:

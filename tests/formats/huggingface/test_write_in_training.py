@@ -1,11 +1,14 @@
 """Models in and out in Hugging Face format, against transformers itself."""
 
 import json
+import resource
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from torch import Tensor
 
@@ -15,7 +18,9 @@ from finetuning.config.settings import LORA_TARGETS
 from finetuning.config.strategy import LINEAR, LOW_MEMORY, Strategy
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading.records import Sample
+from finetuning.errors import NoRoom
 from finetuning.formats.huggingface import safetensors_writer as safetensors_files
+from finetuning.formats.huggingface import write as writing
 from finetuning.formats.huggingface.write import export_model
 from finetuning.formats.load_sharded import load_base_weights
 from finetuning.model.blocks.frozen_linear import SmallFp8Matrix
@@ -23,6 +28,7 @@ from finetuning.model.blocks.low_memory_block import LowMemoryBlock
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import base_parameters, build_model
 from tests.closeness import assert_near
+from tests.disks import fill
 from tests.models import build, whole_logits, whole_parameters
 from tests.processes import run_processes
 from tests.references import load_reference
@@ -153,3 +159,50 @@ def test_an_earlier_export_is_replaced_as_a_whole(tiny_model: Path, tmp_path: Pa
     assert not (export / "model-00001-of-00002.safetensors").exists()
     assert (export / "model.safetensors").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def export_where_one_rank_has_no_room(model_folder: Path, target: Path, folder_to_fill: Path | None) -> tuple[str, float]:
+    """On rank 0 the disk is full, or files may not become larger, once it has begun; the error, and how long that took."""
+    model = build(model_folder)
+
+    def begin(path: Path, needed: int) -> None:
+        if folder_to_fill is None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (needed // 3, resource.RLIM_INFINITY))
+        else:
+            fill(folder_to_fill)
+            (folder_to_fill / "taken").unlink()
+
+    writing.require_room = begin
+    started = time.monotonic()
+    try:
+        export_model(model, target, model_folder, None)
+    except NoRoom as error:
+        return str(error), time.monotonic() - started
+    finally:
+        if dist.get_rank() == 0:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    return "exported", 0.0
+
+
+def check_no_room(found: list[tuple[str, float]], target: Path, reason: str) -> None:
+    (first, _), (second, _) = found
+    assert first == second
+    assert first.startswith(f"{target.parent}: no room left ({reason}; ")
+    assert all(seconds < 10 for _, seconds in found)
+    assert [path.name for path in target.iterdir()] == ["old"]
+    assert not list(target.parent.glob(".incomplete-*"))
+
+
+def test_a_file_that_may_not_become_larger_ends_an_export_on_all_ranks_at_once(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "old").touch()
+    found = run_processes(2, export_where_one_rank_has_no_room, tiny_model, tmp_path / "export", None)
+    check_no_room(found, tmp_path / "export", "File too large")
+
+
+def test_a_disk_that_becomes_full_in_an_export_ends_it_on_all_ranks_at_once(tiny_model: Path, small_disk: Path) -> None:
+    (small_disk / "export").mkdir()
+    (small_disk / "export" / "old").touch()
+    (small_disk / "taken").write_bytes(bytes(200_000))
+    found = run_processes(2, export_where_one_rank_has_no_room, tiny_model, small_disk / "export", small_disk)
+    check_no_room(found, small_disk / "export", "No space left on device")
