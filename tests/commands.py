@@ -174,14 +174,6 @@ def arguments(pid: int) -> list[str]:
         return []
 
 
-def state(pid: int) -> str:
-    """R running, S sleeping, T stopped, Z ended but not reaped …; empty when it is gone (Linux)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
 def is_frozen(pid: int) -> bool:
     """All its threads are stopped: one that is in a call of the system, as a rename, comes to its end first (Linux)."""
     try:

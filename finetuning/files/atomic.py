@@ -43,6 +43,20 @@ def write_text(file: Path, text: str, *, mode: int = 0o666, durable: bool = True
             raise
 
 
+def copy_file(source: Path, target: Path) -> None:
+    """As `write_text`, with what a file of any size holds."""
+    temporary = target.with_name(f"{INCOMPLETE}{target.name}-{os.getpid()}")
+    with tells_no_room(target.parent):
+        try:
+            shutil.copyfile(source, temporary)
+            sync(temporary)
+            temporary.replace(target)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """An empty folder to write into, which takes the place of `target` when the block ends without an error.

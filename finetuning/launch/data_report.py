@@ -1,7 +1,6 @@
 """What a run folder says about its data: `data/report.html`, `report.json`, `findings.jsonl` and `preview.txt`."""
 
 import json
-import shutil
 from pathlib import Path
 
 from finetuning.data.batches.packing_statistics import packing_facts
@@ -10,11 +9,16 @@ from finetuning.data.reading.scan import CUT_INPUT
 from finetuning.data.report.html import report_page
 from finetuning.data.report.preview import preview_line, preview_text
 from finetuning.data.tokens.tokenized import TokenizedSplit
+from finetuning.files.atomic import copy_file, write_text
 from finetuning.launch.prepare import Prepared
 
 
 def write_data_report(prepared: Prepared, folder: Path) -> None:
-    """Writes the four files; nothing for Megatron data, which has no text."""
+    """Writes the four files; nothing for Megatron data, which has no text.
+
+    Raises:
+        NoRoom: the disk is full; those of an earlier start are untouched, or replaced as a whole.
+    """
     dataset, config = prepared.dataset, prepared.run.config
     training = dataset.splits["training"]
     if not isinstance(training, TokenizedSplit):
@@ -34,9 +38,8 @@ def write_data_report(prepared: Prepared, folder: Path) -> None:
         for name, source in dataset.sources.items()
     ]
     value = dataset.report.as_json() | {"packing": facts.as_json()}
-    (folder / "report.json").write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
-    page = report_page(dataset.report, facts, previews, config.dataset_path)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    shutil.copyfile(dataset.folder / "findings.jsonl", folder / "findings.jsonl")
+    write_text(folder / "report.json", json.dumps(value, ensure_ascii=False, indent=1))
+    write_text(folder / "report.html", report_page(dataset.report, facts, previews, config.dataset_path))
+    copy_file(dataset.folder / "findings.jsonl", folder / "findings.jsonl")
     text = "\n\n".join(preview_text(preview).plain for preview in previews)
-    (folder / "preview.txt").write_text(text + "\n", encoding="utf-8")
+    write_text(folder / "preview.txt", text + "\n")

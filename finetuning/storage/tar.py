@@ -5,12 +5,14 @@ A compressed archive is decompressed once, as one plain tar, into a folder of th
 
 import gzip
 import hashlib
+import os
 import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from finetuning.errors import InputError
+from finetuning.files.atomic import INCOMPLETE, sync
 from finetuning.i18n import t
 from finetuning.storage.file_parts import FilePart, FileParts
 from finetuning.storage.signs import GZIP
@@ -59,7 +61,7 @@ def _decompressed(file: Path, scratch: Path) -> Path:
     if target.is_file():
         return target
     scratch.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".incomplete-{target.name}")
+    temporary = target.with_name(f"{INCOMPLETE}{target.name}-{os.getpid()}")  # of another process: its own
     largest = max(LARGEST_RATIO * size, ALWAYS_ALLOWED)
     try:
         with gzip.open(file) as stream, temporary.open("wb") as out:
@@ -76,7 +78,9 @@ def _decompressed(file: Path, scratch: Path) -> Path:
                         )
                     )
                 out.write(block)
+        sync(temporary)
         temporary.rename(target)
+        sync(scratch)
     except (OSError, EOFError, zlib.error) as error:
         free = shutil.disk_usage(scratch).free
         raise InputError(

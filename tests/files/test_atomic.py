@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.errors import NoRoom
-from finetuning.files.atomic import delete, remove_incomplete, whole_folder, write_text
+from finetuning.files.atomic import copy_file, delete, remove_incomplete, whole_folder, write_text
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +33,18 @@ def test_a_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files
         write_text(file, "x" * 100_000)
     assert file.read_text() == "old"
     assert names(tmp_path) == ["a.json"]
+
+
+def test_a_copy_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: object) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_text("old")
+    copy_file(source, target)
+    source.write_text("x" * 60_000)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    with pytest.raises(NoRoom, match="no room left"):
+        copy_file(source, target)
+    assert target.read_text() == "old"
+    assert names(tmp_path) == ["source", "target"]
 
 
 def test_a_folder_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: object) -> None:

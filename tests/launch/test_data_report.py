@@ -1,4 +1,4 @@
-"""What an experiment's data folder says is what the run does."""
+"""What an experiment's data folder says is what the run does, and is there whole, or as it was before."""
 
 import json
 from collections.abc import Callable
@@ -9,8 +9,10 @@ import pytest
 from examples.make_tiny_model import make_tiny_model
 from finetuning.config.settings import RunConfig
 from finetuning.data.batches.global_batch import GlobalBatches
+from finetuning.errors import NoRoom
 from finetuning.launch.data_report import write_data_report
 from finetuning.launch.prepare import prepare
+from tests.disks import fill
 
 pytestmark = pytest.mark.unit
 
@@ -49,3 +51,17 @@ def test_the_report_states_the_packing_of_the_run(
     assert packing["fill"] == pytest.approx(fill, rel=1e-12)
     assert packing["imbalance"] == pytest.approx(sum(batch.imbalance for batch in batches) / len(batches), rel=1e-12)
     assert f"<b>{fill:.1%}</b>" in (tmp_path / "data" / "report.html").read_text(encoding="utf-8")
+
+
+def test_on_a_full_disk_the_report_of_before_is_untouched(
+    settings: Callable[..., RunConfig], tmp_path: Path, small_disk: Path
+) -> None:
+    prepared = prepare(settings(), None, tmp_path / "experiment", tmp_path / "tokens", with_weights=True)
+    folder = small_disk / "data"
+    write_data_report(prepared, folder)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    assert before.keys() == {"report.json", "report.html", "findings.jsonl", "preview.txt"}
+    fill(small_disk)
+    with pytest.raises(NoRoom, match=f"^{folder}: no room left"):
+        write_data_report(prepared, folder)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

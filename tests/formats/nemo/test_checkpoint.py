@@ -19,11 +19,13 @@ import yaml
 
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
+from finetuning.files import atomic
 from finetuning.formats.huggingface.write import stored_dtypes
 from finetuning.formats.nemo.checkpoint import NEMO_1, NEMO_2, describe_nemo, nemo_fingerprint, nemo_source, open_nemo
 from finetuning.formats.nemo.write import export_nemo, megatron_pieces
 from finetuning.formats.recognize import inspect
 from finetuning.formats.stored_model import open_model
+from finetuning.storage import tar
 from finetuning.storage.file_parts import FilePart
 from finetuning.storage.safe_pickle import read_pickle
 
@@ -202,6 +204,22 @@ def test_an_old_archive_is_read_without_being_unpacked(
     assert all(torch.equal(source.read(name), expected.read(name)) for name in expected.shapes())
     assert [path.suffix for path in scratch.iterdir()] == ([".tar"] if mode == "w:gz" else []) if scratch.exists() else True
     assert open_nemo(checkpoint.readable, scratch).table.sizes == checkpoint.table.sizes
+
+
+def test_a_decompressed_archive_is_on_the_disk_before_it_gets_its_name(
+    old_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And two processes that decompress it at once do not write into one file."""
+    scratch, synced = tmp_path / "scratch", []
+
+    def sync(path: Path) -> None:
+        synced.append((path.name, [file.name for file in scratch.iterdir()]))
+        atomic.sync(path)
+
+    monkeypatch.setattr(tar, "sync", sync)
+    target = open_nemo(archive(tmp_path / "old.nemo", old_files, "w:gz"), scratch).readable
+    temporary = f".incomplete-{target.name}-{os.getpid()}"
+    assert synced == [(temporary, [temporary]), ("scratch", [target.name])]
 
 
 def test_an_archive_with_distributed_weights_is_read(
