@@ -21,6 +21,7 @@ from finetuning.i18n import t
 T = TypeVar("T")
 MAX_BYTES = 64 * 2**20  # of a file that is read whole; the tokenizers of today have 35 MiB at most
 MAX_YAML_VALUES = 1_000_000  # with what its aliases stand for, each of which may be everything before it
+MAX_DIGITS = 200  # of a number: what is longer fits no float, and so breaks whatever computes with it
 YAML_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 EXPECTED = re.compile(r"Expected `(?P<wanted>.+)`, got `(?P<found>.+)`")
@@ -101,7 +102,7 @@ def parse_json(text: str, file: Path) -> Any:
         InputError: it is no JSON, nested too deeply, or has a number that is too long or half a character.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_whole_number)
         if SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()  # two that belong together have become one character
         return value
@@ -109,7 +110,7 @@ def parse_json(text: str, file: Path) -> Any:
         raise InputError(t("{file}: holds half of a character (a lone surrogate)", file=file)) from None
     except RecursionError:
         raise InputError(t("{file}: nested too deeply", file=file)) from None
-    except ValueError as error:  # JSONDecodeError, and a number of more digits than Python converts
+    except ValueError as error:  # JSONDecodeError, and a number of too many digits
         raise InputError(t("{file}: not valid JSON: {error}", file=file, error=error)) from None
 
 
@@ -157,8 +158,20 @@ class _YamlLoader(yaml.SafeLoader):
     @override
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
+        if tag in YAML_NUMBERS and len(value) > MAX_DIGITS:
+            raise yaml.YAMLError(_too_long(value))
         is_text = tag == "tag:yaml.org,2002:timestamp" or (tag in YAML_NUMBERS and ":" in value)
         return "tag:yaml.org,2002:str" if is_text else tag
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(_too_long(text))
+    return int(text)
+
+
+def _too_long(number: str) -> str:
+    return t("a number of {count} digits; {most} are the most", count=len(number), most=MAX_DIGITS)
 
 
 def _count_values(node: yaml.Node | None, known: dict[int, int]) -> int:

@@ -1,6 +1,5 @@
 """What checkpoint.json may hold: anything else is named, and a run goes on from the checkpoint before. Never a traceback."""
 
-import copy
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from finetuning.errors import InputError
 from finetuning.launch.outcome import decide_outcome
 from finetuning.runtime.failures import first_failure
 from finetuning.runtime.status import STATUS_FILE, read_status
+from tests.files.document_mutator import mutated
 
 pytestmark = pytest.mark.unit
 
@@ -104,22 +104,3 @@ def sentence_or_none(read: Callable[[], object], folder: Path) -> bool:
     except InputError as error:
         return str(folder) in str(error)
     return True
-
-
-VALUES = (None, True, 0, -1, 3, 2.5, float("nan"), 10**400, "", "x", "\ud800", [], {}, [[]], {"": None}, "2026-01-01")
-
-
-def mutated(value: Any, generator: random.Random) -> str:
-    """JSON with some values exchanged, left out or put in, or cut anywhere."""
-    found = copy.deepcopy(value)
-    for _ in range(generator.randint(1, 3)):
-        place, key = found, generator.choice(list(found))
-        while isinstance(place[key], dict) and place[key] and generator.random() < 0.6:
-            place = place[key]
-            key = generator.choice(list(place))
-        if generator.random() < 0.2 and len(place) > 1:
-            del place[key]
-        else:
-            place[key] = copy.deepcopy(generator.choice(VALUES))
-    text = json.dumps(found)
-    return text[: generator.randrange(len(text))] if generator.random() < 0.1 else text

@@ -46,7 +46,8 @@ def test_what_fits_is_read_and_what_is_not_named_is_passed_over(tmp_path: Path) 
         (b'{"inner": ', "not valid JSON"),
         (b"\xff\xfe", "not UTF-8 (byte 0)"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"inner": {"rank": ' + b"9" * 5000 + b"}}", "not valid JSON"),
+        (b'{"inner": {"rank": ' + b"9" * 5000 + b"}}", "not valid JSON: a number of 5000 digits; 200 are the most"),
+        (b'{"inner": {"rank": ' + b"9" * 201 + b"}}", "not valid JSON: a number of 201 digits; 200 are the most"),
         (b"x" * 2_000_000, "larger than 1 MiB"),
     ],
 )
@@ -73,6 +74,9 @@ def test_yaml_that_would_grow_without_end_is_refused(tmp_path: Path) -> None:
         read_yaml(file, dict[str, Any])
     file.write_text("inner: !!python/object:os.system {}\n")
     with pytest.raises(InputError, match="not valid YAML"):
+        read_yaml(file, Outer)
+    file.write_text(f"inner: {{rank: {'9' * 300}}}\n")
+    with pytest.raises(InputError, match="not valid YAML: a number of 300 digits; 200 are the most"):
         read_yaml(file, Outer)
     file.write_text("inner: {rank: 2}\n")
     assert read_yaml(file, Outer).inner.rank == 2

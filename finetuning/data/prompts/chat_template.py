@@ -142,7 +142,7 @@ class ChatTemplate:
 
 def _characters(message: dict[str, Any]) -> int:
     """What a message gives a template to write."""
-    if len(message) == 2 and isinstance(message["content"], str):  # a role and a text, as most are
+    if len(message) == 2 and isinstance(message.get("content"), str):  # a role and a text, as most are
         return len(message["content"])
     return len(json.dumps(message, ensure_ascii=False))
 

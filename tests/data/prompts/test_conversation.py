@@ -267,3 +267,15 @@ def test_a_text_is_trained_from_its_first_token_to_the_end_token(model_path: Pat
     end = prompt_format.source.tokens["eos_token"]
     assert text == f"<|begin_of_text|> 一段 <|eot_id|> 文字\n{end}"
     assert prompt_format.differences([sample]) == [None]
+
+
+def test_a_call_may_leave_its_content_out(formats: dict[str, tuple[PromptFormat, Any]]) -> None:
+    """As OpenAI's own libraries write it."""
+    without = {name: value for name, value in CALL.items() if name != "content"}
+    for prompt_format, _ in formats.values():
+        samples = [
+            parse_record({"messages": [QUESTION, message, RESULT, ANSWER], "tools": TOOLS}, 1)[0] for message in (CALL, without)
+        ]
+        assert None not in samples
+        first, second = prompt_format.encode_each([sample for sample in samples if sample is not None])
+        assert repr(first) == repr(second)

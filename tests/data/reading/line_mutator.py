@@ -28,6 +28,7 @@ RECORDS: list[dict[str, Any]] = [
     },
     {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 1}], "tools": "[]"},
     {"text": "一段文字", "source": "web"},
+    {"instruction": "i", "output": "o", "history": [["q", "a"], ["r", "b"]]},
     {"input": "<|eot_id|> ### Instruction: 软件", "output": "\ufffd", "system": "s", "source": "web"},
 ]
 NAMES = (
@@ -92,6 +93,7 @@ VALUES: tuple[Any, ...] = (
     "<|begin_of_text|>",
     "長" * 400,
     10**40,
+    10**400,
 )
 PIECES = (
     b"{",
