@@ -1,10 +1,16 @@
-"""The CUDA GPUs of this machine, as torch sees them; where there is no driver, torch is not even imported."""
+"""The CUDA GPUs of this machine, as torch will see them.
+
+The driver is asked: to import torch takes seconds, which a launch can do without.
+"""
 
 import ctypes
+import importlib.util
+import runpy
 from dataclasses import dataclass
 from pathlib import Path
 
 AMD_DEVICE = Path("/dev/kfd")  # torch for AMD calls its GPUs CUDA as well
+CUDA_DRIVER = "libcuda.so.1"  # what torch itself looks for
 
 
 @dataclass(frozen=True)
@@ -17,9 +23,12 @@ class GpuMemory:
 
 def count_gpus() -> int:
     """GPUs that processes on this machine can use."""
-    if not _has_driver():
+    if (driver := _cuda_driver()) is not None:
+        count = ctypes.c_int()
+        return count.value if driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
+    if not AMD_DEVICE.exists():
         return 0
-    import torch  # takes seconds, which a login node can do without
+    import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
@@ -28,14 +37,36 @@ def find_gpu_memory() -> GpuMemory | None:
     """Of the first GPU of this machine; None without any."""
     if count_gpus() == 0:
         return None
+    if (driver := _cuda_driver()) is not None:
+        device, size = ctypes.c_int(), ctypes.c_size_t()
+        if driver.cuDeviceGet(ctypes.byref(device), 0) == 0 == driver.cuDeviceTotalMem_v2(ctypes.byref(size), device):
+            return GpuMemory(size.value / 2**30)
+        return None
     import torch
 
     return GpuMemory(torch.cuda.get_device_properties(0).total_memory / 2**30)
 
 
-def _has_driver() -> bool:
+def _cuda_driver() -> ctypes.CDLL | None:
+    """NVIDIA's driver, where it is there, works, and is new enough for the CUDA that torch was built with."""
+    built_with = _cuda_of_torch()
+    if built_with is None:
+        return None
     try:
-        ctypes.CDLL("libcuda.so.1")  # what torch itself looks for
+        driver = ctypes.CDLL(CUDA_DRIVER)
     except OSError:
-        return AMD_DEVICE.exists()
-    return True
+        return None
+    version = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    # Within a major version any driver will do; the number is 1000 for each, e.g. 13020.
+    return driver if version.value // 1000 >= int(built_with.partition(".")[0]) else None
+
+
+def _cuda_of_torch() -> str | None:
+    """E.g. "13.0"; None: this torch knows no CUDA."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    found = runpy.run_path(str(Path(spec.origin).with_name("version.py"))).get("cuda")
+    return str(found) if found else None

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.launch.gpus import count_gpus
+from finetuning.launch.gpus import AMD_DEVICE
 
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent.parent
-HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "huggingface_hub", "pyarrow", "peft"}
+HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "huggingface_hub", "pyarrow", "peft", "scipy", "matplotlib"}
 LOADED = "import json, sys; print('\\n' + json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[1])))))"
 
 
@@ -32,7 +32,7 @@ assert main(["preview", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)
     assert heavy_modules_after(code, tmp_path) == []
 
 
-@pytest.mark.skipif(count_gpus() > 0, reason="where there are GPUs, torch is asked about them")
+@pytest.mark.skipif(AMD_DEVICE.exists(), reason="torch is asked about AMD's GPUs")
 def test_a_run_is_prepared_without_torch_or_transformers(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
@@ -49,5 +49,6 @@ show_start(Console(), prepared)
         assert heavy_modules_after(code, tmp_path) == [], start
 
 
-def test_a_worker_starts_without_transformers(tmp_path: Path) -> None:
+def test_a_worker_starts_without_what_it_does_not_use_which_can_be_imported_later(tmp_path: Path) -> None:
     assert heavy_modules_after("import finetuning.train", tmp_path) == ["lightning", "torch"]
+    assert "scipy" in heavy_modules_after("import finetuning.train, scipy", tmp_path)
