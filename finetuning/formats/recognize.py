@@ -34,7 +34,7 @@ def recognize(path: Path, base: Path | None = None) -> FoundModel:
     Args:
         path: a model folder, adapter, checkpoint, experiment, archive or GGUF file.
         base: the model that an adapter or checkpoint was trained from (None: the one that it names, if it is here); or a
-            folder with config.json and tokenizer, for what lacks them.
+            model with config.json and tokenizer, for what lacks them, a model folder without a tokenizer too.
 
     Raises:
         InputError: there is nothing, or nothing that is known, with what was found; or `base` would have no effect.
@@ -44,7 +44,7 @@ def recognize(path: Path, base: Path | None = None) -> FoundModel:
         return recognize(inner, base)
     if kind is None:
         raise InputError(_unknown(path))
-    if base is not None and kind is huggingface:
+    if base is not None and kind is huggingface and (path / "tokenizer.json").is_file():
         raise InputError(t("--base {base}: {path} is a whole model and has none", base=base, path=path))
     if base is None and (named := kind.named_base(path)) is not None and Path(named).is_dir():
         base = Path(named)

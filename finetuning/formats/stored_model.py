@@ -12,6 +12,7 @@ from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_form
 from finetuning.data.prompts.prompt_record import open_prompt_format
 from finetuning.errors import InputError
 from finetuning.formats.found_model import FoundModel
+from finetuning.formats.huggingface import door as huggingface
 from finetuning.formats.own import door as own
 from finetuning.formats.peft.adapter import Adapter, MergedSource
 from finetuning.formats.provenance import make_origin
@@ -56,8 +57,10 @@ class StoredModel:
 
     @property
     def tokenizer_folder(self) -> Path:
-        has_own = not self.is_checkpoint and (self.path / "tokenizer.json").is_file()
-        return self.path if has_own else self.base_folder
+        if not self.is_checkpoint and (self.path / "tokenizer.json").is_file():
+            return self.path
+        lent = self.found.base if self.found.kind is huggingface else None
+        return self.base_folder if lent is None else lent.kind.describe(lent)
 
     def prompt_format(self, prompt_template: str | None = None, system_prompt: str | None = None) -> PromptFormat:
         """How the model was prompted in training; where that is not known, as asked for, or by its chat template.

@@ -102,7 +102,12 @@ def test_a_base_that_is_not_here_is_asked_for_when_it_is_needed(tmp_path: Path) 
 
 def test_a_whole_model_takes_no_base(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--base .*: .* is a whole model and has none"):
-        recognize(model_folder(tmp_path / "a"), tmp_path)
+        recognize(with_tokenizer(model_folder(tmp_path / "a")), tmp_path)
+
+
+def with_tokenizer(folder: Path) -> Path:
+    write(folder / "tokenizer.json")
+    return folder
 
 
 def test_of_an_experiment_the_newest_checkpoint_is_taken_else_its_export(tmp_path: Path) -> None:

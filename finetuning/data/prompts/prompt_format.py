@@ -54,6 +54,7 @@ from finetuning.data.prompts.tokenizer import (
     read_tokenizer_settings,
     special_pattern,
     token_starts,
+    unreadable,
 )
 from finetuning.data.reading.findings import Problem, describe, excerpt
 from finetuning.data.reading.records import Sample
@@ -375,7 +376,7 @@ def _digest_of(file: Path) -> str:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise InputError(t("{file}: cannot read the tokenizer: {error}", file=file, error=error.strerror)) from None
+        raise unreadable(file, error) from None
 
 
 def _with_ends(source: FormatSource, ends: tuple[str, ...]) -> FormatSource:

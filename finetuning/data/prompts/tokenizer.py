@@ -103,12 +103,26 @@ def open_tokenizer(file: Path) -> Tokenizer:
         with _as_faults():
             tokenizer = Tokenizer.from_str(text)
     except FileNotFoundError as error:
-        raise InputError(t("{file}: cannot read the tokenizer: {error}", file=file, error=error.strerror)) from None
+        raise unreadable(file, error) from None
     except TokenizerFault as error:
         raise InputError(t("{file}: cannot read the tokenizer: {error}", file=file, error=error)) from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def unreadable(file: Path, error: OSError) -> InputError:
+    if not isinstance(error, FileNotFoundError):
+        return InputError(t("{file}: cannot read the tokenizer: {error}", file=file, error=error.strerror))
+    return InputError(
+        t(
+            "{file}: cannot read the tokenizer: {error}; `finetune export {folder} OUT --base MODEL` writes the folder with "
+            "that of another model",
+            file=file,
+            error=error.strerror,
+            folder=file.parent,
+        )
+    )
 
 
 class TokenizerFault(Exception):

@@ -13,23 +13,29 @@ import msgspec
 from finetuning.data.prompts.tokenizer import MAX_TOKENIZER_BYTES, TOKENIZER_FILE, read_end_token_ids, read_tokenizer_settings
 from finetuning.errors import InputError
 from finetuning.files.documents import read_json
-from finetuning.formats.gguf.tokenizer import LLAMA_3_SPLIT
+from finetuning.formats.gguf.split_rules import LLAMA_3, SPLIT_RULES
 from finetuning.i18n import t
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
+
+
+def _splits(expressions: tuple[str, ...]) -> list[dict[str, Any]]:
+    splits = [
+        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
+        for expression in expressions
+    ]
+    return [*splits, BYTE_LEVEL | {"use_regex": False}]
+
+
 # Name of a rule -> the pre-tokenizers that it stands for, and whether a word that is a token is never split.
+# As models come, and as GGUF files are rebuilt (finetuning.formats.gguf.tokenizer).
 RULES: dict[str, tuple[list[dict[str, Any]], bool]] = {
-    "llama-bpe": (
-        [
-            {"type": "Split", "pattern": {"Regex": LLAMA_3_SPLIT}, "behavior": "Isolated", "invert": False},
-            BYTE_LEVEL | {"use_regex": False},
-        ],
-        True,
-    ),
+    "llama-bpe": (_splits((LLAMA_3,)), True),
     "smollm": ([{"type": "Digits", "individual_digits": True}, BYTE_LEVEL | {"use_regex": True}], False),
     "gpt-2": ([BYTE_LEVEL | {"use_regex": True}], False),
 }
+REBUILT = {name: (_splits(rule.expressions), rule.whole_words) for name, rule in SPLIT_RULES.items()}
 # At which llama.cpp ends an answer whatever a file says (llama-vocab.cpp, of those that Llamas have).
 KNOWN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
 
@@ -146,7 +152,8 @@ def _rule(found: _Tokenizer) -> str | None:
         return None
     # Offsets of tokens in a text are nothing that tokens depend on.
     plain = [{name: value for name, value in part.items() if name != "trim_offsets"} for part in parts]
-    return next((name for name, rule in RULES.items() if rule == (plain, found.model.ignore_merges)), None)
+    rules = [*RULES.items(), *REBUILT.items()]
+    return next((name for name, rule in rules if rule == (plain, found.model.ignore_merges)), None)
 
 
 def _problems(found: _Tokenizer, table_size: int, file: Path) -> list[str]:

@@ -252,7 +252,7 @@ class GgufModel:
         """A folder in Hugging Face format without weights: configuration, tokenizer and chat template.
 
         Raises:
-            InputError: the tokenizer is not Llama 3's.
+            InputError: its tokenizer cannot be rebuilt.
         """
         target = scratch / f"{self.path.stem}-{self.fingerprint()}"
         write_tokenizer(self.path, self.header.settings, self.config, target)

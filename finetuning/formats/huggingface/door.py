@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetuning.config.llama import read_llama_config
+from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.errors import InputError
 from finetuning.formats.found_model import FoundModel
 from finetuning.formats.huggingface import files
 from finetuning.formats.huggingface.companions import CONFIG_FILE
 from finetuning.formats.inspection import Inspection, stored_weights, tokenizer_file
+from finetuning.i18n import t
 
 if TYPE_CHECKING:
     from finetuning.formats.weight_source import HuggingFaceSource
@@ -29,10 +30,13 @@ def open(found: FoundModel) -> "HuggingFaceSource":
 
     source = HuggingFaceSource(found.path)
     source.shapes()
+    if found.base is not None:
+        _check_lender(found.path, source.config, found.base)
     return source
 
 
 def describe(found: FoundModel) -> Path:
+    """The folder itself, also where it has no tokenizer: a base then lends its own (StoredModel.tokenizer_folder)."""
     return found.path
 
 
@@ -52,3 +56,18 @@ def inspect(found: FoundModel) -> Inspection:
     return Inspection(
         str(found.path), "Hugging Face", model, weights, tokenizer=tokenizer_file(found.path), problems=tuple(problems)
     )
+
+
+def _check_lender(path: Path, config: LlamaConfig, lender: FoundModel) -> None:
+    """Whether a tokenizer can be another one's, of which the table of embeddings tells most."""
+    rows = read_llama_config(lender.kind.describe(lender)).vocab_size
+    if rows != config.vocab_size:
+        raise InputError(
+            t(
+                "--base {base}: its tokenizer is for {theirs:,} token{theirs:s}, and {path} has {ours:,}",
+                base=lender.path,
+                theirs=rows,
+                path=path,
+                ours=config.vocab_size,
+            )
+        )

@@ -176,12 +176,36 @@ def test_the_commands_take_a_file(tiny_model: Path, tmp_path: Path, capsys: pyte
 
 
 def test_another_tokenizer_is_taken_from_the_base(tiny_model: Path, tiny_tied_model: Path, tmp_path: Path) -> None:
-    file = write_gguf(tiny_model, tmp_path / "x.gguf", settings={"tokenizer.ggml.pre": "tekken"})
-    with pytest.raises(InputError, match=r"its tokenizer \(gpt2, tekken\) is not Llama 3's.*as --base"):
+    file = write_gguf(tiny_model, tmp_path / "x.gguf", settings={"tokenizer.ggml.pre": "falcon"})
+    with pytest.raises(InputError, match=r"its tokenizer \(gpt2, falcon\) is none of those.*as --base"):
         open_model(file)
     assert open_model(file, tiny_model).tokenizer_folder == tiny_model
     with pytest.raises(InputError, match="tie_word_embeddings is False in the checkpoint and True in config"):
         open_model(file, tiny_tied_model)
+
+
+def test_a_folder_without_a_tokenizer_is_completed_by_a_base(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(tiny_model, bare, ignore=lambda folder, names: {name for name in names if "token" in name})
+    with pytest.raises(
+        InputError, match=r"tokenizer\.json: cannot read the tokenizer: .*finetune export .*bare OUT --base MODEL"
+    ):
+        open_model(bare).prompt_format()
+    file = write_gguf(tiny_model, tmp_path / "x.gguf")
+    for base in (tiny_model, file):
+        target = tmp_path / f"from-{base.name}"
+        assert export.main([str(bare), str(target), "--base", str(base)]) == EXIT_FINISHED
+        assert open_model(target).prompt_format().fingerprint == open_model(tiny_model).prompt_format().fingerprint
+        assert (target / "model.safetensors").read_bytes() == (tiny_model / "model.safetensors").read_bytes()
+    config = json.loads((bare / "config.json").read_text())
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    (other / "config.json").write_text(json.dumps(config | {"vocab_size": 700}))
+    with pytest.raises(InputError, match=r"--base .*other: its tokenizer is for 700 tokens, and .*bare has [\d,]+"):
+        open_model(bare, other)
+    capsys.readouterr()
 
 
 def other_rope(writer: gguf.GGUFWriter, tensors: dict[str, torch.Tensor]) -> None:
