@@ -11,7 +11,7 @@ from torch.futures import Future
 from typing_extensions import override
 
 from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
-from finetuning.parallel.parallelize import ParallelLlama, base_tensors
+from finetuning.parallel.parallelize import ParallelLlama, base_groups
 
 # Of the rows on their way from the file into a weight. Larger blocks are fresh memory each time, which the kernel has to
 # clear first: 256 MiB at a time was several times slower (benchmarks/nemo_import.py).
@@ -20,7 +20,8 @@ BYTES_AT_ONCE = 2**24
 
 def load_source(source: WeightSource, model: ParallelLlama) -> None:
     """Fills all weights but the adapters; every rank must call it and reads its own rows."""
-    dcp.load(base_tensors(model), storage_reader=_SourceReader(source))
+    for tensors in base_groups(model):
+        dcp.load(tensors, storage_reader=_SourceReader(source))
     model.base_loaded()
 
 

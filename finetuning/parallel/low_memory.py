@@ -1,5 +1,7 @@
 """Gives a decoder with LoRA the form that needs the least memory on one GPU: where its weights lie, and which blocks it has."""
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import nn
 
@@ -11,8 +13,8 @@ from finetuning.model.llama import Block, Llama
 def build_low_memory(model: Llama, device: torch.device, *, fp8: bool) -> None:
     """Makes room for the weights of a model that was built without memory, and puts other blocks in the place of its own.
 
-    The embedding stays on the host, unless it is the head as well. With fp8, so do frozen matrices until all are loaded: the
-    GPU never holds more than it will (see `load_done`).
+    The embedding stays on the host, unless it is the head as well. With fp8, so do a block's frozen matrices until they are
+    loaded: the GPU never holds more than it will (see `loaded_one_by_one`), and the host not more than two blocks.
     """
     decoder = model.model
     table = decoder.embed_tokens.weight
@@ -29,11 +31,11 @@ def build_low_memory(model: Llama, device: torch.device, *, fp8: bool) -> None:
         decoder.layers[name] = LowMemoryBlock(block, store, index, fp8=fp8)
 
 
-def load_done(model: Llama) -> None:
-    """To be called after the frozen weights were loaded: with fp8, they move to the GPU block by block."""
-    for block in model.model.layers.values():
+def loaded_one_by_one(model: Llama) -> Iterator[tuple[str, Callable[[], object]]]:
+    """How the names of a block's weights begin, and what to call when they are loaded: with fp8, they then move to the GPU."""
+    for name, block in model.model.layers.items():
         if isinstance(block, LowMemoryBlock):
-            block.weights()
+            yield f"model.layers.{name}.", block.weights
 
 
 def _make_room(block: Block, device: torch.device, device_of_frozen_matrices: torch.device) -> None:

@@ -23,7 +23,7 @@ from finetuning.parallel.activation_checkpointing import RecomputedBlock
 from finetuning.parallel.collectives import TokenExchange, all_reduce
 from finetuning.parallel.context import apply_context_parallel, cut_row, local_places
 from finetuning.parallel.fsdp import FsdpOpaque, prepare_backward, release, shard_parameters, unwrap_documents
-from finetuning.parallel.low_memory import build_low_memory, load_done
+from finetuning.parallel.low_memory import build_low_memory, loaded_one_by_one
 from finetuning.parallel.mesh import AXES, Layout
 from finetuning.parallel.pipeline import Pipeline, build_stage
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
@@ -308,9 +308,6 @@ class ParallelLlama(nn.Module):
     def base_loaded(self) -> None:
         """To be called after the weights that are not adapters were filled."""
         self.refresh_copies()
-        for part in self.parts:
-            assert isinstance(part, Llama)
-            load_done(part)
 
     def _local(self, row: MicroBatch) -> MicroBatch:
         if self.layout.degrees.cp > 1:
@@ -349,9 +346,21 @@ def base_parameters(model: ParallelLlama) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.weights().items() if not is_adapter(name)}
 
 
-def base_tensors(model: ParallelLlama) -> dict[str, Tensor]:
-    """`ParallelLlama.view` of all weights that are not adapters, to be filled; those that lie on the host as they are."""
-    return {
-        name: model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
-        for name, weight in base_parameters(model).items()
-    }
+def base_groups(model: ParallelLlama) -> Iterator[dict[str, Tensor]]:
+    """`ParallelLlama.view` of all weights that are not adapters, to be filled; those that lie on the host as they are.
+
+    In groups that are asked for one after the other: what of a block is only on its way through the host leaves it before the
+    one after the next is filled. Every process gets groups of the same names, where a stage holds them.
+    """
+    weights = base_parameters(model)
+    for part in model.parts:
+        assert isinstance(part, Llama)
+        for prefix, done in loaded_one_by_one(part):
+            of_block = {name: weights.pop(name) for name in list(weights) if name.startswith(prefix)}
+            yield {name: _to_be_filled(model, name, weight) for name, weight in of_block.items()}
+            done()
+    yield {name: _to_be_filled(model, name, weight) for name, weight in weights.items()}
+
+
+def _to_be_filled(model: ParallelLlama, name: str, weight: nn.Parameter) -> Tensor:
+    return model.view(name, weight.data) if weight.device.type == model.device.type else weight.data
