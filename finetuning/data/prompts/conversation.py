@@ -11,6 +11,7 @@ Example, ChatML, one call: `<|im_start|>user\\nq<|im_end|>\\n<|im_start|>assista
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,8 +20,10 @@ from finetuning.data.prompts.chat_template import ChatTemplate, TemplateFault
 from finetuning.data.prompts.template_parts import Difference, cut_at_end, from_difference, shown
 from finetuning.data.prompts.tokenizer import Segments
 
-# Around the number of a text that looks like a special token: it is put in again as plain text when all is written.
-HIDDEN = re.compile("\ue002(\\d+)\ue003")
+# Around the number of a text that looks like a special token, or is one of these marks: it is put in again as plain text when
+# all is written.
+OPEN, CLOSE = "\ue002", "\ue003"
+HIDDEN = re.compile(f"{OPEN}(\\d+){CLOSE}")
 SYSTEM_ROLES = ("system", "developer")
 DEVELOPER = "developer"
 
@@ -43,11 +46,12 @@ def write_conversation(
 
     def hide(found: re.Match[str]) -> str:
         hidden.append(found[0])
-        return f"\ue002{len(hidden) - 1}\ue003"
+        return f"{OPEN}{len(hidden) - 1}{CLOSE}"
 
     messages, tools = _for_template(conversation.messages, template, system_prompt), conversation.tools
-    if special.search(json.dumps([messages, tools], ensure_ascii=False)):
-        messages, tools = _each_text(messages, special, hide), _each_text(tools, special, hide)
+    pattern = _hidden_pattern(special.pattern)
+    if pattern.search(json.dumps([messages, tools], ensure_ascii=False)):
+        messages, tools = _each_text(messages, pattern, hide), _each_text(tools, pattern, hide)
     try:
         written = _written(template, messages, tools, conversation.trained, tuple(ends))
     except TemplateFault as error:
@@ -133,6 +137,11 @@ def _is_in(text: str, written: str) -> bool:
     return text in written or json.dumps(text, ensure_ascii=False)[1:-1] in written
 
 
+@lru_cache(maxsize=4)
+def _hidden_pattern(special: str) -> re.Pattern[str]:
+    return re.compile(f"{special}|[{OPEN}{CLOSE}]")
+
+
 def _segments(text: str, hidden: list[str]) -> Segments:
     parts = HIDDEN.split(text)  # text, number, text, number, … text
     return [(hidden[int(part)], False) if place % 2 else (part, True) for place, part in enumerate(parts) if place % 2 or part]
@@ -144,5 +153,5 @@ def _each_text(value: Any, pattern: re.Pattern[str], change: Callable[[re.Match[
     if isinstance(value, list):
         return [_each_text(entry, pattern, change) for entry in value]
     if isinstance(value, dict):
-        return {name: _each_text(entry, pattern, change) for name, entry in value.items()}
+        return {pattern.sub(change, name): _each_text(entry, pattern, change) for name, entry in value.items()}
     return value

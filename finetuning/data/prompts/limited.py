@@ -4,6 +4,7 @@
 those that read large data, open the tokenizer too (`tokenizer_here`).
 """
 
+import json
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
@@ -176,7 +177,7 @@ def differences_limited(
 
 def write_limited(source: FormatSource, conversations: list[Conversation]) -> list[Pieces | Difference]:
     """`write_here`, in the process with limits."""
-    characters = sum(len(msgspec.json.encode(conversation)) for conversation in conversations)
+    characters = sum(len(json.dumps(msgspec.to_builtins(conversation))) for conversation in conversations)
     found = _ask(source, "write", _time_for(characters), msgspec.to_builtins(conversations), is_template=True)
     return [Difference(*one["differs"]) if "differs" in one else msgspec.convert(one["pieces"], Pieces) for one in found]
 

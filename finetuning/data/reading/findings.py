@@ -243,6 +243,8 @@ def describe(code: str, values: Values) -> str:
             return t("field '{name}' of a call must be an object, or the JSON text of one, but is {value}", **values)
         case "wrong_type" if values.get("wanted") == "tools":
             return t("field '{name}' must be a list of functions, each with its 'name', but has {value}", **values)
+        case "wrong_type" if values.get("wanted") == "depth":
+            return t("field '{name}' is nested more than {limit} levels deep: {value}", **values)
         case "wrong_type" if values.get("wanted") == "history":
             return t("field '{name}' must be a list of pairs of question and answer, but is {value}", **values)
         case "wrong_type":

@@ -17,6 +17,7 @@ from finetuning.i18n import t
 ROLES = ("system", "developer", "user", "assistant", "tool")
 OLDER_ROLES = {"function": "tool"}
 ROLES_SHOWN = 6
+MAX_DEPTH = 64  # of tools, arguments and results: whatever reads them later calls itself at each level
 NAMES = ("name", "tool_call_id")  # texts that a template may write beside the content
 
 
@@ -108,8 +109,10 @@ def _content(found: dict[str, Any], *, is_result: bool) -> Any:
         names = ", ".join(map(repr, map(excerpt, found)))
         return Problem("missing_field", {"name": "content", "found": names}, short_json(found))
     content = found["content"]
-    if isinstance(content, str) or (is_result and isinstance(content, dict)):
+    if isinstance(content, str):
         return content
+    if is_result and isinstance(content, dict):
+        return _too_deep("content", content) or content
     if not isinstance(content, list) or not content:
         return Problem("wrong_type", {"name": "content", "value": short_json(content)})
     texts = []
@@ -145,6 +148,8 @@ def _call(call: Any) -> dict[str, Any] | Problem:
     if not isinstance(arguments, dict):
         values = {"name": "arguments", "value": short_json(function["arguments"]), "wanted": "arguments"}
         return Problem("wrong_type", values)
+    if problem := _too_deep("arguments", arguments):
+        return problem
     number = call.get("id")
     if number is not None and not isinstance(number, str):
         return Problem("wrong_type", {"name": "id", "value": short_json(number)})
@@ -162,6 +167,8 @@ def _tools(value: dict[str, Any]) -> tuple[dict[str, Any], ...] | Problem:
         tools = _parsed(tools) if tools.strip() else []
     if not isinstance(tools, list) or not all(isinstance(tool, dict) and tool for tool in tools):
         return Problem("wrong_type", {"name": name, "value": short_json(value[name]), "wanted": "tools"})
+    if problem := _too_deep(name, tools):
+        return problem
     wrapped = tuple(
         tool if "function" in tool or "name" not in tool else {"type": "function", "function": tool} for tool in tools
     )
@@ -170,6 +177,16 @@ def _tools(value: dict[str, Any]) -> tuple[dict[str, Any], ...] | Problem:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             return Problem("wrong_type", {"name": name, "value": short_json(tool), "wanted": "tools"})
     return wrapped
+
+
+def _too_deep(name: str, value: Any) -> Problem | None:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        inner = (entry for entry in level if isinstance(entry, (dict, list)))
+        level = [part for entry in inner for part in (entry.values() if isinstance(entry, dict) else entry)]
+        if not level:
+            return None
+    return Problem("wrong_type", {"name": name, "value": short_json(value), "wanted": "depth", "limit": MAX_DEPTH})
 
 
 def _parsed(text: str) -> Any:

@@ -196,7 +196,7 @@ def test_special_tokens_inside_any_text_of_a_conversation_are_plain_text(formats
     record = {
         "messages": [
             {"role": "user", "content": evil},
-            calling(call(city=evil)),
+            calling(call(**{evil: evil})),
             {"role": "tool", "tool_call_id": "c1", "content": evil},
             {"role": "assistant", "content": evil},
         ],
@@ -209,7 +209,19 @@ def test_special_tokens_inside_any_text_of_a_conversation_are_plain_text(formats
     assert int(ends.sum()) == 5, "those of the template: system, question, call, result, answer"
     assert int((ends & trained).sum()) == 2
     assert prompt_format.decode(tokens.tolist(), skip_special_tokens=False) == prompt_format.whole_text(sample)
-    assert prompt_format.whole_text(sample).count(evil) == 4
+    assert prompt_format.whole_text(sample).count(evil) == 5
+
+
+def test_texts_with_the_marks_that_stand_for_others_stay_as_they_are(formats: dict[str, tuple[PromptFormat, Any]]) -> None:
+    text = "\ue0020\ue003 <|eot_id|> \ue0029\ue003"
+    record = {"messages": [{"role": "user", "content": text}, QUESTION, {"role": "assistant", "content": text}]}
+    for prompt_format, _ in formats.values():
+        assert prompt_format.whole_text(sample_of(record)).count(text) == 2
+
+
+def test_numbers_of_any_size_reach_the_template(formats: dict[str, tuple[PromptFormat, Any]]) -> None:
+    sample = sample_of({"messages": [QUESTION, calling(call(size=10**40))], "tools": TOOLS})
+    assert '{"size": 1' + "0" * 40 + "}" in formats["Llama 3.1"][0].whole_text(sample)
 
 
 def test_weights_and_train_on_choose_the_answers(formats: dict[str, tuple[PromptFormat, Any]], model_path: Path) -> None:

@@ -22,6 +22,13 @@ CONVERSATION = (
 WHOLE = Sample(1, "2+2?", "4", messages=CONVERSATION, tools=({"type": "function", "function": TOOL},))
 
 
+def nested(depth: int) -> dict[str, Any]:
+    value: dict[str, Any] = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
 def messages(*turns: dict[str, Any], **fields: object) -> dict[str, Any]:
     return {"messages": list(turns), **fields}
 
@@ -139,6 +146,12 @@ def test_a_conversation_that_is_to_be_answered_ends_with_its_prompt() -> None:
             "field 'arguments' of a call must be an object, or the JSON text of one, but is \"{2\"",
         ),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "f()"}]}, "must hold calls"),
+        (
+            messages(QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": nested(99)}}]}),
+            "field 'arguments' is nested more than 64 levels deep: {\"a\":",
+        ),
+        (messages(QUESTION, ANSWER, tools=[{**TOOL, "parameters": nested(99)}]), "field 'tools' is nested more than 64 levels"),
+        (messages(QUESTION, {"role": "tool", "content": nested(99)}, ANSWER), "field 'content' is nested more than 64 levels"),
         (
             messages(QUESTION, ANSWER, tools="f"),
             "field 'tools' must be a list of functions, each with its 'name', but has \"f\"",
