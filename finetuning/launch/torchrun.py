@@ -18,8 +18,6 @@ from finetuning.runtime.process_lifetime import LAUNCHER_PID, end_with_parent
 
 # Workers need no token: the model is on this machine by then.
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "HF_API_TOKEN")
-# Memory for copies of a state is mapped by several threads before it is pinned, which holds a lock that steps need as well.
-PINNED_MEMORY = "pinned_use_cuda_host_register:True,pinned_num_register_threads:8"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -103,8 +101,6 @@ def worker_environment(num_processes: int) -> dict[str, str]:
     if (cache := kernel_cache()) is not None:
         environment.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
         environment.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(cache))
-    if not environment.keys() & {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"}:
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = PINNED_MEMORY
     return environment
 
 

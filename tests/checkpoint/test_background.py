@@ -20,9 +20,9 @@ from tests.processes import run_processes
 pytestmark = pytest.mark.dist
 
 
-def state_of(value: float, numel: int = 1000) -> dict[str, Tensor]:
+def state_of(value: float) -> dict[str, Tensor]:
     """Something that all ranks hold alike, and something of each rank's own."""
-    return {"model.same": torch.full((numel,), value), f"random.rank{dist.get_rank()}": torch.full((numel,), value)}
+    return {"model.same": torch.full((1000,), value), f"random.rank{dist.get_rank()}": torch.full((1000,), value)}
 
 
 class Saving:
@@ -102,7 +102,7 @@ def fill_the_disk_meanwhile(folder: Path) -> dict[str, object]:
     if dist.get_rank() == 0:
         filler = fill(folder)
     dist.barrier()
-    saving.save(2, state_of(2.0, 2**20))
+    saving.save(2, state_of(2.0))
     while not saving.saves.has_failed:
         pass
     try:
