@@ -57,6 +57,17 @@ def summed_loss(model: torch.nn.Module, split: TokenizedSplit, sample: int) -> T
     return F.cross_entropy(logits[answer], tokens[1:][answer], reduction="sum")
 
 
+def summed_loss_of_text(model: torch.nn.Module, folder: Path, question: str, answer: str) -> tuple[float, int]:
+    """Sum of the cross-entropies of an answer's tokens, and how many they are; also the tokens are transformers' own."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    prompt = tokenizer.apply_chat_template(messages[:1], add_generation_prompt=True, return_dict=False)
+    tokens = torch.tensor(tokenizer.apply_chat_template(messages, return_dict=False))
+    assert tokens[: len(prompt)].tolist() == prompt
+    logits = model(input_ids=tokens[None, :-1]).logits[0, len(prompt) - 1 :].double()
+    return F.cross_entropy(logits, tokens[len(prompt) :], reduction="sum").item(), len(tokens) - len(prompt)
+
+
 def mean_loss_backward(model: torch.nn.Module, split: TokenizedSplit, samples: np.ndarray) -> float:
     """Adds the gradients of the mean over the answer tokens of all samples; returns the mean."""
     answer_tokens = sum(int(split.sample(sample)[1].sum()) for sample in samples)

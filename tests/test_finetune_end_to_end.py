@@ -17,13 +17,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from finetuning.checkpoint.files import find_checkpoints
 from finetuning.config.run import read_run
+from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.runtime.status import read_status
 from finetuning.training.metrics import COLUMNS, read_metrics
 from tests.closeness import ROUNDING
 from tests.commands import Command, finetune, is_training, steps_done
-from tests.references import load_reference, summed_loss
+from tests.references import load_reference, summed_loss, summed_loss_of_text
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(1200)]
 
@@ -142,6 +143,21 @@ def test_the_newest_two_checkpoints_and_the_best_one_are_kept(uninterrupted: Fin
     assert not broken
     assert (checkpoints / "latest").resolve() == complete[-1].path
     assert (checkpoints / "best").resolve().name == f"step={best:06d}"
+
+
+def test_the_first_step_has_the_loss_of_transformers_on_the_lines_that_the_ledger_names(
+    uninterrupted: Finished, tiny_model: Path, tiny_dataset: Path
+) -> None:
+    first = next(iter(read_ledger(uninterrupted.folder / LEDGER_FILE)))
+    lines = (tiny_dataset / "training.jsonl").read_text(encoding="utf-8").split("\n")
+    records = [json.loads(lines[line - 1]) for line in first.lines]
+    assert len(records) == BATCH
+    model = load_reference(tiny_model)
+    with torch.no_grad():
+        found = [summed_loss_of_text(model, tiny_model, record["input"], record["output"]) for record in records]
+    assert first.answer_tokens.tolist() == [count for _, count in found]
+    mean = sum(loss for loss, _ in found) / sum(count for _, count in found)
+    assert float(uninterrupted.metrics[0]["train_loss"]) == pytest.approx(mean, rel=ROUNDING)
 
 
 def test_the_exported_model_has_the_test_loss_of_results_in_plain_transformers(uninterrupted: Finished) -> None:

@@ -163,10 +163,13 @@ def test_a_secret_is_refused_first_and_neither_shown_nor_written(
     assert not (tmp_path / "experiments").exists()
 
 
+TEXTS_OF_ONE_LINE = ("qos", "nodelist", "mem", "container_image", "python", "mounts", "wandb_project", "dataset_path")
+
+
 @pytest.mark.parametrize(
-    "name", ["qos", "nodelist", "mem", "container_image", "python", "mounts", "wandb_project", "dataset_path"]
+    ("name", "mark"),
+    [(name, "\n") for name in TEXTS_OF_ONE_LINE] + [("qos", mark) for mark in ("\r", "\x1b", "\0", "\u2028")],
 )
-@pytest.mark.parametrize("mark", ["\n", "\r", "\x1b", "\0", "\u2028"])
 def test_a_setting_with_a_line_break_or_a_control_character_is_refused(
     name: str, mark: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

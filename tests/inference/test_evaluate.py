@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from finetuning.formats.stored_model import open_model
 from finetuning.inference import evaluate
@@ -13,7 +11,7 @@ from finetuning.inference.evaluate import mean_loss, sample_losses
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import read_samples
 from tests.closeness import ROUNDING
-from tests.references import load_reference
+from tests.references import load_reference, summed_loss_of_text
 
 pytestmark = pytest.mark.unit
 
@@ -29,13 +27,8 @@ def test_the_loss_of_each_sample_is_that_of_transformers(
     model = load_model(open_model(folder), torch.device("cpu"), torch.float32)
     found = sample_losses(model.net, model.prompt_format, samples, torch.device("cpu"))
     reference = load_reference(folder).eval()
-    expected = []
-    for sample in samples:
-        tokens, trained = model.prompt_format.encode(sample)
-        row, answer = torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(trained[1:])
-        with torch.no_grad():
-            logits = reference(input_ids=row[None, :-1]).logits[0]
-        expected.append(F.cross_entropy(logits[answer], row[1:][answer], reduction="sum").item())
+    with torch.no_grad():
+        expected = [summed_loss_of_text(reference, folder, sample.input, sample.output)[0] for sample in samples]
     assert [item.line for item in found] == [sample.line for sample in samples]
     assert [item.loss_sum for item in found] == pytest.approx(expected, rel=ROUNDING)
     assert mean_loss(found) == pytest.approx(sum(expected) / sum(item.answer_tokens for item in found), rel=ROUNDING)

@@ -19,37 +19,9 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.config.settings import LORA_TARGETS
 from finetuning.errors import InputError
 from finetuning.formats.peft.files import ADAPTER_WEIGHTS_FILE, PREFIX, check_layers, read_adapter_header, read_settings
+from finetuning.formats.peft.settings import unsupported_settings
 from finetuning.formats.weight_source import WeightSource
 from finetuning.i18n import t
-
-# PEFT settings that do not change what a stored adapter computes, or that its tensors say themselves.
-DESCRIPTIVE = {
-    "task_type",
-    "peft_type",
-    "auto_mapping",
-    "peft_version",
-    "base_model_name_or_path",
-    "revision",
-    "inference_mode",
-    "r",
-    "target_modules",
-    "exclude_modules",
-    "lora_alpha",
-    "lora_dropout",
-    "layers_to_transform",
-    "megatron_core",
-    "qalora_group_size",
-    "eva_config",
-    "loftq_config",
-    "ensure_weight_tying",
-    "runtime_config",
-}
-# Computed here as PEFT does.
-SUPPORTED = {"use_rslora", "use_dora", "rank_pattern", "alpha_pattern"}
-# Besides null, false and what is empty.
-PLAIN_VALUES = (("bias", "none"), ("layers_pattern", "layers"), ("layers_pattern", ["layers"]))
-# Other values of `init_lora_weights` change the base weights when the adapter is made.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -166,45 +138,6 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return load_file(str(file))
     except (SafetensorError, OSError) as error:
         raise InputError(t("{file}: cannot read the weights: {error}", file=file, error=error)) from None
-
-
-def unsupported_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
-    """A message for each setting that changes what the adapter computes and that nothing here computes."""
-    if settings.get("peft_type") != "LORA":
-        return [
-            t(
-                "{folder}: {name} is {value!r}; only {supported!r} is supported",
-                folder=folder,
-                name="peft_type",
-                value=settings.get("peft_type"),
-                supported="LORA",
-            )
-        ]
-    start = settings.get("init_lora_weights")
-    problems = []
-    if start not in PLAIN_STARTS:
-        problems.append(
-            t(
-                "{folder}: made with init_lora_weights={value!r}, which changes the base weights as well; convert it with PEFT "
-                "(path_initial_model_for_weight_conversion)",
-                folder=folder,
-                value=start,
-            )
-        )
-    for name, value in settings.items():
-        plain = value in (None, False, {}, []) or (name, value) in PLAIN_VALUES
-        if not plain and name not in DESCRIPTIVE | SUPPORTED | {"init_lora_weights"}:
-            supported = "none" if name == "bias" else None
-            problems.append(
-                t(
-                    "{folder}: {name} is {value!r}; only {supported!r} is supported",
-                    folder=folder,
-                    name=name,
-                    value=value,
-                    supported=supported,
-                )
-            )
-    return problems
 
 
 def _scale(settings: dict[str, Any], module: str, rank: int) -> float:

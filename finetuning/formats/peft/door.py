@@ -3,10 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetuning.errors import InputError
 from finetuning.formats.found_model import FoundModel
 from finetuning.formats.huggingface.files import read_header
 from finetuning.formats.inspection import Inspection, stored_weights, tokenizer_file
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, read_settings
+from finetuning.formats.peft.files import (
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    check_layers,
+    read_adapter_header,
+    read_settings,
+)
+from finetuning.formats.peft.settings import unsupported_settings
 from finetuning.formats.provenance import check_base
 
 if TYPE_CHECKING:
@@ -44,6 +52,12 @@ def fingerprint(found: FoundModel) -> str:
 
 def inspect(found: FoundModel) -> Inspection:
     settings = read_settings(found.path)
+    problems = unsupported_settings(found.path, settings)
+    try:
+        if not problems:
+            check_layers(found.path, settings, read_adapter_header(found.path))
+    except InputError as error:
+        problems = error.problems
     return Inspection(
         str(found.path),
         f"PEFT {settings.get('peft_type', '?')}, r = {settings.get('r', '?')}",
@@ -51,4 +65,5 @@ def inspect(found: FoundModel) -> Inspection:
         stored_weights(read_header(found.path / ADAPTER_WEIGHTS_FILE)),
         tokenizer=tokenizer_file(found.path),
         base=settings.get("base_model_name_or_path"),
+        problems=tuple(problems),
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 from finetuning.config.settings import LORA_TARGETS, RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.peft.adapter import read_tensors, unsupported_settings
+from finetuning.formats.peft.adapter import read_tensors
 from finetuning.formats.peft.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -14,6 +14,7 @@ from finetuning.formats.peft.files import (
     read_adapter_header,
     read_settings,
 )
+from finetuning.formats.peft.settings import unsupported_settings
 from finetuning.i18n import t
 from finetuning.model.lora import initial_adapter, is_adapter
 from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
@@ -25,7 +26,6 @@ PLAIN_SETTINGS: dict[str, Any] = {
     "bias": "none",
     "use_dora": False,
     "fan_in_fan_out": False,
-    "modules_to_save": None,
     "layers_to_transform": None,
     "rank_pattern": {},
     "alpha_pattern": {},

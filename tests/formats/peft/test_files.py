@@ -14,7 +14,7 @@ from finetuning.errors import InputError
 from finetuning.formats.peft.adapter import read_adapter
 from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, PREFIX, read_settings
 from finetuning.formats.peft.sharded import check_adapter
-from finetuning.formats.recognize import recognize
+from finetuning.formats.recognize import inspect, recognize
 from finetuning.formats.stored_model import open_model
 from finetuning.inference.loading import attach_adapter, load_net
 from tests.references import load_peft_reference, write_random_adapter
@@ -85,6 +85,17 @@ def test_an_adapter_of_codes_is_refused_by_every_reader(adapter: Path, tiny_mode
     )
     with pytest.raises(InputError, match="is stored as I8"):
         check_adapter(adapter, run)
+
+
+def test_inspect_says_why_an_adapter_is_refused(adapter: Path) -> None:
+    assert inspect(adapter).problems == ()
+    change(adapter, modules_to_save=["lm_head"])
+    assert inspect(adapter).problems == (f"{adapter}: modules_to_save is ['lm_head'], which is not supported",)
+    change(adapter, modules_to_save=None)
+    file = adapter / ADAPTER_WEIGHTS_FILE
+    save_file({name: tensor.to(torch.int8) for name, tensor in load_file(str(file)).items()}, str(file))
+    (problem,) = inspect(adapter).problems
+    assert "is stored as I8" in problem and "Quantized weights are not read" in problem
 
 
 def test_an_adapter_that_holds_more_than_it_says_is_refused_before_the_start(adapter: Path, tiny_model: Path) -> None:
