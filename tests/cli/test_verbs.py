@@ -47,6 +47,7 @@ def test_a_local_run_is_listed_shown_and_cancelled(tiny_model: Path, tiny_datase
     assert re.search(r"^experiment +mine$", shown, re.MULTILINE)
     assert re.search(r"^state +running$", shown, re.MULTILINE)
     assert re.search(r"^now +in (step \d+|its first step, 1)$", shown, re.MULTILINE)
+    assert re.search(r"^time +start \d+ s \(\d+%\)", shown, re.MULTILINE)
     assert json.loads(run_verb(tmp_path, "status", "mine", "--json"))["state"] == "running"
     assert "step 1/1000000" in run_verb(tmp_path, "logs", "mine")
     cancelled = run_verb(tmp_path, "cancel", "mine")
