@@ -6,7 +6,7 @@ model was prompted (finetuning.data.prompts.prompt_record).
 
 import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -65,6 +65,7 @@ class _Prompt(msgspec.Struct):
     template_hash: str
     example: _Example
     date: datetime.date | None = None
+    train_on: Literal["all_answers", "last_answer"] = "all_answers"
 
 
 class _Origin(msgspec.Struct):

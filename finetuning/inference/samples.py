@@ -11,7 +11,8 @@ from finetuning.data.prompts.length import is_far_longer
 from finetuning.data.prompts.promises import unknown_token
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.columns import Columns
-from finetuning.data.reading.findings import ERROR, Finding, Problem, describe, excerpt
+from finetuning.data.reading.finding_words import describe
+from finetuning.data.reading.findings import ERROR, Finding, Problem, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, parse, read_batches, stem_of
 from finetuning.errors import InputError

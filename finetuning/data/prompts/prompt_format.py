@@ -56,7 +56,8 @@ from finetuning.data.prompts.tokenizer import (
     token_starts,
     unreadable,
 )
-from finetuning.data.reading.findings import Problem, describe, excerpt
+from finetuning.data.reading.finding_words import describe
+from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from finetuning.i18n import t

@@ -13,7 +13,8 @@ from typing import Any
 
 from finetuning.data.prompts.chat_template import DATE
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
-from finetuning.data.reading.findings import describe
+from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
+from finetuning.data.reading.finding_words import describe
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from finetuning.i18n import t
@@ -27,6 +28,7 @@ def prompt_record(prompt_format: PromptFormat, prompt_template: str | None, syst
         "prompt_template": prompt_template,
         "system_prompt": system_prompt,
         "date": prompt_format.source.day,  # which a chat template is told that asks for it
+        "train_on": prompt_format.train_on,  # so that a loss that is measured later is that of training
         "template_hash": template_hash(prompt_format),
         "example": {
             "input": EXAMPLE.input,
@@ -49,7 +51,8 @@ def open_prompt_format(folder: Path, record: dict[str, Any]) -> PromptFormat:
         InputError: the folder's tokenizer or chat template writes the example otherwise than in training.
     """
     day = date.fromisoformat(record["date"]) if record.get("date") else DATE  # earlier versions knew one date only
-    found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"], day=day)
+    train_on = record.get("train_on", ALL_ANSWERS)  # which earlier versions knew only
+    found = load_prompt_format(folder, record["prompt_template"], record["system_prompt"], day=day, train_on=train_on)
     example = record["example"]
     sample = Sample(1, example["input"], example["output"])
     text, tokens = found.whole_text(sample), found.encode(sample)[0].tolist()

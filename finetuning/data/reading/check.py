@@ -17,16 +17,8 @@ import numpy as np
 
 from finetuning.data.reading.chinese_script import only_simplified, only_traditional
 from finetuning.data.reading.columns import Columns
-from finetuning.data.reading.findings import (
-    ERROR,
-    ERRORS,
-    KEPT_PER_CODE,
-    Finding,
-    Findings,
-    Values,
-    excerpt,
-    findings_from_json,
-)
+from finetuning.data.reading.finding_words import Values
+from finetuning.data.reading.findings import ERROR, ERRORS, KEPT_PER_CODE, Finding, Findings, excerpt, findings_from_json
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, NUM_MINIMA, equal_to_earlier, is_comparable, similar_pairs
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import Scanned, ScanSettings, add_unknown, make_pool, scan_file

@@ -5,7 +5,8 @@ from html import escape
 from finetuning import __version__
 from finetuning.data.batches.packing_statistics import PackingFacts
 from finetuning.data.reading.check import HISTOGRAM_EDGES, Report, SplitReport
-from finetuning.data.reading.findings import ERROR, ERRORS, WARNING, Finding, title
+from finetuning.data.reading.finding_words import title
+from finetuning.data.reading.findings import ERROR, ERRORS, WARNING, Finding
 from finetuning.data.report.preview import Preview, PreviewToken
 from finetuning.i18n import language, t
 

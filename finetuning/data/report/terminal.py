@@ -11,7 +11,8 @@ from rich.text import Text
 from finetuning.data.batches.packing_statistics import PackingFacts
 from finetuning.data.reading.check import HISTOGRAM_EDGES, Report, SplitReport
 from finetuning.data.reading.check import Progress as ProgressFunction
-from finetuning.data.reading.findings import ERROR, ERRORS, WARNING, Finding, title
+from finetuning.data.reading.finding_words import title
+from finetuning.data.reading.findings import ERROR, ERRORS, WARNING, Finding
 from finetuning.i18n import t
 
 SHOWN_PER_CODE = 5

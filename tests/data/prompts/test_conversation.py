@@ -9,7 +9,7 @@ import pytest
 import transformers
 
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
-from finetuning.data.reading.findings import describe
+from finetuning.data.reading.finding_words import describe
 from finetuning.data.reading.records import Sample, parse_record
 from tests.data.prompts.folders import HEADERS, PLAIN, variant
 from tests.data.prompts.tool_templates import TEMPLATES, with_tools

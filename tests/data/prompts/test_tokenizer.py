@@ -11,7 +11,8 @@ import transformers
 from finetuning.cli import data
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.tokenizer import open_tokenizer, read_end_token_ids
-from finetuning.data.reading.findings import Problem, describe
+from finetuning.data.reading.finding_words import describe
+from finetuning.data.reading.findings import Problem
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import copy_companions, copy_config

@@ -8,7 +8,7 @@ import pytest
 from finetuning.cli import generate, merge
 from finetuning.cli.data import main
 from finetuning.data.reading.columns import parse_columns
-from finetuning.data.reading.findings import describe
+from finetuning.data.reading.finding_words import describe
 from finetuning.data.reading.records import Sample, parse_record
 from finetuning.errors import InputError
 from finetuning.inference.samples import read_samples

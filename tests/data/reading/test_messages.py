@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from finetuning.data.reading.findings import describe
+from finetuning.data.reading.finding_words import describe
 from finetuning.data.reading.records import Sample, parse_record
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from finetuning.data.reading.findings import ERRORS, WARNINGS, Finding, describe, title
+from finetuning.data.reading.finding_words import describe, title
+from finetuning.data.reading.findings import ERRORS, WARNINGS, Finding
 from finetuning.data.reading.records import Sample, parse_line, parse_record
 from finetuning.data.reading.sources import read_batches, read_samples_at
 from tests.data.samples import pairs
