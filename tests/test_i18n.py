@@ -87,7 +87,7 @@ NEVER_ONE = {
     "epochs",
     "rows",
 }
-VERB_FOLLOWS = ("do not fit", "share", "trainable", "holds two models")  # of numbers that are not one there
+VERB_FOLLOWS = ("do not fit", "share", "trainable")  # of numbers that are not one there
 
 
 def test_every_number_before_a_noun_is_asked_whether_it_is_one() -> None:

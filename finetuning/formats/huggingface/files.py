@@ -62,8 +62,8 @@ def weight_files(model_path: Path) -> list[Path]:
         if others:
             raise InputError(
                 t(
-                    "{path}: holds two models, {single} and the {count} files that {index} names; transformers reads the "
-                    "first. Move the one that is not meant away",
+                    "{path}: holds two models, {single} and {count} file{count:s} that {index} names; transformers reads "
+                    "the first. Move the one that is not meant away",
                     path=model_path,
                     single=SINGLE_FILE,
                     count=len(others),

@@ -156,8 +156,18 @@ def two_models(folder: Path) -> str:
     save_in_shards(folder, other(weights), halves)
     save(weights, folder / SINGLE_FILE)
     return (
-        "MODEL: holds two models, model.safetensors and the 2 files that model.safetensors.index.json names; transformers "
+        "MODEL: holds two models, model.safetensors and 2 files that model.safetensors.index.json names; transformers "
         "reads the first. Move the one that is not meant away"
+    )
+
+
+def two_models_of_one_file_each(folder: Path) -> str:
+    weights = weights_of(folder)
+    save_in_shards(folder, other(weights), lambda name: "all.safetensors")
+    save(weights, folder / SINGLE_FILE)
+    return (
+        "MODEL: holds two models, model.safetensors and 1 file that model.safetensors.index.json names; transformers reads the "
+        "first. Move the one that is not meant away"
     )
 
 
@@ -253,6 +263,7 @@ def a_header_of_half_the_file(folder: Path) -> str:
 
 REFUSED = [
     two_models,
+    two_models_of_one_file_each,
     an_adapter_inside,
     a_weight_in_both_shards,
     an_index_of_another_save,
