@@ -16,12 +16,15 @@ from rich.console import Console
 
 from finetuning.checkpoint.background import BackgroundSaves
 from finetuning.config.degrees import Degrees
+from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import PackPlan, Strategy
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
 from finetuning.data.tokens.tokenized import open_split
+from finetuning.formats.own.weights import CheckpointSource
+from finetuning.formats.weight_source import llama_shapes
 from finetuning.parallel.mesh import Layout
 from finetuning.runtime.progress import Progress
 from finetuning.runtime.stop_switch import StopSwitch
@@ -178,6 +181,8 @@ def test_where_nobody_said_how_often_it_saves_when_due_and_at_the_end_and_keeps_
     assert (checkpoints / "best").readlink() == Path("best-step=000004")
     best, newest = ShardedFiles(checkpoints / "best"), ShardedFiles(checkpoints / "latest")
     assert set(best.tensors) == {name for name in newest.tensors if name.startswith("model.")}
+    config = read_llama_config(tiny_model)
+    assert CheckpointSource(checkpoints / "best", config).shapes() == llama_shapes(config)  # what an export reads
 
 
 def test_the_time_between_steps_is_recorded_and_adds_up_with_theirs(tiny_model: Path, folder: Path) -> None:
