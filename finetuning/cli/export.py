@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from finetuning.cli.common_flags import verb_parser
-from finetuning.cli.model_argument import open_given_model
+from finetuning.cli.model_argument import open_given_model, test_file_of
+from finetuning.cli.prove import prove_export
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.formats.gguf.ollama import MODELFILE, modelfile
 from finetuning.formats.gguf.write import QUANTIZATIONS, export_gguf
@@ -51,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help=t("of --to gguf: its type; default: the base model's dtype"))
+    parser.add_argument("--prove", action="store_true", help=t("serve the result and compare it, as finetune prove does"))
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
@@ -58,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     keeps_adapter = model.adapter is not None and not given.merge
     if problems := _problems(model, given, target):
         raise InputError(problems)
-    name = served_name(given.model)
+    name, served = served_name(given.model), target
     if given.to == "nemo":
         export_nemo_with_progress(model, target, given.dtype, console)
         console.print(t("model in NeMo 2's format: {path}", path=target))
     elif given.to == "gguf":
-        _export_gguf(model, target, given.quantize, name, console)
+        served = _export_gguf(model, target, given.quantize, name, console)
     elif keeps_adapter:
         _export_adapter(
             model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder), name, console
@@ -72,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         export_with_progress(model, target, given.dtype, console)
         console.print(t("model in Hugging Face format: {path}", path=target))
         say_how_to_serve(model, target, name, console)
-    return EXIT_FINISHED
+    return prove_export(served, model) if given.prove else EXIT_FINISHED
 
 
 def say_how_to_serve(model: StoredModel, target: Path, name: str, console: Console) -> None:
@@ -84,7 +86,8 @@ def say_how_to_serve(model: StoredModel, target: Path, name: str, console: Conso
 
 def served_name(given: str) -> str:
     """What servers call the model: the experiment's name, or the last part of a path."""
-    return next((part for part in reversed(Path(given).parts) if part not in ("checkpoints", "export", ".", "/")), "model")
+    names = (part for part in reversed(Path(given).parts) if part not in ("checkpoints", "export", ".", "/"))
+    return next(names, "model").replace("@", "-").replace("=", "-")
 
 
 def default_target(model: StoredModel, suffix: str) -> Path:
@@ -107,7 +110,7 @@ def export_nemo_with_progress(model: StoredModel, target: Path, dtype: str | Non
         export_nemo(model, target, dtype_of, lambda done, total: progress.update(task, completed=done, total=total))
 
 
-def _export_gguf(model: StoredModel, target: Path, quantization: str | None, name: str, console: Console) -> None:
+def _export_gguf(model: StoredModel, target: Path, quantization: str | None, name: str, console: Console) -> Path:
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
         written = export_gguf(
@@ -133,6 +136,7 @@ def _export_gguf(model: StoredModel, target: Path, quantization: str | None, nam
     commands = gguf_commands(written.file.resolve(), name, has_modelfile=has_modelfile)
     write_serving(target, model, commands, str(written.file.resolve()))
     _show(commands, target, console)
+    return written.file
 
 
 def _export_adapter(model: StoredModel, target: Path, base: str, name: str, console: Console) -> None:
@@ -156,6 +160,12 @@ def _show(commands: dict[str, list[str]], target: Path, console: Console) -> Non
 def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
     problems = []
     keeps_adapter = model.adapter is not None and not given.merge and given.to != "gguf"
+    if given.prove and (given.to == "nemo" or keeps_adapter):
+        problems.append(
+            t("--prove serves GGUF files and whole models only; serve the result and give its address to finetune prove")
+        )
+    elif given.prove and test_file_of(model.path)[0] is None:
+        problems.append(t("--prove: the data that it was trained on are not known; use finetune prove with --data"))
     if given.merge and model.adapter is None:
         problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
     if given.to == "gguf":

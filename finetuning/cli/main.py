@@ -108,6 +108,7 @@ VERBS = {
     "chat": ("finetuning.cli.chat", "a conversation with a model in the terminal"),
     "merge": ("finetuning.cli.merge", "an adapter into its base model, with a comparison of the two"),
     "export": ("finetuning.cli.export", "a checkpoint or model in the format of other tools"),
+    "prove": ("finetuning.cli.prove", "whether a served model is the one that was trained"),
     "inspect": ("finetuning.cli.inspect", "what a file or folder with a model holds, whoever wrote it"),
     "doctor": ("finetuning.cli.doctor", "what would stop a run here, and what to do about it"),
 }

@@ -11,9 +11,8 @@ from rich.console import Console
 
 from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.export import export_with_progress, say_how_to_serve, served_name
-from finetuning.cli.model_argument import open_given_model
+from finetuning.cli.model_argument import open_given_model, test_file_of
 from finetuning.cli.model_flags import add_model_flags, chosen_device
-from finetuning.config.run import read_run
 from finetuning.data.reading.columns import parse_columns
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.write import DTYPES
@@ -69,17 +68,6 @@ def main(argv: Sequence[str]) -> int:
     if found.is_same:
         say_how_to_serve(stored, given.out, served_name(given.model), console)
     return EXIT_FINISHED if found.is_same else EXIT_FAILED
-
-
-def test_file_of(path: Path) -> tuple[Path | None, str | None]:
-    """The test split of the experiment that a checkpoint or an export lies in, else its validation split; and its columns."""
-    for folder in list(path.resolve().parents)[:2]:
-        if (folder / "run.yaml").is_file():
-            run = read_run(folder / "run.yaml")
-            sources = run.sources
-            found = [Path(sources[name]) for name in ("test", "validation") if name in sources]
-            return next((file for file in found if file.is_file() and file.suffix != ".bin"), None), run.config.columns
-    return None, None
 
 
 def _observe(

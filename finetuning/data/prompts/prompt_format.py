@@ -196,7 +196,19 @@ class PromptFormat:
 
     def count_tokens(self, text: str) -> int:
         """Of a text alone; errors as of `encode`."""
-        return len(self._whole(self._encode([[(text, True)]])[0]))
+        return len(self.encode_texts([text])[0])
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """Tokens of texts alone, nothing put before or after; errors as of `encode`."""
+        return [self._whole(found) for found in self._encode([[(text, True)] for text in texts])]
+
+    def messages(self, sample: Sample) -> list[dict[str, str]]:
+        """The prompt of plain turns as a server is sent it, which puts it into the chat template itself."""
+        system = sample.system or self.source.system_prompt
+        found = [{"role": "system", "content": system}] if system else []
+        for question, answer in sample.turns:
+            found += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        return found[:-1]
 
     def cut_input(self, sample: Sample, seq_length: int) -> Sample | None:
         """The sample with its longest questions cut at their end so that it fits; None: what may not be cut does not."""

@@ -43,6 +43,7 @@ def modelfile(export: GgufExport, prompt_format: PromptFormat, tokenizer_folder:
     if prompt_format.source.system_prompt:
         lines.append(f"SYSTEM {QUOTES}{_writable(prompt_format.source.system_prompt)}{QUOTES}")
     lines += [f"PARAMETER stop {json.dumps(end, ensure_ascii=False)}" for end in prompt_format.source.ends]
+    lines.append("PARAMETER repeat_penalty 1")  # which Ollama has at 1.1: another model than the trained one
     file = tokenizer_folder / "generation_config.json"
     sampling = read_json(file, _Sampling) if file.is_file() else _Sampling()
     if sampling.do_sample:

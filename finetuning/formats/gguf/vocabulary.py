@@ -13,29 +13,14 @@ import msgspec
 from finetuning.data.prompts.tokenizer import MAX_TOKENIZER_BYTES, TOKENIZER_FILE, read_end_token_ids, read_tokenizer_settings
 from finetuning.errors import InputError
 from finetuning.files.documents import read_json
-from finetuning.formats.gguf.split_rules import LLAMA_3, SPLIT_RULES
+from finetuning.formats.gguf.split_rules import GPT_2, SPLIT_RULES
 from finetuning.i18n import t
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False}
-
-
-def _splits(expressions: tuple[str, ...]) -> list[dict[str, Any]]:
-    splits = [
-        {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-        for expression in expressions
-    ]
-    return [*splits, BYTE_LEVEL | {"use_regex": False}]
-
-
-# Name of a rule -> the pre-tokenizers that it stands for, and whether a word that is a token is never split.
-# As models come, and as GGUF files are rebuilt (finetuning.formats.gguf.tokenizer).
-RULES: dict[str, tuple[list[dict[str, Any]], bool]] = {
-    "llama-bpe": (_splits((LLAMA_3,)), True),
-    "smollm": ([{"type": "Digits", "individual_digits": True}, BYTE_LEVEL | {"use_regex": True}], False),
-    "gpt-2": ([BYTE_LEVEL | {"use_regex": True}], False),
-}
-REBUILT = {name: (_splits(rule.expressions), rule.whole_words) for name, rule in SPLIT_RULES.items()}
+# Of several names of a rule, the one that llama.cpp's converter gives Llamas.
+USUAL = ("llama-bpe", "smollm", "gpt-2", "qwen2")
+NAMES = {rule_name: (rule.expressions, rule.whole_words) for rule_name, rule in SPLIT_RULES.items()}
+RULES = {name: NAMES[name] for name in USUAL} | NAMES
 # At which llama.cpp ends an answer whatever a file says (llama-vocab.cpp, of those that Llamas have).
 KNOWN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "</s>")
 
@@ -101,10 +86,10 @@ def read_vocabulary(folder: Path, table_size: int, end_of_answer: str | None) ->
         problems.insert(
             0,
             t(
-                "{file}: splits text in a way that has no name in llama.cpp (known here: {names}), where it would give other "
+                "{file}: splits text in a way that has no name in llama.cpp ({names} …), where it would give other "
                 "tokens; serve the model with vLLM or SGLang, by finetune export --to hf",
                 file=file,
-                names=", ".join(RULES),
+                names=", ".join(USUAL),
             ),
         )
     if rule is None or problems:
@@ -147,13 +132,27 @@ def _rule(found: _Tokenizer) -> str | None:
     """The name of the rule by which a tokenizer splits text; None: llama.cpp has none."""
     if found.normalizer is not None or found.pre_tokenizer is None:
         return None
-    parts = found.pre_tokenizer.get("pretokenizers", [found.pre_tokenizer])
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+    *splits, last = expressions if (expressions := _expressions(found.pre_tokenizer)) else [None]
+    if last != "":  # what makes letters of bytes comes last
         return None
-    # Offsets of tokens in a text are nothing that tokens depend on.
-    plain = [{name: value for name, value in part.items() if name != "trim_offsets"} for part in parts]
-    rules = [*RULES.items(), *REBUILT.items()]
-    return next((name for name, rule in rules if rule == (plain, found.model.ignore_merges)), None)
+    return next((name for name, rule in RULES.items() if rule == (tuple(splits), found.model.ignore_merges)), None)
+
+
+def _expressions(pre_tokenizer: dict[str, Any]) -> list[str | None]:
+    """What each pre-tokenizer splits by, "" where it only makes letters of bytes; None: nothing that is known here."""
+    parts = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
+    found: list[str | None] = []
+    for part in parts if isinstance(parts, list) else []:
+        match part:
+            case {"type": "Split", "pattern": {"Regex": str(expression)}, "behavior": "Isolated", "invert": False}:
+                found.append(expression)
+            case {"type": "Digits", "individual_digits": True}:
+                found.append(r"\p{N}")
+            case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(splits)}:
+                found += [GPT_2, ""] if splits else [""]
+            case _:
+                found.append(None)
+    return found
 
 
 def _problems(found: _Tokenizer, table_size: int, file: Path) -> list[str]:

@@ -86,6 +86,10 @@ class GgufSource:
         ordered = mixed.unflatten(0, (-1, head // 2, 2)).transpose(1, 2).flatten(0, 2)
         return ordered[start - first : stop - first].contiguous()
 
+    def type_name(self, name: str) -> str:
+        """How its numbers are kept, as finetuning.formats.gguf.header names it."""
+        return self._stored(name).type_name
+
     def _stored(self, name: str) -> GgufTensor:
         return self.header.tensors[gguf_name(name)]
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from finetuning.config.llama import LlamaConfig
-from finetuning.data.prompts.chat_template import read_chat_template
+from finetuning.data.prompts.chat_template import DATE, DATE_FORMAT, read_chat_template
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.prompts.tokenizer import read_tokenizer_settings
 from finetuning.files.atomic import require_room
@@ -77,6 +78,8 @@ def export_gguf(model: StoredModel, target: Path, quantization: str | None, prog
     folder = model.tokenizer_folder
     vocabulary = read_vocabulary(folder, source.config.vocab_size, end_of_answer(prompt_format) if prompt_format else None)
     template = model.chat_template() or read_chat_template(folder, read_tokenizer_settings(folder))
+    if template is not None:
+        template = with_date(template, prompt_format)
     types = {name: _type_of(source, name, kind) for name in source.shapes()}
     with whole_folder(target) as whole:
         name = f"model-{kind}.gguf"
@@ -102,6 +105,13 @@ def end_of_answer(prompt_format: PromptFormat) -> str | None:
     """The end token after trained answers."""
     after = prompt_format.parts.after
     return max((end for end in prompt_format.source.ends if after.endswith(end)), key=len, default=None)
+
+
+def with_date(template: str, prompt_format: PromptFormat | None) -> str:
+    """The template with the date of the training. llama.cpp tells every template today's, transformers tells none."""
+    day = date.fromisoformat(prompt_format.source.day) if prompt_format is not None else DATE
+    written = f'{{% set date_string = "{day.strftime(DATE_FORMAT)}" %}}'
+    return template if "date_string" not in template or template.startswith(written) else written + template
 
 
 def permuted(rows: Tensor, head_dim: int) -> Tensor:

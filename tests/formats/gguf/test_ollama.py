@@ -69,7 +69,7 @@ def test_the_template_of_chatml_is_ollama_s_own(tiny_model: Path, tmp_path: Path
         in text
     )
     assert '{{ .Content }}<|im_end|>\n<|im_start|>assistant\n{{ else if eq .Role "assistant" }}{{ .Content }}<|im_end|>' in text
-    assert '\nSYSTEM """Say 好."""\nPARAMETER stop "<|im_end|>"\n' in text
+    assert '\nSYSTEM """Say 好."""\nPARAMETER stop "<|im_end|>"\nPARAMETER repeat_penalty 1\n' in text
 
 
 def test_texts_that_a_modelfile_cannot_hold_are_refused(tiny_model: Path, tmp_path: Path) -> None:
