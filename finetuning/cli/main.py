@@ -109,6 +109,7 @@ VERBS = {
     "merge": ("finetuning.cli.merge", "an adapter into its base model, with a comparison of the two"),
     "export": ("finetuning.cli.export", "a checkpoint or model in the format of other tools"),
     "prove": ("finetuning.cli.prove", "whether a served model is the one that was trained"),
+    "push": ("finetuning.cli.push", "a result to the Hugging Face hub, with a model card"),
     "inspect": ("finetuning.cli.inspect", "what a file or folder with a model holds, whoever wrote it"),
     "doctor": ("finetuning.cli.doctor", "what would stop a run here, and what to do about it"),
 }
