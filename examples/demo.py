@@ -68,6 +68,7 @@ TINY = {
 def main(more: list[str]) -> int:
     os.chdir(ROOT)
     set_language(language_of_environment())
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others, as on a laptop in use
     console = open_console()
     started = time.monotonic()
     try:
