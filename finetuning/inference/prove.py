@@ -22,8 +22,8 @@ from finetuning.inference.loading import LoadedModel
 from finetuning.inference.served import Served, ServedAnswer
 from finetuning.model.llama import Llama
 
-# Nats by which 16-bit weights, activations and keys move a token's log-probability: llama.cpp and transformers stayed below a
-# third of it (benchmarks/serving.md), while a missing adapter or RoPE scaling moved them by 1 and more.
+# Nats by which 16-bit weights, activations and keys may move a token's log-probability. llama.cpp moved those of a small model
+# by 4e-6 (f16) to 4e-4 (q4_k_m; benchmarks/serving.md); servers that also compute in bfloat16 round 250 times more coarsely.
 TOLERANCE = 0.15
 # By which share the perplexity may grow; some three times what llama.cpp publishes for an 8B (tools/quantize/README.md).
 PERPLEXITY_SHARES = {"q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.04, "q4_k_m": 0.10}
