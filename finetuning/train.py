@@ -30,8 +30,9 @@ import torch.distributed as dist
 from rich.console import Console
 
 from finetuning.checkpoint.background import BackgroundSaves
+from finetuning.checkpoint.files import Checkpoint, find_checkpoints, find_weights
 from finetuning.checkpoint.sound import newest_checkpoint
-from finetuning.checkpoint.store import load_weights
+from finetuning.checkpoint.store import best_of, load_weights
 from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
@@ -51,6 +52,7 @@ from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
+from finetuning.runtime.agreement import on_first_rank
 from finetuning.runtime.failures import is_echo, write_failure
 from finetuning.runtime.output import redirect_output
 from finetuning.runtime.process_group import start_process_group
@@ -159,11 +161,14 @@ class Worker:
         )
         with self.saves:
             self._train()
-            self._evaluate_and_export()
+            done = self.progress.step
+            self._evaluate_and_export(self._take_best(done))
+        early = done < self.run.max_steps
         self._status(
             FINISHED,
-            step=self.run.max_steps,
-            reason=t("all steps done"),
+            step=done,
+            early_stopping=self.config.early_stopping if early else None,
+            reason=t("validation did not improve any more") if early else t("all steps done"),
             exit_code=EXIT_FINISHED,
             export=str(self.folder / "export"),
         )
@@ -290,11 +295,28 @@ class Worker:
         self._write_result("before.json", found)
         self._answer("answers_before.jsonl")
 
-    def _evaluate_and_export(self) -> None:
+    def _take_best(self, done: int) -> int:
+        """With --early_stopping, goes back to the weights of the best validation; returns the step that they are of."""
+        if self.config.early_stopping is None or "validation" not in self.splits:
+            return done
+        self.saves.finish()
+        best = on_first_rank(self._best)
+        if best is None or best.step == done:
+            return done
+        assert self.module.net is not None
+        load_weights(best.path, self.module.net)
+        self._say(t("the result has the weights of step {step}, whose validation loss was the lowest", step=best.step))
+        return best.step
+
+    def _best(self) -> Checkpoint | None:
+        folder = self.folder / "checkpoints"
+        return best_of([*find_checkpoints(folder)[0], *find_weights(folder)])
+
+    def _evaluate_and_export(self, step: int) -> None:
         if "test" in self.splits:
             self.progress.enter(Phase.TESTING)
             found = self._loss("test")
-            self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": self.run.max_steps})
+            self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": step})
             self._say(
                 t(
                     "test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}",

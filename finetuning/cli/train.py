@@ -215,15 +215,17 @@ def _say_commands(console: Console, name: str) -> None:
 
 def _say_finished(console: Console, prepared: Prepared) -> None:
     config, folder = prepared.run.config, Path(prepared.run.experiment_dir)
+    early = (prepared.start.finished_at or 0) < prepared.run.max_steps
     console.print(
         t(
             "experiment {name} has finished: {done} of {max_steps} step{max_steps:s}; its result is in {export}. To "
             "train on, give a "
-            "larger --max_steps; to train again, another --experiment name.",
+            "larger {flag}; to train again, another --experiment name.",
             name=config.experiment,
             done=prepared.start.finished_at,
             max_steps=prepared.run.max_steps,
             export=folder / "export",
+            flag="--early_stopping" if early else "--max_steps",
         )
     )
 

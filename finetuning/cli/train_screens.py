@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from finetuning.cli.course_lines import course_lines
 from finetuning.config.memory import plan_memory, trainable_parameters
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
@@ -89,7 +90,7 @@ def show_end(console: Console, run: Run) -> None:
     """Losses before and after, sample answers, where the result is, how to load it, what to do next."""
     folder, config = Path(run.experiment_dir), run.config
     results = folder / "results"
-    losses = _losses(folder)
+    losses = _losses(folder, run)
     if losses:
         console.print()
         _line(console, t("losses"), losses[0])
@@ -108,9 +109,15 @@ def show_end(console: Console, run: Run) -> None:
     _line(
         console,
         t("next"),
-        t("train on: the same command with --max_steps {steps}", steps=run.max_steps * 2),
+        t("train on: the same command with {flags}", flags=_more(run, read_status(folder))),
     )
     _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
+
+
+def _more(run: Run, status: dict[str, Any]) -> str:
+    """The flag that lets a finished run go on."""
+    patience = status.get("early_stopping")
+    return f"--max_steps {run.max_steps * 2}" if patience is None else f"--early_stopping {patience * 2}"
 
 
 def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
@@ -210,7 +217,7 @@ def _course(config: RunConfig) -> str:
     return t("{schedule} to {low:g}", schedule=config.lr_schedule, low=config.min_lr)
 
 
-def _losses(folder: Path) -> list[str]:
+def _losses(folder: Path, run: Run) -> list[str]:
     rows = read_metrics(folder / "metrics.csv")
     lines = []
     if rows:
@@ -230,6 +237,7 @@ def _losses(folder: Path) -> list[str]:
                 after_perplexity=_perplexity(validated[-1]),
             )
         )
+        lines += course_lines(rows, run)
     test = _read_json(folder / "results" / "test.json")
     if test:
         lines.append(

@@ -372,6 +372,14 @@ class RunConfig:
     val_check_interval: int | None = setting(
         RECORDS, "steps between validations", default=None, default_means="a tenth of the run", at_least=1
     )
+    early_stopping: int | None = setting(
+        RECORDS,
+        "stop after so many validations without an improvement beyond the standard error of the validation loss; the result "
+        "is the best validated step's",
+        default=None,
+        default_means="off",
+        at_least=1,
+    )
     save_every_n_steps: int | None = setting(
         RECORDS,
         "steps between checkpoints; 0: none, and nothing can be resumed",

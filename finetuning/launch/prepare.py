@@ -126,6 +126,8 @@ def prepare(
     if problem := above_the_peak(config, rate.peak):
         raise InputError(problem)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
+    if problem := _early_stopping_problem(config, dataset, validates_every):
+        raise InputError(problem)
     run = Run(
         config=config,
         experiment_dir=str(experiment_dir),
@@ -284,6 +286,23 @@ def _run_before(start: Start) -> Run | None:
         return run_of(start.checkpoint.path) if start.checkpoint is not None else None
     except InputError:
         return None
+
+
+def _early_stopping_problem(config: RunConfig, dataset: Dataset, validates_every: int) -> str | None:
+    if config.early_stopping is None:
+        return None
+    if "validation" not in dataset.splits:
+        return t(
+            "--early_stopping looks at the validation loss, and there is no validation.jsonl; add one or leave the flag out"
+        )
+    if config.save_every_n_steps and validates_every % config.save_every_n_steps != 0:
+        return t(
+            "--early_stopping keeps the weights of the best validation: --save_every_n_steps {saves} must divide "
+            "--val_check_interval {every}, or be left out",
+            every=validates_every,
+            saves=config.save_every_n_steps,
+        )
+    return None
 
 
 def _warmup_steps(config: RunConfig, max_steps: int) -> int:

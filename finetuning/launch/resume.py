@@ -44,10 +44,11 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
     status = read_status(experiment_dir)
     finished = status.get("state") == FINISHED and (experiment_dir / "export").is_dir()
     done = int(status.get("step", 0)) if finished else 0
+    ended = done >= max_steps or (done > 0 and _ended_early(config, status))
     if complete:
         newest = complete[-1]
         refuse_changes(newest.info["identity"], identity, config)
-        if done >= max_steps:
+        if ended:
             return Start(newest, None, done, messages)
         if newest.step > max_steps:
             raise InputError(
@@ -60,7 +61,7 @@ def decide_start(config: RunConfig, experiment_dir: Path, identity: dict[str, An
                 )
             )
         return Start(newest, None, None, messages + _resume_messages(newest, config, max_steps))
-    if done >= max_steps and (experiment_dir / "run.yaml").is_file():
+    if ended and (experiment_dir / "run.yaml").is_file():
         refuse_changes(read_run(experiment_dir / "run.yaml").identity, identity, config)
         return Start(None, None, done, messages)
     if config.restore_config:
@@ -94,6 +95,12 @@ def refuse_changes(before: dict[str, Any], now: dict[str, Any], config: RunConfi
             advice=advice,
         )
     )
+
+
+def _ended_early(config: RunConfig, status: dict[str, Any]) -> bool:
+    """It stopped by itself, and would again; with more patience, or without --early_stopping, it goes on."""
+    patience = status.get("early_stopping")
+    return isinstance(patience, int) and config.early_stopping is not None and config.early_stopping <= patience
 
 
 def find_initial_weights(config: RunConfig, identity: dict[str, Any]) -> tuple[Path, str]:

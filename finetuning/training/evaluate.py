@@ -14,6 +14,7 @@ from finetuning.data.tokens.tokenized import Split
 from finetuning.parallel.parallelize import ParallelLlama
 
 SAMPLES_AT_ONCE = 256
+GROUPS = 16  # of samples; what their losses differ by tells the standard error, the same in every layout
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Evaluation:
     loss: float  # mean cross-entropy of the answer tokens, natural logarithm
     samples: int
     answer_tokens: int
+    error: float | None = None  # standard error of the loss, as the samples are a draw; None: of a single one
 
     @property
     def perplexity(self) -> float:
@@ -41,18 +43,34 @@ def evaluate(
         beat: is called after each row.
         leaves: is asked after each row whether all ranks give it up; it must answer the same on each. Then the result is None.
     """
-    total = torch.zeros((), dtype=torch.float64, device=model.device)
+    num_groups = max(min(GROUPS, len(split)), -(-len(split) // SAMPLES_AT_ONCE))
+    groups = [np.arange(first, len(split), num_groups) for first in range(num_groups)]
+    tokens = [int(split.answer_tokens[samples].sum()) for samples in groups]
+    sums = torch.zeros(num_groups, dtype=torch.float64, device=model.device)
     layout = model.layout
-    for start in range(0, len(split), SAMPLES_AT_ONCE):
-        samples = np.arange(start, min(start + SAMPLES_AT_ONCE, len(split)))
+    for group, samples in enumerate(groups):
+        if tokens[group] == 0:
+            continue
         batch = make_step_batch(split, samples, 0, layout.data_rank, layout.degrees.data_parallel, plan)
         for row in batch.micro_batches:
-            total += model.loss_sum(row)
+            sums[group] += model.loss_sum(row)
             beat()
             if leaves():
                 model.release()
                 return None
     model.release()
-    dist.all_reduce(total)
-    answer_tokens = int(split.answer_tokens.sum())
-    return Evaluation(total.item() / answer_tokens, len(split), answer_tokens)
+    dist.all_reduce(sums)
+    loss = sums.sum().item() / sum(tokens)
+    return Evaluation(loss, len(split), sum(tokens), standard_error(sums.tolist(), tokens))
+
+
+def standard_error(sums: list[float], tokens: list[int]) -> float | None:
+    """Of the mean loss of all tokens, from groups of samples (a ratio estimate: both sums and tokens vary); None: one group.
+
+    Example: two groups of 10 tokens with sums 8 and 12: the mean is 1.0, their own means 0.8 and 1.2, the error 0.2.
+    """
+    count, mean = len(sums), sum(sums) / sum(tokens)
+    if count < 2:
+        return None
+    squares = sum((part - mean * number) ** 2 for part, number in zip(sums, tokens, strict=True))
+    return math.sqrt(count / (count - 1) * squares) / sum(tokens)

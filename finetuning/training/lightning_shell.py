@@ -42,8 +42,9 @@ from finetuning.runtime.status import RUNNING, UPDATE_INTERVAL_S, write_status
 from finetuning.runtime.stop_switch import StopSwitch
 from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
+from finetuning.training.early_stopping import Validation, course_of, validations_in
 from finetuning.training.evaluate import Evaluation
-from finetuning.training.metrics import MetricsFile
+from finetuning.training.metrics import MetricsFile, read_metrics
 from finetuning.training.optimizer import build_optimizer, gradient_scaler, optimizer_state
 from finetuning.training.profile import StepProfiler
 from finetuning.training.save_rule import SaveRule
@@ -266,12 +267,15 @@ class StepRecord(pl.Callback):
         self.other_s = 0.0  # between the step before, or the command, and the one that runs
         self.slowed_s = 0.0  # by the save under way, or the newest
         self.lowest_loss = on_first_rank(self._lowest_loss_before)
+        self.validations = on_first_rank(lambda: validations_in(read_metrics(self.folder / "metrics.csv")))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
             self.before_first_step()
         self._validate_late()
+        if self._is_over():  # it was stopped after the save of its last step
+            trainer.should_stop = True
         self.progress.enter(Phase.FIRST_STEP)
         if self.display:
             self.display.start(trainer.global_step)
@@ -303,10 +307,13 @@ class StepRecord(pl.Callback):
             found = self._validated(leaves=lambda: not all_agree(not pl_module.stop_requested()))
             stops = found is None
         val_loss = found.loss if found else None
+        if found and self._ends_early(step, found):
+            last = True
         row: dict[str, Any] = {
             "step": step,
             "train_loss": result.loss,
             "val_loss": val_loss,
+            "val_error": found.error if found else None,
             "learning_rate": pl_module.learning_rate(batch.step),
             "grad_norm": result.grad_norm,
             "samples": step * self.run.config.global_batch_size,
@@ -335,7 +342,9 @@ class StepRecord(pl.Callback):
         if val_loss is not None:
             self._compare(val_loss)
         if stops:
-            trainer.should_stop = self.stopped = True
+            self.stopped = True
+        if stops or last:
+            trainer.should_stop = True
         self.other_s = time.monotonic() - ended_at
         self.step_started_at = time.monotonic()
 
@@ -369,11 +378,38 @@ class StepRecord(pl.Callback):
         assert found is not None
         self._show(resumed.step, found)
         self._compare(found.loss)
+        self._add(resumed.step, found)
         if self.metrics:
-            self.metrics.set_val_loss(resumed.step, found.loss)
+            self.metrics.set_val_loss(resumed.step, found.loss, found.error)
             if self.trackers:
                 self.trackers.send_again(resumed.step)
             record_val_loss(resumed, found.loss)
+
+    def _add(self, step: int, found: Evaluation) -> None:
+        self.validations.append(Validation(step, found.loss, found.error or 0.0))
+
+    def _is_over(self) -> bool:
+        """Whether validation has not improved for as long as --early_stopping allows."""
+        patience = self.run.config.early_stopping
+        return patience is not None and bool(self.validations) and course_of(self.validations).without >= patience
+
+    def _ends_early(self, step: int, found: Evaluation) -> bool:
+        self._add(step, found)
+        if not self._is_over() or step >= self.run.max_steps:
+            return False
+        course = course_of(self.validations)
+        if self.display:
+            self.display.message(
+                t(
+                    "step {step}: validation has not improved beyond its standard error since step {improved}; stopping early, "
+                    "the best is {loss:.4f} at step {best}",
+                    step=step,
+                    improved=course.improved.step,
+                    loss=course.best.loss,
+                    best=course.best.step,
+                )
+            )
+        return True
 
     def _validated(self, leaves: Callable[[], bool]) -> Evaluation | None:
         assert self.validate is not None
@@ -384,9 +420,10 @@ class StepRecord(pl.Callback):
         if self.display:
             self.display.message(
                 t(
-                    "step {step}: validation loss {loss:.4f} (perplexity {perplexity:.2f}, {samples} sample{samples:s})",
+                    "step {step}: validation loss {loss:.4f}{error} (perplexity {perplexity:.2f}, {samples} sample{samples:s})",
                     step=step,
                     loss=found.loss,
+                    error=f" ± {found.error:.4f}" if found.error is not None else "",
                     perplexity=found.perplexity,
                     samples=found.samples,
                 )

@@ -14,6 +14,7 @@ COLUMNS = (
     "step",
     "train_loss",
     "val_loss",
+    "val_error",
     "learning_rate",
     "grad_norm",
     "samples",
@@ -43,9 +44,14 @@ class MetricsFile:
                 writer.writeheader()
             writer.writerow(row)
 
-    def set_val_loss(self, step: int, val_loss: float) -> None:
+    def set_val_loss(self, step: int, val_loss: float, val_error: float | None) -> None:
         """Fills in the validation loss of a step that has its row already."""
-        self._write([row | {"val_loss": val_loss} if int(row["step"]) == step else row for row in read_metrics(self.path)])
+        self._write(
+            [
+                row | {"val_loss": val_loss, "val_error": val_error} if int(row["step"]) == step else row
+                for row in read_metrics(self.path)
+            ]
+        )
 
     def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
         text = io.StringIO(newline="")

@@ -62,3 +62,16 @@ def test_a_share_of_the_steps_may_be_the_warm_up(prepared: Callable[..., Prepare
 def test_an_end_above_the_rule_s_peak_is_refused(prepared: Callable[..., Prepared]) -> None:
     with pytest.raises(InputError, match=r"--min_lr 0.5 is above the peak learning rate 0\.0"):
         prepared(min_lr=0.5)
+
+
+def test_early_stopping_needs_a_validation_whose_weights_are_saved(prepared: Callable[..., Prepared]) -> None:
+    with pytest.raises(InputError, match="--save_every_n_steps 2 must divide --val_check_interval 3, or be left out"):
+        prepared(max_steps=40, early_stopping=2, val_check_interval=3, save_every_n_steps=2)
+    assert prepared(max_steps=40, early_stopping=2, val_check_interval=4, save_every_n_steps=2).run.config.early_stopping == 2
+
+
+def test_early_stopping_needs_validation_data(prepared: Callable[..., Prepared], tiny_dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "training.jsonl").write_bytes((tiny_dataset / "training.jsonl").read_bytes())
+    with pytest.raises(InputError, match=r"--early_stopping looks at the validation loss, and there is no validation\.jsonl"):
+        prepared(dataset_path=str(tmp_path / "data"), early_stopping=2)

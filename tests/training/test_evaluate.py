@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
@@ -10,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from finetuning.config.strategy import PackPlan
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.training import evaluate as module
-from finetuning.training.evaluate import Evaluation, evaluate
+from finetuning.training.evaluate import Evaluation, evaluate, standard_error
 from tests.closeness import ROUNDING
 from tests.models import build
 from tests.processes import run_processes
@@ -37,7 +38,9 @@ def test_every_layout_gives_the_loss_of_a_plain_loop(
     split, model = open_split(tmp_path / "split"), load_reference(tiny_model)
     with torch.no_grad():
         expected = sum(summed_loss(model, split, sample).item() for sample in range(len(LENGTHS))) / sum(ANSWERS)
+        sums = [summed_loss(model, split, sample).item() for sample in range(len(LENGTHS))]
     assert found[0].loss == pytest.approx(expected, rel=ROUNDING)
+    assert found[0].error == pytest.approx(standard_error(sums, ANSWERS), rel=1e-3)
     assert (found[0].samples, found[0].answer_tokens) == (len(LENGTHS), sum(ANSWERS))
 
 
@@ -58,3 +61,14 @@ def test_afterwards_the_model_shows_its_shards_again(tiny_tied_model: Path, tmp_
 def test_perplexity_is_the_exponential_of_the_loss_and_stays_a_number() -> None:
     assert Evaluation(math.log(20.0), 1, 1).perplexity == pytest.approx(20.0)
     assert math.isfinite(Evaluation(1e6, 1, 1).perplexity)
+
+
+@pytest.mark.unit
+def test_the_standard_error_is_what_means_of_other_draws_of_samples_differ_by() -> None:
+    generator = np.random.default_rng(5)
+    tokens = generator.integers(5, 40, (2000, 32))
+    sums = tokens * generator.normal(1.0, 0.5, tokens.shape)
+    means = sums.sum(1) / tokens.sum(1)
+    errors = [standard_error(list(part), list(counts)) for part, counts in zip(sums, tokens, strict=True)]
+    assert np.mean(errors) == pytest.approx(means.std(), rel=0.05)
+    assert standard_error([8.0, 12.0], [10, 10]) == pytest.approx(0.2) and standard_error([8.0], [10]) is None

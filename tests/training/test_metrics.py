@@ -24,10 +24,10 @@ def test_the_columns_come_in_a_fixed_order(tmp_path: Path) -> None:
     MetricsFile(path, 0).append(row(1))
     header, line = path.read_text(encoding="utf-8").splitlines()
     assert header == (
-        "step,train_loss,val_loss,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
+        "step,train_loss,val_loss,val_error,learning_rate,grad_norm,samples,tokens,answer_tokens,tokens_per_second,fill,"
         "imbalance,memory_gib,time,other_seconds,seconds"
     )
-    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
+    assert line == "1,1.0,,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5,0.5"
 
 
 def test_losses_are_written_with_every_digit(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_validation_loss_can_be_filled_in_later(tmp_path: Path) -> None:
     metrics = MetricsFile(path, 0)
     for step in (1, 2):
         metrics.append(row(step))
-    metrics.set_val_loss(2, 3.25)
+    metrics.set_val_loss(2, 3.25, 0.5)
     metrics.append(row(3, val_loss=2.0))
     assert [found["val_loss"] for found in read_metrics(path)] == ["", "3.25", "2.0"]
 
