@@ -70,11 +70,19 @@ def parse_yaml(text: str, file: Path) -> Any:
 
 
 def read_text(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = False) -> str:
-    """The text of a regular file in UTF-8, or of a pipe that somebody has named on purpose, as in `<(command)`.
+    """The text of a file in UTF-8; errors as of `read_bytes`, and what is not UTF-8."""
+    try:
+        return read_bytes(file, max_bytes, may_be_pipe=may_be_pipe).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(t("{file}: not UTF-8 (byte {position})", file=file, position=error.start)) from None
+
+
+def read_bytes(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = False) -> bytes:
+    """What a regular file holds, or a pipe that somebody has named on purpose, as in `<(command)`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        InputError: it is no regular file, too large, not UTF-8, or cannot be read.
+        InputError: it is no regular file, too large, or cannot be read.
     """
     try:
         with os.fdopen(os.open(file, os.O_RDONLY | (0 if may_be_pipe else os.O_NONBLOCK)), "rb") as stream:
@@ -90,10 +98,7 @@ def read_text(file: Path, max_bytes: int = MAX_BYTES, *, may_be_pipe: bool = Fal
         raise InputError(t("{file}: cannot be read: {reason}", file=file, reason=error.strerror or error)) from None
     if is_larger or len(content) > max_bytes:
         raise InputError(t("{file}: larger than {most} MiB", file=file, most=f"{max_bytes / 2**20:g}"))
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(t("{file}: not UTF-8 (byte {position})", file=file, position=error.start)) from None
+    return content
 
 
 def parse_json(text: str, file: Path) -> Any:

@@ -18,7 +18,7 @@ from finetuning.storage.file_parts import FilePart, FileParts
 from finetuning.storage.signs import GZIP
 
 COPIED_AT_ONCE = 16 * 2**20  # bytes
-LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**30  # weights hardly shrink; what grows beyond both is no archive of weights
+LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**28  # weights hardly shrink; what grows beyond both is no archive of weights
 
 
 def archive_parts(file: Path, scratch: Path) -> FileParts:
@@ -62,18 +62,18 @@ def _decompressed(file: Path, scratch: Path) -> Path:
         return target
     scratch.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{INCOMPLETE}{target.name}-{os.getpid()}")  # of another process: its own
-    largest = max(LARGEST_RATIO * size, ALWAYS_ALLOWED)
     try:
-        with gzip.open(file) as stream, temporary.open("wb") as out:
+        with file.open("rb") as raw, gzip.open(raw) as stream, temporary.open("wb") as out:
             written = 0
             while block := stream.read(COPIED_AT_ONCE):
                 written += len(block)
+                largest = max(LARGEST_RATIO * raw.tell(), ALWAYS_ALLOWED)  # of what has been read, so that it is refused soon
                 if written > largest:
                     raise InputError(
                         t(
                             "{file}: grows from {size} to more than {largest} bytes, which weights do not",
                             file=file,
-                            size=size,
+                            size=raw.tell(),
                             largest=largest,
                         )
                     )

@@ -45,6 +45,7 @@ from finetuning.data.prompts.template_parts import (
     difference,
 )
 from finetuning.data.prompts.tokenizer import (
+    MAX_TOKENIZER_BYTES,
     TOKENIZER_FILE,
     Segments,
     decode_tokens,
@@ -60,6 +61,7 @@ from finetuning.data.reading.finding_words import describe
 from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
+from finetuning.files.documents import read_bytes
 from finetuning.i18n import t
 from finetuning.runtime.limited_process import is_limited
 
@@ -386,9 +388,8 @@ def load_prompt_format(
 
 def _digest_of(file: Path) -> str:
     try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
+        return hashlib.sha256(read_bytes(file, MAX_TOKENIZER_BYTES)).hexdigest()
+    except FileNotFoundError as error:
         raise unreadable(file, error) from None
 
 

@@ -1,6 +1,8 @@
 """Tokenizers as they lie in model folders: saved with cuts and padding, damaged, with code of their own, beyond the table."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +258,18 @@ def test_ids_are_shown_where_asked_for(model_path: Path, tmp_path: Path, capsys:
     assert f" {begin}  '<|begin_of_text|>'" not in capsys.readouterr().out
     data.main(["preview", path, "--hf_model_id", str(model_path), "--ids"])
     assert f" {begin}  '<|begin_of_text|>'" in capsys.readouterr().out
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"])
+def test_a_device_or_a_pipe_is_not_read_without_end(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """What nothing needs is as if it were not there."""
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    for put_there in (lambda file: file.symlink_to("/dev/zero"), os.mkfifo):
+        (folder / name).unlink()
+        put_there(folder / name)
+        if name == "tokenizer.json":
+            with pytest.raises(InputError, match=f"{folder / name}: not a regular file"):
+                load_prompt_format(folder, None, None)
+        else:
+            assert load_prompt_format(folder, None, None).fingerprint
