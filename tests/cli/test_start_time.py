@@ -52,3 +52,10 @@ show_start(Console(), prepared)
 def test_a_worker_starts_without_what_it_does_not_use_which_can_be_imported_later(tmp_path: Path) -> None:
     assert heavy_modules_after("import finetuning.train", tmp_path) == ["lightning", "torch"]
     assert "scipy" in heavy_modules_after("import finetuning.train, scipy", tmp_path)
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "generate", "chat"])
+def test_what_takes_a_model_starts_without_what_spreads_one(verb: str, tmp_path: Path) -> None:
+    """It is half of the seconds that a refusal takes."""
+    code = f"import finetuning.cli.{verb}, sys; assert not set(sys.modules) & {{'torch.distributed.tensor', 'torchmetrics'}}"
+    assert heavy_modules_after(code, tmp_path) == ["torch"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,8 +24,10 @@ from finetuning.formats.huggingface.safetensors_writer import FilePlan, Safetens
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
 from finetuning.i18n import t
-from finetuning.parallel.parallelize import ParallelLlama
 from finetuning.runtime.agreement import on_first_rank
+
+if TYPE_CHECKING:
+    from finetuning.parallel.parallelize import ParallelLlama  # takes seconds to import, and one process needs none of it
 
 PIECE_BYTES = 64 * 2**20
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -33,7 +35,7 @@ Progress = Callable[[int, int], None]  # bytes written, bytes in all
 
 
 def export_model(
-    model: ParallelLlama, target: Path, base: Path, chat_template: str | None, origin: dict[str, Any] | None = None
+    model: "ParallelLlama", target: Path, base: Path, chat_template: str | None, origin: dict[str, Any] | None = None
 ) -> None:
     """Writes the full model to `target`, in the base model's dtype and files; every rank must call it, rank 0 writes.
 

@@ -18,6 +18,16 @@ ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE = "adapter_config.json", "adapter_mode
 MAX_RANK = 2**16
 # Keys of alpha_pattern are regular expressions, and somebody else's: without groups, and with few repetitions, none takes long.
 QUICK_PATTERN = re.compile(r"[^()*+{}]*(?:[*+][^()*+{}]*){0,3}")
+# What training computes; any other value is refused. Merging and generating know more: finetuning.formats.peft.adapter.
+PLAIN_SETTINGS: dict[str, Any] = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "layers_to_transform": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
 
 
 class _AnyAdapter(msgspec.Struct, kw_only=True):

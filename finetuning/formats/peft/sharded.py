@@ -9,6 +9,7 @@ from finetuning.formats.peft.adapter import read_tensors
 from finetuning.formats.peft.files import (
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
+    PLAIN_SETTINGS,
     PREFIX,
     check_layers,
     read_adapter_header,
@@ -19,17 +20,6 @@ from finetuning.i18n import t
 from finetuning.model.lora import initial_adapter, is_adapter
 from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
 from finetuning.parallel.weights import fill
-
-# What training computes; any other value is refused. Merging and generating know more: finetuning.formats.peft.adapter.
-PLAIN_SETTINGS: dict[str, Any] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "layers_to_transform": None,
-    "rank_pattern": {},
-    "alpha_pattern": {},
-}
 
 
 def initialize_adapters(model: ParallelLlama, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save
@@ -11,15 +11,16 @@ from torch import Tensor
 from finetuning.config.settings import RunConfig
 from finetuning.formats.huggingface.companions import check_companions, copy_companions
 from finetuning.formats.huggingface.write import begin_shared_folder, finish_shared_folder, whole_folder
-from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, PREFIX
-from finetuning.formats.peft.sharded import PLAIN_SETTINGS
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, PLAIN_SETTINGS, PREFIX
 from finetuning.formats.stored_model import StoredModel
 from finetuning.model.lora import is_adapter
-from finetuning.parallel.parallelize import ParallelLlama, adapter_parameters
+
+if TYPE_CHECKING:
+    from finetuning.parallel.parallelize import ParallelLlama
 
 
 def export_adapters(
-    model: ParallelLlama,
+    model: "ParallelLlama",
     target: Path,
     config: RunConfig,
     base: Path,
@@ -27,6 +28,8 @@ def export_adapters(
     origin: dict[str, Any] | None = None,
 ) -> None:
     """Writes the adapters and the tokenizer to `target`; every rank must call it, rank 0 writes."""
+    from finetuning.parallel.parallelize import adapter_parameters  # takes seconds, and one process needs none of it
+
     shapes = {name: shape for name, shape in model.all_shapes().items() if is_adapter(name)}
     temporary = begin_shared_folder(target, sum(4 * shape.numel() for shape in shapes.values()))
     held = adapter_parameters(model)

@@ -1,23 +1,28 @@
 """The part of a job that runs on each node, without Slurm around it; with it, see tests/slurm."""
 
+import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from finetuning.checkpoint.files import INFO_FILE, checkpoint_name, find_checkpoints
-from finetuning.config.run import Run, write_run
+from finetuning.config.run import Run, read_run, write_run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_INTERRUPTED, EXIT_STOPPED, RunError
 from finetuning.launch.experiments import find_experiment, find_experiments
 from finetuning.launch.outcome import decide_outcome, saved_step
 from finetuning.launch.slurm.follow import Tail
+from finetuning.launch.slurm.job_script import script_of
 from finetuning.launch.slurm.node import wait_for_file
+from finetuning.launch.slurm.submit import submit_job
 from finetuning.runtime.failures import write_failure, write_killed
 from finetuning.runtime.status import FAILED, FINISHED, RUNNING, STARTING, STOPPED, read_status, write_status
 
@@ -88,6 +93,20 @@ def test_the_newest_checkpoint_is_the_one_that_a_run_goes_on_from_also_where_the
     (folder / "step=1000001").mkdir()
     assert saved_step(tmp_path) == 1_000_000 == find_checkpoints(folder)[0][-1].step
     assert outcome(tmp_path, killed=True).reason == "killed before it could save; the newest checkpoint is of step 1000000"
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_job_script_is_for_its_owner_alone(umask: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = read_run(experiment(tmp_path))
+    (tmp_path / "sbatch").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "sbatch").chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    before = os.umask(umask)
+    try:
+        assert submit_job(run, "#!/bin/bash\n", 0, Console(file=io.StringIO())) == "7"
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(script_of(tmp_path).stat().st_mode) == 0o600
 
 
 def test_a_local_run_whose_launcher_is_gone_does_not_count_as_running(tmp_path: Path) -> None:
