@@ -9,12 +9,19 @@ from typing import Any
 
 from finetuning.errors import InputError, RunError
 from finetuning.files.documents import read_json
-from finetuning.formats.huggingface.companions import ORIGIN_FILE
+from finetuning.formats.huggingface.companions import CONFIG_FILE, ORIGIN_FILE
+from finetuning.formats.peft.files import ADAPTER_CONFIG_FILE
 from finetuning.formats.serving import SERVE_FILE
 from finetuning.i18n import t
 
 CARD_FILE = "README.md"
 OF_THIS_MACHINE = (SERVE_FILE, CARD_FILE)  # name paths of this machine, or are written anew
+# Files with the base model's name, which may be a folder of this machine, and the keys that hold it.
+NAME_BASES = {
+    ORIGIN_FILE: "base_model",
+    ADAPTER_CONFIG_FILE: "base_model_name_or_path",
+    CONFIG_FILE: "_name_or_path",
+}
 
 
 def push_folder(folder: Path, repository: str, card: str, *, private: bool) -> str:
@@ -33,7 +40,7 @@ def push_folder(folder: Path, repository: str, card: str, *, private: bool) -> s
     for file in sorted(folder.rglob("*")):
         name = file.relative_to(folder).as_posix()
         if file.is_file() and name not in OF_THIS_MACHINE and not any(part.startswith(".") for part in Path(name).parts):
-            files.append((name, _public_origin(file) if name == ORIGIN_FILE else str(file)))
+            files.append((name, _without_paths(file) if name in NAME_BASES else str(file)))
     operations = [CommitOperationAdd(name, content) for name, content in files]
     hub = HfApi()
     try:
@@ -63,13 +70,14 @@ def push_folder(folder: Path, repository: str, card: str, *, private: bool) -> s
     return str(found.commit_url)
 
 
-def _public_origin(file: Path) -> bytes:
-    """Where the model comes from, without folders of this machine."""
-    origin = read_json(file, dict[str, Any])
-    origin.pop("base_path", None)
-    if Path(str(origin.get("base_model"))).is_absolute():
-        origin["base_model"] = Path(str(origin["base_model"])).name
-    return (json.dumps(origin, indent=1, ensure_ascii=False) + "\n").encode()
+def _without_paths(file: Path) -> bytes:
+    """A file of NAME_BASES, where a folder of this machine is left with its own name alone."""
+    settings = read_json(file, dict[str, Any])
+    settings.pop("base_path", None)
+    base = settings.get(key := NAME_BASES[file.name])
+    if isinstance(base, str) and (Path(base).is_absolute() or Path(base).exists()):
+        settings[key] = Path(base).name
+    return (json.dumps(settings, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _first_line(error: Exception) -> str:

@@ -105,6 +105,8 @@ def test_an_adapter_is_published_with_a_card_and_no_path_of_this_machine(
     assert hub.created[0].get("private") or hub.created[0].get("visibility") == "private"
     assert hub.files["adapter_model.safetensors"] == (adapter / "adapter_model.safetensors").read_bytes()
     assert "SERVE.md" not in hub.files and json.loads(hub.files["finetuning.json"])["base_model"] == tiny_model.name
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == tiny_model.name
+    assert not any(str(tiny_model.parent).encode() in content for content in hub.files.values())
     card = hub.files["README.md"].decode()
     assert "library_name: peft" in card and f'base_model: "{tiny_model.name}"' in card
     assert "An adapter (LoRA, PEFT format), fine-tuned from" in card and "微調" in card
@@ -140,11 +142,8 @@ def test_a_file_for_llama_cpp_is_published_with_its_modelfile(hub: Hub, tiny_mod
 
 
 def test_a_card_tells_data_settings_and_losses_in_both_languages() -> None:
-    card = Card(
-        "me/mine", "model", "meta/base",
-        None, "abc", {"training": ("a.jsonl", "12" * 32)}, {"lr": 1e-5, "lora_targets": ("a", "b")},
-        {"val_loss": (2.0, 1.0)}, "Be kind.",
-    )  # fmt: skip
+    data, settings = {"training": ("a.jsonl", "12" * 32)}, {"lr": 1e-5, "lora_targets": ("a", "b")}
+    card = Card("me/mine", "model", "meta/base", None, "abc", data, settings, {"val_loss": (2.0, 1.0)}, "Be kind.")
     text = write_card(card)
     for part in (
         "# mine",
