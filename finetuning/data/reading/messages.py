@@ -53,7 +53,9 @@ def read_chat(value: dict[str, Any], *, needs_answer: bool = True) -> Chat | Pro
     if not needs_answer and roles and roles[-1] in ("user", "tool"):
         found = [*found, {"role": "assistant"}]
         messages.append({"role": "assistant", "content": ""})
-    elif roles[-1:] != ["assistant"] or set(roles) == {"assistant"}:
+    elif roles[-1:] != ["assistant"] or {message["role"] for message in messages if not _is_blank_system(message)} == {
+        "assistant"
+    }:
         last_roles = ([""] if len(roles) > ROLES_SHOWN else []) + roles[-ROLES_SHOWN:]
         return Problem("wrong_turns", {"found": ", ".join(role or "…" for role in last_roles) or t("nothing")})
     problem = _empty(messages, needs_answer) or _unknown_call(messages)
@@ -217,6 +219,11 @@ def _unknown_call(messages: list[dict[str, Any]]) -> Problem | None:
         if message["role"] == "tool" and answered is not None and made and answered not in made:
             return Problem("unknown_call", {"id": excerpt(answered)}, _shown([message]))
     return None
+
+
+def _is_blank_system(message: dict[str, Any]) -> bool:
+    """One that says nothing, and is left out."""
+    return message["role"] == "system" and not has_something(message)
 
 
 def has_something(message: dict[str, Any]) -> bool:

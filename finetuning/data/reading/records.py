@@ -235,7 +235,7 @@ def _from_messages(value: dict[str, Any], line: int, needs_answer: bool) -> Samp
         *history, (question, answer) = zip(texts[::2], texts[1::2], strict=True)
         return Sample(line, question, answer, system, tuple(history), weights)
     if system is not None:
-        spoken = ({"role": "system", "content": system}, *spoken)
+        spoken = (first if own is not None else {"role": "system", "content": system}, *spoken)
     return _conversation(line, Chat(spoken, weights, chat.tools))
 
 

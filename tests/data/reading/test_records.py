@@ -53,6 +53,7 @@ def test_each_format_is_recognized_by_its_keys(record: dict, name: str, sample: 
         (b'{"messages": [{"role": "user"}]}', "missing_field"),
         (b'{"messages": [{"role": "user", "content": "a"}]}', "wrong_turns"),
         (b'{"messages": [{"role": "assistant", "content": "a"}]}', "wrong_turns"),
+        (b'{"messages": [{"role": "system", "content": " "}, {"role": "assistant", "content": "a"}]}', "wrong_turns"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": " "}]}', "empty_answer"),
         (b'{"prompt": "a"}', "missing_field"),
         (b'{"instruction": 3, "output": "b"}', "wrong_type"),

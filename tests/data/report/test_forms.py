@@ -28,6 +28,7 @@ RECORDS: dict[str, tuple[dict[str, Any], set[str]]] = {  # and the forms that ha
     "two questions": ({"messages": [QUESTION, QUESTION, ANSWER]}, {"input_output"}),
     "thoughts": ({"messages": [QUESTION, {**ANSWER, "reasoning_content": "hm"}]}, {"input_output"}),
     "a developer": ({"messages": [{"role": "developer", "content": "s"}, QUESTION, ANSWER]}, {"input_output", "sharegpt"}),
+    "a named system": ({"messages": [{"role": "system", "content": "s", "name": "x"}, QUESTION, ANSWER]}, {"input_output"}),
     "text": ({"text": "a b c"}, {"input_output", "sharegpt", "openai"}),
 }
 
@@ -82,8 +83,8 @@ def test_prepare_writes_a_form_and_lists_what_it_cannot_hold(
         for name in ("training", "validation")
         for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
     ]
-    assert len(written) == 8 and all("conversations" in record for record in written)
+    assert len(written) == 9 and all("conversations" in record for record in written)
     screen = capsys.readouterr().out
     assert "more than the form holds (2)" in screen
-    assert "raw.jsonl:10: has more than `--to sharegpt` can hold; it is not written" in screen
-    assert "8 of 10 samples written" in screen
+    assert "raw.jsonl:11: has more than `--to sharegpt` can hold; it is not written" in screen
+    assert "9 of 11 samples written" in screen
