@@ -151,7 +151,7 @@ class Worker:
             self._build,
             # A save that has failed ends the run with the step, on all ranks.
             lambda: stop.requested or self.saves.has_failed,
-            has_checkpoint=lambda: self.progress.saved_step > 0,
+            has_checkpoint=lambda: self.progress.saved_step > 0 or self.saves.has_begun,
             save_is_due=self._save_is_due,
         )
 

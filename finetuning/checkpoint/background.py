@@ -95,6 +95,11 @@ class BackgroundSaves:
         return self._saving is not None and not self._saving.done()
 
     @property
+    def has_begun(self) -> bool:
+        """A checkpoint is being written, or is there and was not told of."""
+        return self._saving is not None and not self.has_failed and not self._weights_only
+
+    @property
     def has_failed(self) -> bool:
         """The save under way has, on this rank. All ranks should `finish` then, which raises on all of them."""
         return self._saving is not None and self._saving.done() and self._saving.exception() is not None

@@ -109,6 +109,7 @@ def fill_the_disk_meanwhile(folder: Path) -> dict[str, object]:
         saving.saves.finish()
     except NoRoom as error:
         message = str(error)
+    dist.barrier()  # rank 0 removes
     left = sorted(path.name for path in folder.iterdir() if not path.name.startswith("filler"))
     dist.barrier()
     if dist.get_rank() == 0:

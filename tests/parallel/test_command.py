@@ -57,6 +57,8 @@ def command(folder: Path, model: Path, dataset: Path, experiment: str, num_gpus:
         "1e-3",
         "--val_check_interval",
         "2",
+        "--save_every_n_steps",
+        "2",
         "--num_sample_answers",
         "1",
         "--max_new_tokens",

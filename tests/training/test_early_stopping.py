@@ -30,4 +30,4 @@ def test_validations_are_those_rows_that_have_a_loss_also_of_earlier_versions() 
         {"step": "2", "val_loss": "1.5", "val_error": "0.25"},
         {"step": "4", "val_loss": "1"},
     ]
-    assert validations_in(rows) == [Validation(2, 1.5, 0.2), Validation(4, 1.0, 0.0)]
+    assert validations_in(rows) == [Validation(2, 1.5, 0.25), Validation(4, 1.0, 0.0)]
