@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from finetuning.runtime.process_lifetime import begin_worker, end_with_siblings
+from finetuning.runtime.process_lifetime import begin_worker, end_with_siblings, leave
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     begin_worker()
@@ -390,4 +390,4 @@ if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
     if dist.is_initialized():
         dist.destroy_process_group()
-    sys.exit(code)
+    leave(code)

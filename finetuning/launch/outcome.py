@@ -59,6 +59,8 @@ def decide_outcome(
         return Outcome(STOPPED, EXIT_INTERRUPTED, reason)
     if stop_asked and failure is not None and failure["kind"] == "echo":
         failure = None  # of ranks that left one after the other
+    if state == FINISHED and failure is not None and failure["kind"] in ("echo", "killed"):
+        failure = None  # of a process on its way out: rank 0 says so when all ranks have written all
     if state == FINISHED and failure is None:
         return Outcome(FINISHED, EXIT_FINISHED)
     if state == STOPPED and failure is None:
