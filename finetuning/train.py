@@ -63,9 +63,10 @@ from finetuning.training import trackers
 from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
-from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
+from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints
 from finetuning.training.sample_answers import generate
 from finetuning.training.save_rule import SaveRule
+from finetuning.training.step_record import StepRecord
 
 
 def main(run_file: Path) -> int:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from finetuning.training.lightning_shell import peak_memory_gib
 from finetuning.training.metrics import COLUMNS, MetricsFile, read_metrics
+from finetuning.training.step_record import peak_memory_gib
 
 pytestmark = pytest.mark.unit
 

@@ -26,8 +26,9 @@ from finetuning.runtime.progress import Progress
 from finetuning.runtime.stop_switch import StopSwitch
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
-from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints, StepRecord
+from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints
 from finetuning.training.metrics import read_metrics
+from finetuning.training.step_record import StepRecord
 from tests.models import build
 from tests.processes import run_processes
 from tests.references import random_split

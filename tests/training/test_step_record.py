@@ -32,8 +32,9 @@ from finetuning.storage.dcp_reader import ShardedFiles
 from finetuning.training import display as shown
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation
-from finetuning.training.lightning_shell import FineTuning, MeshStrategy, StepRecord
+from finetuning.training.lightning_shell import FineTuning, MeshStrategy
 from finetuning.training.metrics import read_metrics
+from finetuning.training.step_record import StepRecord
 from tests.models import build
 from tests.processes import run_processes
 from tests.references import random_split
