@@ -20,6 +20,7 @@ from tests.references import write_random_adapter
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 FILE = Path(__file__).parents[3] / "examples" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+RECORDS = Path(__file__).parents[3] / "examples" / "data" / "records" / "test.jsonl"
 QUESTIONS = ["On Tuesday six bottles were delivered by Ivy.", "星期三：做好 8 張椅子（許文山）"]
 
 
@@ -55,7 +56,17 @@ def test_ids_and_logits_are_those_of_transformers_own_reader(imported: Path) -> 
 
 def test_an_adapter_that_is_merged_answers_the_same_in_transformers(imported: Path, tmp_path: Path) -> None:
     write_random_adapter(imported, tmp_path / "adapter", 4, 8.0, ("q_proj", "v_proj", "down_proj"))
-    assert merge.main([str(tmp_path / "adapter"), str(tmp_path / "merged"), "--base", str(imported)]) == EXIT_FINISHED
+    given = [
+        str(tmp_path / "adapter"),
+        str(tmp_path / "merged"),
+        "--base",
+        str(imported),
+        "--data",
+        str(RECORDS),
+        "--limit",
+        "2",
+    ]
+    assert merge.main(given) == EXIT_FINISHED
     model = load_model(open_model(tmp_path / "adapter", imported), torch.device("cpu"), torch.float32)
     prompts = [model.prompt_format.encode_prompt(Sample(1, text, "")) for text in QUESTIONS]
     expected = generate_answers(model.net, prompts, Sampling(max_new_tokens=24), model.prompt_format.end_token_ids)
