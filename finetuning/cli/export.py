@@ -17,7 +17,6 @@ from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.formats.gguf.ollama import MODELFILE, modelfile
 from finetuning.formats.gguf.write import QUANTIZATIONS, export_gguf
 from finetuning.formats.huggingface.write import DTYPES, export_hugging_face, stored_dtypes
-from finetuning.formats.nemo.write import export_nemo
 from finetuning.formats.peft import door as peft
 from finetuning.formats.peft.write import export_peft
 from finetuning.formats.serving import (
@@ -104,6 +103,8 @@ def export_with_progress(model: StoredModel, target: Path, dtype: str | None, co
 
 
 def export_nemo_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console) -> None:
+    from finetuning.formats.nemo.write import export_nemo  # with torch's checkpoints, which take a second
+
     dtype_of = stored_dtypes(model) if dtype is None else lambda _: DTYPES[dtype]
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)

@@ -25,7 +25,7 @@ from finetuning.formats.huggingface.files import (
 )
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
-from finetuning.storage.file_parts import TensorTable
+from finetuning.storage.stored_tensors import TensorTable
 
 DTYPES: dict[str, torch.dtype] = {code: getattr(torch, name) for code, name in DTYPE_OF_CODE.items()}  # of safetensors
 

@@ -23,6 +23,7 @@ from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import check_companions
 from finetuning.formats.huggingface.files import check_weights, fingerprint, unreadable_dtypes
+from finetuning.formats.nemo.find import check_archive
 from finetuning.i18n import t
 from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
@@ -185,11 +186,12 @@ def _find_nemo_model(
     config: RunConfig, token: str | None, scratch: Path, problems: list[str]
 ) -> "tuple[Path | None, LlamaConfig | None, NemoCheckpoint | None]":
     """The checkpoint of --nemo_model, and the folder with configuration and tokenizer: --hf_model_id's, else its own."""
-    from finetuning.formats.nemo.checkpoint import describe_nemo, nemo_source, open_nemo  # with torch, which takes a second
-
     assert config.nemo_model is not None
     model_path = model = nemo = None
     try:
+        check_archive(Path(config.nemo_model), scratch)
+        from finetuning.formats.nemo.checkpoint import describe_nemo, nemo_source, open_nemo  # with torch, which takes a second
+
         if config.hf_model_id:
             model_path = find_model(config.hf_model_id, token, with_weights=False)
             model = read_llama_config(model_path)

@@ -27,9 +27,10 @@ from torch.distributed.checkpoint.metadata import (
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.storage.file_parts import FileParts, StoredTensor, folder_parts
+from finetuning.storage.file_parts import FileParts, folder_parts
 from finetuning.storage.safe_pickle import read_pickle, read_stored
 from finetuning.storage.signs import METADATA_FILE
+from finetuning.storage.stored_tensors import StoredTensor
 
 
 class ShardedFiles:

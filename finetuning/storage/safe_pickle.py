@@ -29,7 +29,8 @@ from typing_extensions import override
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.storage.file_parts import FilePart, StoredTensor, zip_parts
+from finetuning.storage.file_parts import FilePart, zip_parts
+from finetuning.storage.stored_tensors import StoredTensor
 
 
 class Inert:

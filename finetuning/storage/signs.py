@@ -8,8 +8,13 @@ GZIP = b"\x1f\x8b"
 
 
 def is_archive(file: Path) -> bool:
-    """A tar, compressed by gzip or not."""
+    """A tar, compressed by gzip or not; told by its first bytes, as what they declare may have no end."""
     with file.open("rb") as stream:
-        if stream.read(2) == GZIP:
-            return True
-    return tarfile.is_tarfile(file)
+        beginning = stream.read(tarfile.BLOCKSIZE)
+    if beginning.startswith(GZIP):
+        return True
+    try:
+        tarfile.TarInfo.frombuf(beginning, tarfile.ENCODING, "surrogateescape")
+    except tarfile.TarError:
+        return False
+    return True

@@ -5,11 +5,14 @@ A compressed archive is decompressed once, as one plain tar, into a folder of th
 
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+
+from typing_extensions import override
 
 from finetuning.errors import InputError
 from finetuning.files.atomic import INCOMPLETE, sync
@@ -17,8 +20,10 @@ from finetuning.i18n import t
 from finetuning.storage.file_parts import FilePart, FileParts
 from finetuning.storage.signs import GZIP
 
-COPIED_AT_ONCE = 16 * 2**20  # bytes
-LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**28  # weights hardly shrink; what grows beyond both is no archive of weights
+COPIED_AT_ONCE = 4 * 2**20  # bytes
+LARGEST_RATIO, ALWAYS_ALLOWED = 100, 2**26  # weights hardly shrink; what grows beyond both is no archive of weights
+MAX_ENTRIES = 2**14  # thousands of ranks write a file or two each
+MAX_ENTRY_BYTES = 2**16  # of what stands before a file's content: its name, and what else is told about it
 
 
 def archive_parts(file: Path, scratch: Path) -> FileParts:
@@ -30,10 +35,19 @@ def archive_parts(file: Path, scratch: Path) -> FileParts:
     with file.open("rb") as stream:
         compressed = stream.read(2) == GZIP
     plain = _decompressed(file, scratch) if compressed else file
+    try:
+        return FileParts(file, _contents(file, plain))
+    except InputError:
+        if compressed:
+            plain.unlink(missing_ok=True)
+        raise
+
+
+def _contents(file: Path, plain: Path) -> dict[str, FilePart]:
     found = {}
     try:
-        with tarfile.open(plain, "r:") as archive:
-            for member in archive:
+        with _Entries(plain) as entries, tarfile.open(fileobj=entries, mode="r:") as archive:
+            while (member := entries.next_of(archive)) is not None:
                 path = PurePosixPath(member.name)
                 if path.is_absolute() or ".." in path.parts:
                     raise InputError(t("{file}: has a file that leads outside it ({name})", file=file, name=member.name))
@@ -48,7 +62,26 @@ def archive_parts(file: Path, scratch: Path) -> FileParts:
     cut = next((name for name, part in found.items() if part.offset + part.length > size), None)
     if cut is not None:
         raise InputError(t("{file}: ends in the middle of {name}; copy it again", file=file, name=cut))
-    return FileParts(file, found)
+    return found
+
+
+class _Entries(io.FileIO):
+    """An archive with bounds on its entries and on what is read of each: tarfile believes what they declare."""
+
+    count, left = 0, MAX_ENTRY_BYTES
+
+    def next_of(self, archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+        self.count, self.left = self.count + 1, MAX_ENTRY_BYTES
+        if self.count > MAX_ENTRIES:
+            raise tarfile.ReadError(t("it holds more than {most:,} files and folders", most=MAX_ENTRIES))
+        return archive.next()
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= self.left:
+            raise tarfile.ReadError(t("an entry takes more than {most:,} bytes before its content", most=MAX_ENTRY_BYTES))
+        self.left -= size
+        return super().read(size)
 
 
 def _decompressed(file: Path, scratch: Path) -> Path:

@@ -1,5 +1,6 @@
 """What a user waits for at a start: nothing heavy is imported before, or without, a reason."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -47,6 +48,20 @@ show_start(Console(), prepared)
 """
     for start in ("first", "second"):
         assert heavy_modules_after(code, tmp_path) == [], start
+
+
+def test_what_is_no_archive_of_weights_is_refused_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "bomb.nemo").write_bytes(gzip.compress(bytes(70 * 2**20)))
+    code = """
+from finetuning.cli.inspect import main
+from finetuning.errors import InputError
+from pathlib import Path
+try:
+    main(["bomb.nemo"])
+except InputError as error:
+    assert "bomb.nemo: grows from" in str(error), error
+"""
+    assert heavy_modules_after(code, tmp_path) == []
 
 
 def test_a_worker_starts_without_what_it_does_not_use_which_can_be_imported_later(tmp_path: Path) -> None:

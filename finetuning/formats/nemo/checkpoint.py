@@ -25,9 +25,10 @@ from finetuning.formats.nemo.settings import differences, llama_config, read_io_
 from finetuning.formats.nemo.weights import TABLE, MegatronSource, find_prefix
 from finetuning.i18n import t
 from finetuning.storage.dcp_reader import ShardedFiles
-from finetuning.storage.file_parts import FilePart, FileParts, StoredTable, StoredTensor, TensorTable, folder_parts
+from finetuning.storage.file_parts import FilePart, FileParts, folder_parts
 from finetuning.storage.safe_pickle import fields_of, read_torch_file
 from finetuning.storage.signs import METADATA_FILE, is_archive
+from finetuning.storage.stored_tensors import StoredTable, StoredTensor, TensorTable
 from finetuning.storage.tar import archive_parts
 
 NEMO_2, BRIDGE, TORCH_DIST, NEMO_1 = "NeMo 2", "Megatron-Bridge", "Megatron torch_dist", "NeMo 1"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from finetuning.config.llama import read_llama_config
 from finetuning.formats.found_model import FoundModel, cache_folder
 from finetuning.formats.inspection import Inspection, StoredWeight
-from finetuning.formats.nemo.find import is_nemo
+from finetuning.formats.nemo.find import check_archive, is_nemo
 
 if TYPE_CHECKING:
     from finetuning.formats.nemo.checkpoint import NemoCheckpoint
@@ -50,9 +50,9 @@ def fingerprint(found: FoundModel) -> str:
 
 
 def inspect(found: FoundModel) -> Inspection:
+    checkpoint = _checkpoint(found)
     from finetuning.formats.nemo.weights import model_keys
 
-    checkpoint = _checkpoint(found)
     table, settings = checkpoint.table, checkpoint.settings or {}
     layout = {axis: settings[name] for axis, name in AXES.items() if isinstance(settings.get(name), int)}
     return Inspection(
@@ -68,6 +68,7 @@ def inspect(found: FoundModel) -> Inspection:
 
 
 def _checkpoint(found: FoundModel) -> "NemoCheckpoint":
+    check_archive(found.path, cache_folder())
     from finetuning.formats.nemo.checkpoint import open_nemo  # with torch, which takes a second
 
     return open_nemo(found.path, cache_folder())

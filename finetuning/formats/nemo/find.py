@@ -4,6 +4,7 @@ from pathlib import Path
 
 from finetuning.checkpoint.files import INFO_FILE
 from finetuning.storage.signs import METADATA_FILE, is_archive
+from finetuning.storage.tar import archive_parts
 
 BACKEND_FILE = "metadata.json"
 TRACKER_FILES = ("latest_checkpointed_iteration.txt", "latest_train_state.pt")
@@ -18,6 +19,12 @@ def is_nemo(path: Path) -> bool:
     return path.is_dir() and (
         is_checkpoint(path) or bool(checkpoints_below(path)) or any((path / name).exists() for name in TRACKER_FILES)
     )
+
+
+def check_archive(path: Path, scratch: Path) -> None:
+    """Refuses a file that is no archive of weights before torch is imported to open it; arguments and errors of `open_nemo`."""
+    if path.is_file() and is_archive(path):
+        archive_parts(path, scratch)
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from finetuning.errors import InputError
 from finetuning.formats.weight_source import table_dtype_problems
 from finetuning.i18n import t
 from finetuning.model.llama import Llama
-from finetuning.storage.file_parts import TensorTable
+from finetuning.storage.stored_tensors import TensorTable
 
 TABLE = "embedding.word_embeddings.weight"
 LAYERS = "decoder.layers."

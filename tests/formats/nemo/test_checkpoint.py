@@ -232,6 +232,13 @@ def test_an_archive_with_distributed_weights_is_read(
     assert all(torch.equal(found[name], expected.read(name)) for name in expected.shapes())
 
 
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """A tar's 512 bytes before an entry."""
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.size = kind, size
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -244,11 +251,16 @@ def test_an_archive_with_distributed_weights_is_read(
         ("parts", "saved in 2 parts by model parallelism"),
         ("cut gzip", "cannot be decompressed"),
         ("gzip bomb", "which weights do not"),
+        ("files without end", "it holds more than 16,384 files and folders"),
+        ("folders without end", "it holds more than 16,384 files and folders"),
+        ("name without end", "an entry takes more than 65,536 bytes before its content"),
+        ("attributes without end", "an entry takes more than 65,536 bytes before its content"),
+        ("holes without end", "an entry takes more than 65,536 bytes before its content"),
         ("not one", "not an archive of NeMo"),
     ],
 )
 def test_a_bad_archive_is_refused_and_leaves_nothing(
-    damage: str, message: str, old_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: str, message: str, old_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     file, scratch = tmp_path / "bad.nemo", tmp_path / "scratch"
     weights = old_files["./model_weights.ckpt"]
@@ -283,8 +295,26 @@ def test_a_bad_archive_is_refused_and_leaves_nothing(
             archive(file, old_files, "w:gz")
             file.write_bytes(file.read_bytes()[:-5000])
         case "gzip bomb":
-            monkeypatch.setattr("finetuning.storage.tar.ALWAYS_ALLOWED", 10**6)
-            file.write_bytes(gzip.compress(bytes(40 * 10**6)))
+            file.write_bytes(gzip.compress(bytes(70 * 2**20)))
+        case "files without end":
+            file.write_bytes(header("a", tarfile.REGTYPE, 0) * (2**14 + 1) + bytes(1024))
+        case "folders without end":
+            file.write_bytes(gzip.compress(header("a", tarfile.DIRTYPE, 0) * (2**14 + 1) + bytes(1024)))
+        case "name without end":
+            file.write_bytes(header("././@LongLink", tarfile.GNUTYPE_LONGNAME, 2**23) + b"a/" * 2**22 + bytes(1024))
+        case "attributes without end":
+            records = b"20 k0000000=vvvvvvvv\n" * 2**18
+            file.write_bytes(header("pax", tarfile.XHDTYPE, len(records)) + records + bytes(-len(records) % 512 + 1024))
+        case "holes without end":
+            records = b"".join(b"%d GNU.sparse.%s\n" % (len(r) + 15, r) for r in (b"major=1", b"minor=0")).ljust(512, b"\0")
+            size = len(records.rstrip(b"\0"))
+            file.write_bytes(
+                header("pax", tarfile.XHDTYPE, size)
+                + records
+                + header("a", tarfile.REGTYPE, 2**18)
+                + b"9999999\n"
+                + b"1\n" * 2**17
+            )
         case "not one":
             file.write_bytes(b"hello")
     before = sorted(tmp_path.iterdir())
