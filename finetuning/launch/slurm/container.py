@@ -11,6 +11,7 @@ from pathlib import Path
 import finetuning
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
+from finetuning.errors import InputError
 from finetuning.i18n import t
 from finetuning.launch.slurm.cluster import Cluster
 
@@ -76,10 +77,18 @@ def apptainer_reference(image: str) -> str:
 
 
 def container_command(container: Container, run: Run, folders: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Arguments for srun, and words between srun's arguments and the command that runs inside."""
-    mounts = [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
+    """Arguments for srun, and words between srun's arguments and the command that runs inside.
+
+    Raises:
+        InputError: a folder's name would be several in the list of what is mounted.
+    """
     if container.runtime == "none":
         return [], []
+    own = [folder for folder in folders if folder not in run.config.mounts]
+    if wrong := [folder for folder in own if "," in folder or ":" in folder]:
+        rule = t("a container's list of folders cannot hold ',' or ':'; rename it, or give --container_image none")
+        raise InputError([f"{folder}: {rule}" for folder in wrong])
+    mounts = [folder if ":" in folder else f"{folder}:{folder}" for folder in folders]
     if container.runtime == "pyxis":
         return [
             f"--container-image={container.image}",

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
+from finetuning.config.rules import check_settings
 from finetuning.config.run import Run
-from finetuning.config.settings import RunConfig
+from finetuning.config.settings import CHOICES, RunConfig, field_types
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.launch.slurm.cluster import Cluster, Partition, count_gpus, parse_config, parse_partitions
 from finetuning.launch.slurm.container import apptainer_reference, enroot_reference, folders_of
 from finetuning.launch.slurm.job import parse_job
-from finetuning.launch.slurm.job_script import plan_job, render_job, seconds_of
+from finetuning.launch.slurm.job_script import TEMPLATE, plan_job, render_job, seconds_of
 
 pytestmark = pytest.mark.unit
 
@@ -299,10 +300,90 @@ def test_whatever_the_folders_are_called_the_script_runs_the_step_only(name: str
     assert f"--output={tmp_path / name.replace('%', '%%')}/a/logs/slurm-%j.out" in shlex.split(script.splitlines()[4])
 
 
+@pytest.mark.parametrize("container", ["pyxis", "apptainer", "none"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a$(true >HERE)b",
+        "a`true >HERE`b",
+        "a'; true >HERE; 'b",
+        'a"; true >HERE; "b',
+        "a; true >HERE & true >HERE || b",
+        "${a=$(true >HERE)}",
+        "a\\",
+        "a\ntrue >HERE",
+        "a\rtrue >HERE",
+        "a\u2028true >HERE",
+        "a\n#SBATCH --wrap=x",
+    ],
+)
+def test_a_text_in_any_flag_is_refused_or_stays_a_text(text: str, container: str, tmp_path: Path) -> None:
+    """All flags that hold texts at once, but for those that refuse this one, and --setup, which is shell."""
+    words = {"sbatch_options": f"--comment={shlex.quote(text)}", "environment": f"A={shlex.quote(text)}"}
+    given: dict[str, Any] = {}
+    for name, hint in field_types().items():
+        if (
+            hint not in (str, str | None, tuple[str, ...])
+            or name in CHOICES
+            or name in ("setup", "hf_model_id", "dataset_path")
+        ):
+            continue
+        value = (text,) if hint == tuple[str, ...] else words.get(name, text)
+        alone = config(**{name: value})
+        if not any(
+            problem.startswith(f"--{name} ") for problem in check_settings(alone) + plan_job(alone, cluster_of(alone)).problems
+        ):
+            given[name] = value
+    breaks_a_line = any(character in text for character in "\n\r\u2028")
+    assert breaks_a_line == ("partition" not in given), "only what breaks a line is refused"
+    folder = text if not breaks_a_line else "a"
+    if given.pop("slurm_template", None) is not None:  # a file that this names
+        given["slurm_template"] = str(tmp_path / text)
+        (tmp_path / text).write_text(TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+    if container == "none":
+        given["container_image"] = "none"
+    else:
+        given["container_runtime"] = container
+    made = dataclasses.replace(
+        run(tmp_path, **given),
+        experiment_dir=str(tmp_path / folder / "a"),
+        model_path=str(tmp_path / folder / "model"),
+        nemo_model=str(tmp_path / folder / "nemo"),
+        initial_weights=str(tmp_path / folder / "start"),
+        sources={"training": str(tmp_path / folder / "data" / "t")},
+    )
+    plan = plan_job(made.config, cluster_of(made.config))
+    assert plan.problems == []
+    script = render_job(made, plan)
+    # No command is found, so that nothing else is run: what bash makes of a text, it makes before it looks for one.
+    environment = {"PATH": "", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_CPUS_PER_TASK": "1"}
+    ended = subprocess.run(
+        ["/bin/bash"], input=script, text=True, cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert "syntax error" not in ended.stderr
+    assert not (tmp_path / "HERE").exists(), script
+    head, _, _ = script.partition("\nset -u\n")  # where Slurm stops to look for options
+    options = [shlex.split(line.removeprefix("#SBATCH ")) for line in head.splitlines() if line.startswith("#SBATCH")]
+    assert options[2:] == [[option] for option in plan.options]
+    command = shlex.split(re.search(r"setsid \\\n(.*?) &\n", script, re.DOTALL)[1])
+    assert command[-1] == f"{tmp_path / folder / 'a' / 'run.yaml'}"
+    if not breaks_a_line:
+        assert command[-4] == text, "--python"
+
+
 def test_a_folder_with_a_line_break_is_refused(tmp_path: Path) -> None:
     given = dataclasses.replace(run(tmp_path), experiment_dir=f"{tmp_path}/a\nb")
     with pytest.raises(InputError, match="would be more than one line of the job script"):
         render_job(given, plan_job(given.config, CLUSTER))
+
+
+@pytest.mark.parametrize("name", ["a,b", "a:/etc", ","])
+def test_a_folder_that_would_be_several_of_a_container_s_is_refused(name: str, tmp_path: Path) -> None:
+    given = dataclasses.replace(run(tmp_path), experiment_dir=str(tmp_path / name / "e"))
+    with pytest.raises(InputError) as caught:
+        render_job(given, plan_job(given.config, CLUSTER))
+    rule = "a container's list of folders cannot hold ',' or ':'; rename it, or give --container_image none"
+    assert caught.value.problems == [f"{tmp_path / name}: {rule}"]
 
 
 def test_a_folder_with_a_blank_is_quoted(tmp_path: Path) -> None:
@@ -387,6 +468,17 @@ def test_the_configuration_and_a_job_are_read_from_scontrol_s_text() -> None:
     assert parse_config("KillWait                = 30 sec\nSelectType = select/linear\nX = \n")["KillWait"] == "30 sec"
     job = parse_job("JobId=7 JobName=a b JobState=RUNNING Reason=None Restarts=2 ReqNodeList=(null) NodeList=node[1-2] x=1")
     assert (job.name, job.reason, job.restarts, job.nodes) == ("RUNNING", "", 2, "node[1-2]")
+
+
+def cluster_of(given: RunConfig) -> Cluster:
+    """One that has the partition and the account that are asked for."""
+    return dataclasses.replace(
+        CLUSTER,
+        partitions=(dataclasses.replace(GPU_PARTITION, name=given.partition),),
+        accounts=(given.account,),
+        has_pyxis=given.container_runtime != "apptainer",
+        apptainer="apptainer",
+    )
 
 
 def config(**changed: Any) -> RunConfig:
