@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.errors import InputError
-from finetuning.i18n import language, set_language
+from finetuning.i18n import language, set_language, t
 from finetuning.runtime.process_lifetime import end_with_parent
 from finetuning.runtime.secrets import without_secrets
 
@@ -28,13 +28,14 @@ MEMORY_BYTES = 1 << 30  # above what the process has when it starts
 MAX_MESSAGE_BYTES = 1 << 28
 IDLE_S = 60.0  # after which a process ends that nobody asks any more; the next call starts another
 WALL_FACTOR = 20  # of the CPU time that a call may take: machines are busy, and a process that waits for ever is ended, too
+MAX_ERROR = 300  # characters of an error that are told
 LENGTH = struct.Struct("<Q")
 
 _is_limited = False
 
 
-class LimitExceeded(Exception):
-    """The process was ended, or refused, as it took too much time or memory."""
+class NoAnswer(Exception):
+    """What was called has a limit exceeded, failed, or ended its process; says which, as the end of a sentence about it."""
 
 
 def is_limited() -> bool:
@@ -77,7 +78,7 @@ class LimitedProcess:
 
         Raises:
             InputError: as the function raised it.
-            LimitExceeded: it took more than `cpu_s` of CPU time, or more memory than there is for it.
+            NoAnswer: it took more than `cpu_s` of CPU time, or more memory than there is for it, or failed.
         """
         message = json.dumps({"request": request, "cpu_s": cpu_s, "language": language()}).encode()
         try:
@@ -85,16 +86,21 @@ class LimitedProcess:
                 answer = self._exchange(message, WALL_FACTOR * cpu_s)
             except _NotThere:  # it was idle for long
                 answer = self._exchange(message, WALL_FACTOR * cpu_s)
-        except (OSError, EOFError) as error:
+        except TimeoutError:
             self.end()
-            raise LimitExceeded from error
+            raise NoAnswer(t("takes too much time")) from None
+        except OSError as error:  # no memory for another process, no room for its pipes
+            self.end()
+            raise NoAnswer(t("could not be run ({error})", error=error.strerror or error)) from None
         except BaseException:  # also Ctrl-C: the next answer would be that of another request
             self.end()
             raise
         if "problems" in answer:
             raise InputError(answer["problems"])
+        if "error" in answer:
+            raise NoAnswer(t("fails ({error})", error=answer["error"]))
         if "result" not in answer:
-            raise LimitExceeded
+            raise NoAnswer(t("takes too much memory"))
         return answer["result"]
 
     def end(self) -> None:
@@ -112,16 +118,16 @@ class LimitedProcess:
             process.stdin.flush()
             deadline = time.monotonic() + wall_s
             length = LENGTH.unpack(_read(process.stdout.fileno(), LENGTH.size, deadline))[0]
+            if length > MAX_MESSAGE_BYTES:
+                raise NoAnswer(t("makes a text of more than {most} MiB", most=MAX_MESSAGE_BYTES >> 20))
+            answer: dict[str, Any] = json.loads(_read(process.stdout.fileno(), length, deadline))
         except (BrokenPipeError, EOFError):
             with suppress(subprocess.TimeoutExpired):
                 process.wait(1.0)  # it has closed its ends and is about to end
             self.end()
             if is_new or process.returncode != 0:
-                raise EOFError from None
+                raise NoAnswer(_why_it_ended(process.returncode)) from None
             raise _NotThere from None
-        if length > MAX_MESSAGE_BYTES:
-            raise EOFError
-        answer: dict[str, Any] = json.loads(_read(process.stdout.fileno(), length, deadline))
         return answer
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -162,10 +168,23 @@ def serve(answer: Callable[[Any], Any]) -> None:
             content = json.dumps({"problems": error.problems}).encode()
         except MemoryError:
             content = b"{}"
+        except BaseException as error:  # of any kind: foreign files decide what libraries, also those in Rust, run into
+            content = json.dumps({"error": f"{type(error).__name__}: {error}"[:MAX_ERROR]}).encode()
         sys.stdout.flush()
         sent = memoryview(LENGTH.pack(len(content)) + content)
         while sent:
             sent = sent[os.write(replies, sent) :]
+
+
+def _why_it_ended(code: int) -> str:
+    """Of a process that sent no answer."""
+    if code >= 0:
+        return t("ended the process that it ran in (exit code {code})", code=code)
+    if -code == signal.SIGPROF:
+        return t("takes too much time")
+    if -code == signal.SIGABRT:  # libraries in C++ and Rust that get no memory
+        return t("takes too much memory")
+    return t("ended the process that it ran in ({signal})", signal=signal.Signals(-code).name)
 
 
 class _NotThere(Exception):

@@ -1,5 +1,6 @@
 """A module for `LimitedProcess`, as finetuning.data.prompts.limited is one; it does what a request asks for."""
 
+import builtins
 import os
 import signal
 import time
@@ -31,6 +32,10 @@ def answer(request: Any) -> Any:
             print("not an answer", flush=True)
             os.write(1, b"neither is this")
             return "answer"
+        case ["exit", code]:
+            os._exit(code)
+        case ["raise", name]:
+            raise vars(builtins)[name]("a")
         case ["refuse"]:
             raise InputError(["one", "two"])
     return request

@@ -38,7 +38,7 @@ from finetuning.data.prompts.tokenizer import (
 )
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, cpu_limit, serve
+from finetuning.runtime.limited_process import LimitedProcess, NoAnswer, cpu_limit, serve
 
 Turns = tuple[str | None, list[tuple[str, str]]]  # a sample's own system message, and its turns
 OPEN_S, TRY_S = 20.0, 2.0  # CPU time for opening a tokenizer, and for a few short texts
@@ -194,12 +194,12 @@ def _ask(source: FormatSource, do: str, cpu_s: float, *arguments: Any, is_templa
     try:
         request = {"do": do, "source": msgspec.to_builtins(source), "arguments": arguments, "cpu_s": cpu_s}
         return _process.call(request, OPEN_S + cpu_s)
-    except LimitExceeded:
+    except NoAnswer as reason:
         if is_template:
             raise InputError(
-                t("{path}: the chat template takes too much time or memory; give --prompt_template", path=source.model_path)
+                t("{path}: the chat template {reason}; give --prompt_template", path=source.model_path, reason=reason)
             ) from None
-        raise InputError(t("{file}: the tokenizer takes too much time or memory", file=source.tokenizer_file)) from None
+        raise InputError(t("{file}: the tokenizer {reason}", file=source.tokenizer_file, reason=reason)) from None
 
 
 def _time_for(characters: int) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.runtime.limited_process import LimitedProcess, LimitExceeded, serve
+from finetuning.runtime.limited_process import LimitedProcess, NoAnswer, serve
 
 DEFAULT_TARGETS = ["q_proj", "v_proj"]  # PEFT's for a Llama
 ALL_LINEAR, HEAD = "all-linear", "lm_head"
@@ -49,7 +49,7 @@ def _named(setting: str, names: str | list[str], modules: list[str], file: Path)
     problem = t("{file}: {name} {pattern!r} is not understood; name the layers", file=file, name=setting, pattern=names[:80])
     try:
         found = _process.call({"pattern": names, "modules": modules}, PATTERN_S)
-    except LimitExceeded:
+    except NoAnswer:
         raise InputError(problem) from None
     if found is None:
         raise InputError(problem)

@@ -33,9 +33,7 @@ EVIL_TEMPLATES = {
 def test_a_template_without_end_or_measure_is_refused(model_path: Path, tmp_path: Path, name: str) -> None:
     folder = variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", EVIL_TEMPLATES[name]))
     began = time.process_time()
-    with pytest.raises(
-        InputError, match=r"the chat template (cannot be used|takes too much time or memory).*--prompt_template"
-    ):
+    with pytest.raises(InputError, match=r"the chat template (cannot be used|takes too much (time|memory)).*--prompt_template"):
         load_prompt_format(folder, None, None)
     assert time.process_time() - began < 2.0, "of this process"
 
@@ -46,7 +44,7 @@ def test_a_template_that_is_evil_for_one_text_only_is_ended_as_well(model_path: 
         variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", evil)), None, None
     )
     assert prompt_format.differences([Sample(1, "good", "a")]) == [None]
-    with pytest.raises(InputError, match="the chat template takes too much time or memory"):
+    with pytest.raises(InputError, match="the chat template takes too much time; give --prompt_template"):
         prompt_format.differences([Sample(1, "evil", "a")])
     assert prompt_format.differences([Sample(1, "good", "a")]) == [None], "the next request has a process of its own"
 
@@ -64,7 +62,7 @@ def test_a_template_that_fails_for_one_text_is_a_finding(model_path: Path, tmp_p
 def test_a_tokenizer_whose_regular_expression_goes_wrong_is_refused(model_path: Path, tmp_path: Path, pattern: str) -> None:
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
     folder = variant(model_path, tmp_path / "m", tokenizer=lambda value: value.update(pre_tokenizer=split))
-    with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer (fails|takes too much time or memory)"):
+    with pytest.raises(InputError, match=r"tokenizer\.json: the tokenizer (fails|takes too much (time|memory))"):
         load_prompt_format(folder, None, None)
 
 
