@@ -1,5 +1,9 @@
-"""What many tests share: a very small Llama 3.1 folder and a very small data set, both real, and settings of a run on them."""
+"""What many tests share: a very small Llama 3.1 folder and a very small data set, both real, and settings of a run on them.
 
+make_tiny_model is imported where a model is made: it takes six seconds of CPU, which pytest's own process need not spend.
+"""
+
+import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from examples.make_tiny_model import TRAINING_FILE, make_tiny_model
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
 from tests.disks import mount, unmount
@@ -22,11 +25,23 @@ TINY_SHAPE = {
     "initializer_range": 0.02,
 }
 TINY_SPLITS = {"training": 40, "validation": 6, "test": 4}
+EXAMPLE = Path(__file__).parent.parent / "examples" / "data" / "alpaca"
+
+
+def pytest_configure() -> None:
+    gc.disable()  # while everything is imported
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what has been imported stays, and need not be looked at again and again
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Llama 3.1 with 127 000 random parameters and an untied head; read only."""
+    from examples.make_tiny_model import make_tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_model(folder, **TINY_SHAPE)
     return folder
@@ -35,6 +50,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same with the embedding as its head, as in Llama 3.2; read only."""
+    from examples.make_tiny_model import make_tiny_model
+
     folder = tmp_path_factory.mktemp("models") / "tiny-tied"
     make_tiny_model(folder, **TINY_SHAPE, tie_word_embeddings=True)
     return folder
@@ -45,7 +62,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder with the shortest pairs of the example: 40 to train on, 6 to validate, 4 to test; read only."""
     folder = tmp_path_factory.mktemp("data")
     for name, count in TINY_SPLITS.items():
-        lines = (TRAINING_FILE.parent / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+        lines = (EXAMPLE / f"{name}.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
         shortest = sorted(lines, key=lambda line: len("".join(json.loads(line).values())))[:count]
         (folder / f"{name}.jsonl").write_text("\n".join(shortest) + "\n", encoding="utf-8")
     return folder

@@ -1,7 +1,6 @@
 """A tiny model folder with a real Llama 3.1 style tokenizer, and helpers that write data folders."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +9,6 @@ from hypothesis import settings
 
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.i18n import set_language
-
-ROOT = Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "examples"))
-from make_tiny_model import make_tiny_model  # noqa: E402
 
 # No deadline: a machine that runs several tests at once is slow now and then.
 settings.register_profile("data", deadline=None, max_examples=40)
@@ -31,6 +26,8 @@ def _english() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from examples.make_tiny_model import make_tiny_model
+
     folder = tmp_path_factory.mktemp("model")
     make_tiny_model(
         folder,
