@@ -1,5 +1,6 @@
 """Runs programs in an environment that seems to have only some of the installed packages."""
 
+import functools
 import os
 import re
 import subprocess
@@ -40,8 +41,9 @@ def run_without(
     packages: set[str], folder: Path, *arguments: str, path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Runs Python with `arguments` in `folder`, where `packages` (normalized names) cannot be found."""
-    provided = metadata.packages_distributions()
-    hidden = {name for name, owners in provided.items() if all(canonicalize_name(owner) in packages for owner in owners)}
+    hidden = {
+        name for name, owners in _owners_of_modules().items() if all(canonicalize_name(owner) in packages for owner in owners)
+    }
     site = folder / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(SITE)
@@ -63,6 +65,12 @@ def run_without(
         timeout=TIMEOUT_S,
         check=False,
     )
+
+
+@functools.cache
+def _owners_of_modules() -> dict[str, list[str]]:
+    """Top-level module -> packages that install it; every installed file is looked at."""
+    return dict(metadata.packages_distributions())
 
 
 def all_but(requirements: list[str]) -> set[str]:

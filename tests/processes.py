@@ -9,7 +9,8 @@ import multiprocessing
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,16 @@ def run_processes(num_processes: int, function: Callable[..., Any], *arguments: 
                 process.join()
     assert not failures, "\n".join(f"rank {rank} of {num_processes}: {text}" for rank, text in sorted(failures.items()))
     return [results[rank] for rank in range(num_processes)]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """This process as the only rank of a gloo group, for what needs a group and no process of its own."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def _collect(ends: list[Connection]) -> tuple[dict[int, Any], dict[int, str]]:

@@ -85,7 +85,7 @@ def test_no_mutated_file_of_a_run_gives_anything_but_a_sentence(tmp_path: Path) 
     failure = {"rank": 1, "time": 5.0, "message": "m", "kind": "own", "traceback": "t"}
     run = {"config": {"hf_model_id": "m", "dataset_path": "d"}, "experiment_dir": "e", "sources": {"training": "t"}}
     (tmp_path / "logs").mkdir()
-    for _ in range(int(os.environ.get("FINETUNE_FUZZ", "200"))):
+    for _ in range(int(os.environ.get("FINETUNE_FUZZ", "100"))):
         found = open_checkpoint(write(tmp_path, mutated(INFO, generator)))
         assert isinstance(found, Checkpoint) or str(tmp_path) in found
         (tmp_path / STATUS_FILE).write_text(mutated(status, generator), encoding="utf-8")

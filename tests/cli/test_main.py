@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetuning import __version__
-from finetuning.cli.main import _resolve_config, build_parser, main
+from finetuning.cli.main import _resolve_config, build_parser, console, main
 from finetuning.config.settings import FLAGS, RunConfig, field_types
 from finetuning.errors import EXIT_BAD_INPUT
 from finetuning.i18n import set_language
@@ -265,19 +265,25 @@ def test_wrong_input_is_reported_without_loading_torch(tmp_path: Path) -> None:
     assert not re.search(r"\| +torch$", result.stderr, re.MULTILINE)
 
 
-def test_the_version_is_that_of_the_package() -> None:
-    assert run_script("--version").stdout == f"finetune {__version__}\n"
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"finetune {__version__}\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "stream"),
-    [(["--help"], 0, "stdout"), ([], EXIT_BAD_INPUT, "stderr"), (["fly"], EXIT_BAD_INPUT, "stderr")],
+    [(["--help"], 0, "out"), ([], EXIT_BAD_INPUT, "err"), (["fly"], EXIT_BAD_INPUT, "err")],
 )
-def test_the_installed_command_lists_its_verbs(arguments: list[str], code: int, stream: str) -> None:
-    result = run_console(*arguments)
-    assert result.returncode == code
-    assert "usage: finetune VERB …" in getattr(result, stream)
-    assert "  train   " in getattr(result, stream)
+def test_the_installed_command_lists_its_verbs(
+    arguments: list[str], code: int, stream: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["finetune", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        console()
+    assert ended.value.code == code
+    printed = getattr(capsys.readouterr(), stream)
+    assert "usage: finetune VERB …" in printed and "  train   " in printed
 
 
 def test_the_installed_command_trains_with_the_same_flags() -> None:

@@ -14,14 +14,16 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "huggingface_hub", "pyarrow", "peft", "scipy", "matplotlib"}
-LOADED = "import json, sys; print('\\n' + json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[1])))))"
+MARK = "loaded: "
+LOADED = "import json, sys; print('\\n' + sys.argv[1] + json.dumps(sorted(set(sys.modules) & set(json.loads(sys.argv[2])))))"
 
 
-def heavy_modules_after(code: str, folder: Path) -> list[str]:
-    """Runs the code in a fresh interpreter; which of HEAVY it has imported when it is done."""
-    command = [sys.executable, "-c", f"{code}\n{LOADED}", json.dumps(sorted(HEAVY))]
+def heavy_modules_after(folder: Path, *parts: str) -> list[list[str]]:
+    """Runs the parts one after another in a fresh interpreter; which of HEAVY it has imported after each."""
+    code = "\n".join(f"{part}\n{LOADED}" for part in parts)
+    command = [sys.executable, "-c", code, MARK, json.dumps(sorted(HEAVY))]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)})
-    return json.loads(done.stdout.splitlines()[-1])
+    return [json.loads(line.removeprefix(MARK)) for line in done.stdout.splitlines() if line.startswith(MARK)]
 
 
 def test_checking_data_with_a_tokenizer_imports_nothing_heavy(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ from finetuning.cli.data import main
 assert main(["check", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)!r}, "--html", "report.html"]) == 0
 assert main(["preview", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)!r}]) == 0
 """
-    assert heavy_modules_after(code, tmp_path) == []
+    assert heavy_modules_after(tmp_path, code) == [[]]
 
 
 @pytest.mark.skipif(AMD_DEVICE.exists(), reason="torch is asked about AMD's GPUs")
@@ -46,8 +48,7 @@ prepared = prepare(config, None, Path("experiments/x"), Path("tokens"), with_wei
 write_data_report(prepared, Path("report"))
 show_start(Console(), prepared)
 """
-    for start in ("first", "second"):
-        assert heavy_modules_after(code, tmp_path) == [], start
+    assert heavy_modules_after(tmp_path, code, code) == [[], []], "a first start, and a second"
 
 
 def test_what_is_no_archive_of_weights_is_refused_without_torch(tmp_path: Path) -> None:
@@ -61,16 +62,15 @@ try:
 except InputError as error:
     assert "bomb.nemo: grows from" in str(error), error
 """
-    assert heavy_modules_after(code, tmp_path) == []
+    assert heavy_modules_after(tmp_path, code) == [[]]
 
 
-def test_a_worker_starts_without_what_it_does_not_use_which_can_be_imported_later(tmp_path: Path) -> None:
-    assert heavy_modules_after("import finetuning.train", tmp_path) == ["lightning", "torch"]
-    assert "scipy" in heavy_modules_after("import finetuning.train, scipy", tmp_path)
-
-
-@pytest.mark.parametrize("verb", ["evaluate", "generate", "chat"])
-def test_what_takes_a_model_starts_without_what_spreads_one(verb: str, tmp_path: Path) -> None:
-    """It is half of the seconds that a refusal takes."""
-    code = f"import finetuning.cli.{verb}, sys; assert not set(sys.modules) & {{'torch.distributed.tensor', 'torchmetrics'}}"
-    assert heavy_modules_after(code, tmp_path) == ["torch"]
+@pytest.mark.dist  # starts torch
+def test_what_takes_a_model_starts_without_what_spreads_one_and_a_worker_without_what_it_does_not_use(tmp_path: Path) -> None:
+    """The first is half of the seconds that a refusal takes; what is not imported can be imported later."""
+    spread = "assert not set(sys.modules) & {'torch.distributed.tensor', 'torchmetrics'}"
+    verbs = [f"import finetuning.cli.{verb}, sys; {spread}" for verb in ("evaluate", "generate", "chat")]
+    *of_verbs, of_worker, later = heavy_modules_after(tmp_path, *verbs, "import finetuning.train", "import scipy")
+    assert of_verbs == [["torch"]] * 3
+    assert of_worker == ["lightning", "torch"]
+    assert "scipy" in later

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from finetuning.cli import cancel, logs, status
+from finetuning.errors import InputError
 from finetuning.runtime.status import STOPPED, read_status, write_status
-from tests.commands import ROOT, finetune, is_training, run_verb, verb
+from tests.commands import ROOT, finetune, is_training, run_verb
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -59,26 +61,22 @@ def test_a_local_run_is_listed_shown_and_cancelled(tiny_model: Path, tiny_datase
 
 
 @pytest.mark.unit
-def test_an_experiment_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path) -> None:
+def test_an_experiment_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiments" / "a").mkdir(parents=True)
     write_status(tmp_path / "experiments" / "a", STOPPED, reason="asked to stop")
-    code, output = verb(tmp_path, "status", "b")
-    assert code == 2
-    assert "no experiment b in experiments; there are: a (--experiments_dir)" in output
-    code, output = verb(tmp_path, "cancel", "a")
-    assert (code, "experiment a does not run: stopped asked to stop" in output) == (2, True)
-    code, output = verb(tmp_path, "logs", "a")
-    assert (code, "experiment a has no " in output) == (2, True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no experiment b in experiments; there are: a \(--experiments_dir\)"):
+        status.main(["b"])
+    with pytest.raises(InputError, match="experiment a does not run: stopped asked to stop"):
+        cancel.main(["a"])
+    with pytest.raises(InputError, match="experiment a has no "):
+        logs.main(["a"])
     assert read_status(tmp_path / "experiments" / "a")["state"] == "stopped"
 
 
 @pytest.mark.unit
-def test_without_any_experiment_that_is_said(tmp_path: Path) -> None:
-    assert run_verb(tmp_path, "list") == "no experiments in experiments\n"
-
-
-@pytest.mark.unit
-def test_the_verbs_that_only_look_load_no_torch(tmp_path: Path) -> None:
+def test_without_any_experiment_that_is_said_and_no_torch_is_loaded(tmp_path: Path) -> None:
     code = "import sys; from finetuning.cli.list import main; main([]); sys.exit('torch' in sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=False).returncode == 0
+    command, environment = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "no experiments in experiments\n")

@@ -1,14 +1,15 @@
 """Models from the hub: the real huggingface_hub downloads from a small server, with and without a token."""
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import close_session, constants, file_download
 
 from finetuning.errors import InputError
 from finetuning.launch.hub import find_model
@@ -28,22 +29,9 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "meta/no-such-model"
+NOBODY = "http://127.0.0.1:9"
 DESCRIPTION = {"chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
 WAYS = "give it by `hf auth login`, as the environment variable HF_TOKEN, or by --hf_token"
-# In a process of its own: huggingface_hub reads its environment when it is imported.
-PROGRAM = """
-import json, sys
-from finetuning.errors import InputError
-from finetuning.launch.hub import find_model
-found = []
-for model, token, with_weights in json.loads(sys.argv[1]):
-    try:
-        found.append(str(find_model(model, token, with_weights=with_weights)))
-    except InputError as error:
-        found.append(error.problems)
-print(json.dumps(found))
-"""
-
 Found = str | list[str]  # a folder, or the problems
 Find = Callable[..., Found]
 
@@ -61,14 +49,11 @@ def hub(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def find(hub: Hub, tmp_path: Path) -> Find:
-    """find_model in a process that knows this hub and an empty cache, and what it returned or raised."""
+def find(hub: Hub, tmp_path: Path) -> Iterator[Find]:
+    """find_model with this hub and an empty cache, and what it returned or raised."""
     hub.requests.clear()
-
-    def call(model: str, token: str | None = None, *, with_weights: bool = True, **environment: str) -> Found:
-        return run_program([(model, token, with_weights)], hub, tmp_path, environment)[0]
-
-    return call
+    with connected(hub.address, tmp_path / "cache"):
+        yield found_or_problems
 
 
 @pytest.fixture(scope="module")
@@ -76,31 +61,35 @@ def refusals(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
     """What is said about models and tokens that do not go together."""
     cases = [(GATED, None), (GATED, OTHER_TOKEN), (GATED, "hf_wrong"), (UNWELL, GOOD_TOKEN)]
     cases += [(model, token) for model in (PRIVATE, UNKNOWN) for token in (None, OTHER_TOKEN)]
-    found = run_program([(model, token, True) for model, token in cases], hub, tmp_path_factory.mktemp("refused"), {})
-    return dict(zip(cases, found, strict=True))
+    with connected(hub.address, tmp_path_factory.mktemp("refused")):
+        return {(model, token): found_or_problems(model, token) for model, token in cases}
 
 
-def run_program(calls: list[tuple[str, str | None, bool]], hub: Hub, folder: Path, environment: dict[str, str]) -> list[Found]:
-    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
-    settings = {
-        "HF_ENDPOINT": hub.address,
-        "HF_HOME": str(folder / "cache"),
-        "HF_HUB_DISABLE_XET": "1",
-        "PYTHONPATH": str(ROOT),
-        "LC_ALL": "C",
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(calls)],
-        env=kept | settings | environment,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    found: list[Found] = json.loads(result.stdout.splitlines()[-1])
-    return found
+def found_or_problems(model: str, token: str | None = None, *, with_weights: bool = True) -> Found:
+    try:
+        return str(find_model(model, token, with_weights=with_weights))
+    except InputError as error:
+        return error.problems
+
+
+@contextmanager
+def connected(address: str, cache: Path, *, offline: bool = False, proxy: str | None = None) -> Iterator[None]:
+    """This process as if it had been started with HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE and http_proxy."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if "proxy" in name.lower() or name == "HF_TOKEN"]:
+            patch.delenv(name)
+        if proxy is not None:
+            patch.setenv("http_proxy", proxy)
+        template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, address)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "ENDPOINT", address)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        close_session()  # the next one asks the environment again
+        yield
+    close_session()
 
 
 def names(folder: Found) -> set[str]:
@@ -122,16 +111,30 @@ def test_the_description_alone_is_downloaded_without_weights(find: Find, hub: Hu
     assert set(hub.sent_files()) == DESCRIPTION
 
 
-def test_a_second_call_downloads_no_file_again(hub: Hub, tmp_path: Path) -> None:
+def test_the_environment_names_hub_and_cache_and_a_second_call_downloads_no_file_again(hub: Hub, tmp_path: Path) -> None:
+    """huggingface_hub reads it when it is imported, so this takes a process."""
     hub.requests.clear()
-    folder, again = run_program([(PUBLIC, None, True)] * 2, hub, tmp_path, {})
-    assert folder == again
+    kept = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    settings = {
+        "HF_ENDPOINT": hub.address,
+        "HF_HOME": str(tmp_path / "cache"),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    program = (
+        f"from finetuning.launch.hub import find_model as find\nfor _ in 0, 1: print(find({PUBLIC!r}, None, with_weights=True))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=kept | settings, cwd=tmp_path, capture_output=True, text=True, check=True)
+    folder, again = done.stdout.splitlines()
+    assert folder == again and Path(folder).is_relative_to(tmp_path / "cache")
     assert hub.sent_files() == sorted(DESCRIPTION | {"model.safetensors"})
 
 
-def test_a_downloaded_model_is_found_without_a_network(find: Find) -> None:
+def test_a_downloaded_model_is_found_without_a_network(find: Find, tmp_path: Path) -> None:
     first = find(PUBLIC)
-    assert find(PUBLIC, HF_ENDPOINT="http://127.0.0.1:9") == first
+    with connected(NOBODY, tmp_path / "cache"):
+        assert find(PUBLIC) == first
 
 
 def test_a_gated_model_is_downloaded_with_the_token_in_the_header_and_in_no_file(find: Find, hub: Hub, tmp_path: Path) -> None:
@@ -188,24 +191,30 @@ def test_what_else_the_hub_answers_is_passed_on(refusals: dict[Any, Found]) -> N
     )
 
 
-def test_a_hub_that_cannot_be_reached_is_said(find: Find) -> None:
-    (problem,) = find(PUBLIC, HF_ENDPOINT="http://127.0.0.1:9")
+def test_a_hub_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
+    with connected(NOBODY, tmp_path):
+        (problem,) = found_or_problems(PUBLIC)
     assert problem.startswith(f"--hf_model_id {PUBLIC}: no local folder of this name, and the hub cannot be reached (")
     assert problem.endswith("); check the network, or give a local folder")
     assert "refused" in problem
 
 
-def test_a_proxy_that_does_not_work_is_said(find: Find) -> None:
-    (problem,) = find(PUBLIC, http_proxy="http://127.0.0.1:9")
+def test_a_proxy_that_does_not_work_is_said(hub: Hub, tmp_path: Path) -> None:
+    with connected(hub.address, tmp_path, proxy=NOBODY):
+        (problem,) = found_or_problems(PUBLIC)
     assert "the hub cannot be reached (" in problem
 
 
-def test_a_model_that_is_not_in_the_cache_is_said_in_offline_mode(find: Find) -> None:
-    (problem,) = find(PUBLIC, HF_HUB_OFFLINE="1")
+def test_a_model_that_is_not_in_the_cache_is_said_in_offline_mode(hub: Hub, tmp_path: Path) -> None:
+    with connected(hub.address, tmp_path, offline=True):
+        (problem,) = found_or_problems(PUBLIC)
     assert "the hub cannot be reached (" in problem
 
 
-def test_a_download_that_breaks_off_leaves_no_file_that_looks_whole(find: Find, tmp_path: Path) -> None:
+def test_a_download_that_breaks_off_leaves_no_file_that_looks_whole(
+    find: Find, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_download.time, "sleep", lambda seconds: None)  # huggingface_hub waits before each of five tries
     (problem,) = find(CUT_SHORT)
     assert problem.startswith(f"--hf_model_id {CUT_SHORT}: ")
     assert not list(tmp_path.rglob("model.safetensors"))

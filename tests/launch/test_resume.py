@@ -31,7 +31,7 @@ from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import build_model
 from finetuning.runtime.status import FINISHED, STATUS_FILE, STOPPED, write_status
 from finetuning.training.optimizer import build_optimizer, optimizer_state
-from tests.processes import run_processes
+from tests.processes import alone
 
 pytestmark = pytest.mark.unit
 
@@ -81,7 +81,8 @@ def stored(
         peft=request.param,
     )
     identity = prepare(config, None, folder, folder / "data", with_weights=True).run.identity
-    run_processes(1, write_checkpoints, config, folder, identity)
+    with alone():
+        write_checkpoints(config, folder, identity)
     write_status(folder, STOPPED, step=STEPS[-1], max_steps=MAX_STEPS)
     return folder
 

@@ -80,10 +80,10 @@ def test_an_entry_holds_lines_tokens_and_answer_tokens(tmp_path: Path, split: To
 
 def test_it_is_compact(tmp_path: Path) -> None:
     folder = tmp_path / "training"
-    write_split(folder, [([1] * (20 + i % 300), [True] * (20 + i % 300), i + 1) for i in range(50_000)])
+    write_split(folder, [([1] * (20 + i % 300), [True] * (20 + i % 300), 10 * i + 1) for i in range(5_000)])
     split = open_split(folder)
     ledger = Ledger(tmp_path / "ledger.bin", 0)
-    ledger.append(ledger_entry(split, 1, np.random.default_rng(0).permutation(50_000)[:2048]))
+    ledger.append(ledger_entry(split, 1, np.random.default_rng(0).permutation(5_000)[:2048]))
     assert (tmp_path / "ledger.bin").stat().st_size < 6 * 2048
 
 

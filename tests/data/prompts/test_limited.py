@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from finetuning.data.prompts import limited
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.reading import scan
 from finetuning.data.reading.findings import Problem
@@ -27,6 +28,12 @@ EVIL_TEMPLATES = {
     "no end": "{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}",
     "another file": "{% include '/etc/passwd' %}",
 }
+
+
+@pytest.fixture(autouse=True)
+def _ended_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifth of the time that is allowed, which is still ten times what a good template takes."""
+    monkeypatch.setattr(limited, "TRY_S", 0.4)
 
 
 @pytest.mark.parametrize("name", EVIL_TEMPLATES)
@@ -88,7 +95,7 @@ def test_the_processes_that_read_large_data_have_limits_too(
     prompt_format = load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
     file = tmp_path / "training.jsonl"
     file.write_text('{"input": "good", "output": "a"}\n{"input": "evil", "output": "a"}\n', encoding="utf-8")
-    settings = scan.ScanSettings(prompt_format, 512, batch_s=2.0)
+    settings = scan.ScanSettings(prompt_format, 512, batch_s=0.4)
     pool = scan.make_pool([file], settings)
     if pool is None:
         pytest.skip("one core: no other process reads")

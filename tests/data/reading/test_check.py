@@ -124,10 +124,11 @@ def test_a_report_survives_its_json(tmp_path: Path, prompt_format: PromptFormat)
 def test_several_processes_find_and_tokenize_the_same(
     tmp_path: Path, write_jsonl: WriteJsonl, prompt_format: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = pairs(4_000)
-    records[3000] = records[17]
+    monkeypatch.setattr("finetuning.data.reading.sources.BATCH_BYTES", 1 << 13)
+    records = pairs(1_000)
+    records[750] = records[17]
     path = write_jsonl(
-        "training.jsonl", *records[:2000], b"{", *records[2000:], *[{"input": "長" * 400, "output": "x" * 500}] * 3
+        "training.jsonl", *records[:500], b"{", *records[500:], *[{"input": "長" * 400, "output": "x" * 500}] * 3
     )
     sources = {"training": Source(path)}
     size = path.stat().st_size
@@ -143,7 +144,7 @@ def test_several_processes_find_and_tokenize_the_same(
 
 
 def test_a_check_uses_the_same_memory_for_a_small_and_a_large_file(tmp_path: Path) -> None:
-    # One line of 2 kB, all different: 4 MB and 24 MB. What grows is some hundred bytes a sample.
+    # One line of 2 kB, all different: 4 MB, then 24 MB. What grows is some hundred bytes a sample.
     script = """
 import resource, sys
 from pathlib import Path
@@ -151,24 +152,17 @@ from finetuning.data.reading.check import scan_sources
 from finetuning.data.reading.scan import ScanSettings
 from finetuning.data.reading.sources import Source
 path = Path(sys.argv[1])
-with path.open("w") as file:
-    for i in range(int(sys.argv[2])):
-        file.write('{"input": "%d ' % i + "q%d " % (i * 7919) * 200 + '", "output": "a%d"}\\n' % i)
-scan_sources({"training": Source(path)}, ScanSettings(None, 0))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+for samples in (2_000, 12_000):
+    with path.open("w") as file:
+        for i in range(samples):
+            file.write('{"input": "%d ' % i + "q%d " % (i * 7919) * 200 + '", "output": "a%d"}\\n' % i)
+    scan_sources({"training": Source(path)}, ScanSettings(None, 0))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
-
-    def peak_mib(samples: int) -> int:
-        run = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "big.jsonl"), str(samples)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return int(run.stdout)
-
-    small, large = peak_mib(2_000), peak_mib(12_000)
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "big.jsonl")], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    small, large = map(int, run.stdout.split())
     assert (tmp_path / "big.jsonl").stat().st_size > 20e6 > MIN_BYTES_FOR_PROCESSES
     assert large - small < 12
 

@@ -19,7 +19,7 @@ from tests.data.reading.line_mutator import mutated_lines
 
 pytestmark = pytest.mark.unit
 
-LINES, SEED = int(os.environ.get("FUZZ_LINES", "3000")), int(os.environ.get("FUZZ_SEED", "1"))
+LINES, SEED = int(os.environ.get("FUZZ_LINES", "1500")), int(os.environ.get("FUZZ_SEED", "1"))
 BATCH = 200
 
 

@@ -70,8 +70,7 @@ def test_what_is_wrong_in_an_array_is_found_in_its_line(tmp_path: Path, capsys: 
 
 
 def test_what_could_not_be_read_to_its_end_is_not_prepared(tmp_path: Path) -> None:
-
-    packed = gzip.compress(b"".join(b'{"input": "a%d", "output": "b"}\n' % number for number in range(50_000)))
+    packed = gzip.compress(b"".join(b'{"input": "a%d", "output": "b"}\n' % number for number in range(5_000)))
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[: len(packed) // 2])
     with pytest.raises(InputError, match=r"cut\.jsonl\.gz: cannot be read"):
         main(["prepare", str(tmp_path / "cut.jsonl.gz"), str(tmp_path / "out")])

@@ -18,28 +18,14 @@ from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import InputError, NoRoom, RunError
 from tests.data.conftest import WriteJsonl
 from tests.data.samples import pairs
+from tests.data.tokens.slow_build import slow_build
 
 pytestmark = pytest.mark.unit
 
 SPAWN = multiprocessing.get_context("spawn")
 
 
-def slow_build(folder: Path, log: Path, hold_s: float) -> None:
-    """Builds a folder of two files with a pause between them, and notes that it did."""
-
-    def build(target: Path) -> None:
-        target.mkdir()
-        (target / "first").write_text("1", encoding="utf-8")
-        with log.open("a", encoding="utf-8") as file:
-            file.write("built\n")
-        time.sleep(hold_s)
-        (target / "second").write_text("2", encoding="utf-8")
-
-    build_once(folder, build)
-    assert (folder / "first").is_file() and (folder / "second").is_file()
-
-
-@pytest.mark.dist  # four processes, each of which imports torch
+@pytest.mark.dist  # four processes
 def test_several_processes_that_start_together_build_once(tmp_path: Path) -> None:
     folder, log = tmp_path / "tokens" / "key", tmp_path / "log"
     processes = [SPAWN.Process(target=slow_build, args=(folder, log, 0.5)) for _ in range(4)]

@@ -9,6 +9,7 @@ import pytest
 from peft.tuners.tuners_utils import check_target_module_exists
 
 from finetuning.errors import InputError
+from finetuning.formats.peft import targets
 from finetuning.formats.peft.targets import untargeted
 
 pytestmark = pytest.mark.unit
@@ -49,7 +50,8 @@ def test_without_names_they_are_those_that_peft_takes_for_a_llama() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["(", "(.*.*.*.*)*x", "([a-z0-9_.]+)+!"])
-def test_a_pattern_that_is_none_or_never_ends_is_refused(pattern: str) -> None:
+def test_a_pattern_that_is_none_or_never_ends_is_refused(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "PATTERN_S", 0.3)
     start = time.process_time()
     with pytest.raises(InputError) as caught:
         untargeted({"target_modules": pattern}, MODULES, FILE)
