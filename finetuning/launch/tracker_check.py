@@ -8,31 +8,65 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import finetuning
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language, t
-from finetuning.runtime.network import ANSWER_TIMEOUT_S, no_answer
+from finetuning.runtime.network import no_answer
 from finetuning.training.trackers import mlflow_client, one_line
 
 CHECK_TIMEOUT_S = 30.0  # of one tracker; most of it is for importing a client from a slow disk
+REQUEST_TIMEOUT_S = 5  # of one request, once something answers at the address
+ASKED_MODES = ("online", "shared")  # of W&B
+DATABRICKS = ("databricks", "databricks-uc", "uc")  # servers that MLflow finds by its own settings
 LANGUAGE = "FINETUNE_LANG"  # environment variable of the process that asks
 KEYS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 def check_trackers(config: RunConfig) -> list[str]:
-    """What keeps the trackers of a run from taking its records; a few seconds."""
-    problems = []
+    """What keeps the trackers of a run from taking its records; a few seconds, for all at once."""
+    checks = []
     if config.mlflow_tracking_uri and importlib.util.find_spec("mlflow") is not None:
-        problems += _check_mlflow(config.mlflow_tracking_uri, config)
+        checks.append(partial(_check_mlflow, config.mlflow_tracking_uri, config))
     if config.wandb_project and importlib.util.find_spec("wandb") is not None:
-        # A job does not get secrets from the environment, see docs/slurm.md.
-        hidden = KEYS if config.executor == "slurm" else ()
-        problem = _ask(["wandb"], config, {name: value for name, value in os.environ.items() if name not in hidden})
-        problems += [f"--wandb_project {config.wandb_project}: {problem}"] if problem else []
-    return problems
+        checks.append(partial(_check_wandb, config.wandb_project, config))
+    with ThreadPoolExecutor(max(1, len(checks))) as pool:
+        return [problem for problems in pool.map(lambda check: check(), checks) for problem in problems]
+
+
+def _check_wandb(project: str, config: RunConfig) -> list[str]:
+    # A job does not get secrets from the environment, see docs/slurm.md.
+    hidden = KEYS if config.executor == "slurm" else ()
+    server = _named_server(os.environ)
+    problem = _silence_of_wandb(server) if server else None
+    problem = problem or _ask(["wandb"], config, {name: value for name, value in os.environ.items() if name not in hidden})
+    return [f"--wandb_project {project}: {problem}"] if problem else []
+
+
+def _named_server(environment: Mapping[str, str]) -> str | None:
+    """W&B's server, where the environment names it and nothing else can say that it is not asked.
+
+    It can be asked before W&B's client is imported, which takes seconds from a slow disk.
+    """
+    home = Path(environment.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+    own = any((folder / "settings").exists() for folder in (home, Path("wandb"), Path(".wandb")))
+    mode = environment.get("WANDB_MODE") or (None if own or "WANDB_DISABLED" in environment else "online")
+    return environment.get("WANDB_BASE_URL") if mode in ASKED_MODES else None
+
+
+def _silence_of_wandb(server: str) -> str | None:
+    if reason := no_answer(server):
+        return t(
+            "{server} does not answer ({reason}); WANDB_MODE=offline keeps the records here for `wandb sync`",
+            server=server,
+            reason=reason,
+        )
+    return None
 
 
 def _check_mlflow(address: str, config: RunConfig) -> list[str]:
@@ -46,12 +80,12 @@ def _check_mlflow(address: str, config: RunConfig) -> list[str]:
                 reason=reason,
             )
         ]
-    if scheme in ("sqlite", "file", ""):  # would be made by asking
+    if address not in DATABRICKS and scheme in ("sqlite", "file", ""):  # would be made by asking
         folder = Path(address.removeprefix("sqlite:///").removeprefix("file://").removeprefix("file:")).parent
         if folder.is_dir() and os.access(folder, os.W_OK):
             return []
         return [t("--mlflow_tracking_uri {address}: cannot write to {folder}", address=address, folder=folder)]
-    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(round(ANSWER_TIMEOUT_S))}
+    bounds = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_TIMEOUT_S)}
     problem = _ask(["mlflow", address, config.experiment], config, os.environ | bounds)
     return [f"--mlflow_tracking_uri {address}: {problem}"] if problem else []
 
@@ -90,16 +124,12 @@ def ask_wandb() -> str:
     settings = wandb.setup().settings
     if settings.mode == "disabled":
         return t("has no effect, as W&B is disabled (WANDB_MODE)")
-    if settings.mode not in ("online", "shared"):
+    if settings.mode not in ASKED_MODES:
         return ""
-    if reason := no_answer(settings.base_url):
-        return t(
-            "{server} does not answer ({reason}); WANDB_MODE=offline keeps the records here for `wandb sync`",
-            server=settings.base_url,
-            reason=reason,
-        )
+    if silence := _silence_of_wandb(settings.base_url):
+        return silence
     try:
-        _ = wandb.Api(timeout=round(ANSWER_TIMEOUT_S)).viewer
+        _ = wandb.Api(timeout=REQUEST_TIMEOUT_S).viewer
     except wandb.errors.Error as error:
         return t(
             "{server} does not let you in ({reason}); log in with `wandb login`, or set WANDB_MODE=offline",

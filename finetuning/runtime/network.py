@@ -20,7 +20,7 @@ from finetuning.i18n import t
 
 FIRST_PORT, NUM_PORTS = 20_000, 12_000  # below Linux's ephemeral ports, which start at 32768
 SOMEWHERE_ELSE = "192.0.2.1"  # belongs to nobody (RFC 5737), and nothing is sent there
-ANSWER_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 3.0  # a refusal is to take less than 5 s in all
 SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
