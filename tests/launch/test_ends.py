@@ -1,5 +1,6 @@
 """Every end of a run on this machine is quick and true, and loses nothing: stopped, cancelled, killed, its terminal closed."""
 
+import re
 import signal
 import subprocess
 import time
@@ -161,16 +162,18 @@ def test_a_stopped_worker_is_told_about_and_ends_the_run_with_the_stacks_of_all(
     # Of the status: the output may hold an earlier one, of a busy machine.
     command.wait_until(lambda: "SIGSTOP" in (read_status(experiment).get("stall") or ""))
     notice = read_status(experiment)["stall"]
-    assert notice.startswith("No step for ")
-    assert f"stopped by a signal (SIGSTOP): rank 1, process {frozen}" in notice
-    assert "the run is ended after 20 s of it (--stall_timeout_s)" in notice
+    sentence = rf"No step for \d+ s \(usually [\d.]+ s\); stopped by a signal \(SIGSTOP\): rank 1, process {frozen}"
+    assert re.fullmatch(rf"{sentence}; the run is ended after 20 s of it \(--stall_timeout_s\)", notice), notice
+    assert notice in command.output()
     assert notice in run_verb(tmp_path, "status", "e")
     assert notice in (experiment / "logs" / "train.log").read_text(encoding="utf-8")
     code, output = command.finish()
     assert code == 1, output
     status = read_status(experiment)
     assert status["state"] == "failed"
-    assert status["reason"].startswith("the run hung and was ended. No step for ")
+    where = re.escape(f"{experiment}/logs/rank_*.log")
+    ended = rf"the run hung and was ended\. {sentence}\. Where each rank was is at the end of {where}"
+    assert re.fullmatch(ended, status["reason"]), status["reason"]
     assert status["reason"] in output
     for rank in (0, 1):
         log = (experiment / "logs" / f"rank_{rank}.log").read_text(encoding="utf-8", errors="replace")
