@@ -9,8 +9,10 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.data.reading.records import Sample
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import printable, t
-from finetuning.inference.generate import Conversation, TextStream
+from finetuning.inference.conversation import Conversation
+from finetuning.inference.generate import TextStream, open_conversation
 from finetuning.inference.loading import LoadedModel, load_model
+from finetuning.inference.plain import PlainConversation
 from finetuning.inference.samples import check_prompts, check_tokens
 
 RESET, LEAVE = "/reset", "/exit"
@@ -27,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     stored = open_given_model(given.model, given.base)
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
     print(t("{leave} or Ctrl-D leaves, {reset} begins anew, Ctrl-C ends an answer", leave=LEAVE, reset=RESET))
-    conversation = Conversation(model.net, sampling, model.prompt_format.end_token_ids)
+    conversation = open_conversation(model.net, sampling, model.prompt_format.end_token_ids)
     try:
         _talk(model, conversation, stored.base.config)
     finally:
@@ -35,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FINISHED
 
 
-def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -> None:
+def _talk(model: LoadedModel, conversation: Conversation | PlainConversation, config: LlamaConfig) -> None:
     sampling = conversation.sampling
     turns: list[tuple[str, str]] = []
     while True:
@@ -57,17 +59,8 @@ def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -
         check_prompts([conversation_so_far], model.prompt_format, config, with_answer=False)
         prompt = model.prompt_format.encode_prompt(conversation_so_far)
         check_tokens([conversation_so_far], [prompt], 0, model.prompt_format, config)
-        if len(prompt) + sampling.max_new_tokens > config.max_position_embeddings:
-            raise InputError(
-                t(
-                    "the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model "
-                    "has only {limit} "
-                    "positions; begin anew",
-                    tokens=len(prompt),
-                    new=sampling.max_new_tokens,
-                    limit=config.max_position_embeddings,
-                )
-            )
+        if len(prompt) + sampling.max_new_tokens > conversation.num_positions:
+            raise InputError(_too_long(len(prompt), sampling.max_new_tokens, conversation.num_positions, config))
         stream = TextStream(model.prompt_format)
         try:
             for token in conversation.answer(prompt):
@@ -76,3 +69,22 @@ def _talk(model: LoadedModel, conversation: Conversation, config: LlamaConfig) -
             print(" …", end="")
         print(printable(stream.end()))
         turns.append((question, stream.shown))
+
+
+def _too_long(tokens: int, new: int, positions: int, config: LlamaConfig) -> str:
+    if positions < config.max_position_embeddings:
+        return t(
+            "the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the GPU's memory holds "
+            "only {limit} positions; begin anew",
+            tokens=tokens,
+            new=new,
+            limit=positions,
+        )
+    return t(
+        "the conversation has grown to {tokens} token{tokens:s}, and with --max_new_tokens {new} the model "
+        "has only {limit} "
+        "positions; begin anew",
+        tokens=tokens,
+        new=new,
+        limit=positions,
+    )

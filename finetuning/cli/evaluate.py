@@ -18,10 +18,11 @@ from finetuning.data.reading.sources import find_sources
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.i18n import t
 from finetuning.inference.evaluate import SampleLoss, mean_loss, sample_losses
-from finetuning.inference.generate import Sampling, generate_answers
+from finetuning.inference.generate import generate_answers
 from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.inference.samples import check_prompts, check_tokens, read_samples
 from finetuning.inference.scores import Scores, check_packages, score_answers
+from finetuning.model.sampling import Sampling
 from finetuning.terminal import open_console
 
 SHOWN_SAMPLES = 5
@@ -114,7 +115,7 @@ def write_results(
         (out / PREDICTIONS).write_text("".join(lines), encoding="utf-8")
 
 
-def _answers(model: LoadedModel, samples: list[Sample], sampling: Sampling, batch_size: int) -> list[str]:
+def _answers(model: LoadedModel, samples: list[Sample], sampling: Sampling, batch_size: int | None) -> list[str]:
     prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
     tokens = generate_answers(model.net, prompts, sampling, model.prompt_format.end_token_ids, batch_size=batch_size)
     return model.prompt_format.decode_all(tokens)

@@ -7,8 +7,9 @@ import torch
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.write import DTYPES
 from finetuning.i18n import t
-from finetuning.inference.generate import BATCH_SIZE, Sampling
+from finetuning.inference.generate import BATCH_SIZE, GPU_BATCH_SIZE
 from finetuning.inference.loading import default_device, default_dtype
+from finetuning.model.sampling import Sampling
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,10 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int, 
     add("top_k", int, default.top_k, t("only this many of the likeliest tokens; 0: all"))
     add("seed", int, default.seed, t("decides the choice of tokens"))
     if batched:
-        add("batch_size", int, BATCH_SIZE, t("answers at once"))
+        default_sizes = t(
+            "default: {plain}; on a GPU {engine}, or what its memory holds", plain=BATCH_SIZE, engine=GPU_BATCH_SIZE
+        )
+        parser.add_argument("--batch_size", type=int, help=t("answers at once") + f"; {default_sizes}")
 
 
 def chosen_device(given: argparse.Namespace) -> tuple[torch.device, torch.dtype]:
@@ -70,7 +74,7 @@ def chosen_sampling(given: argparse.Namespace) -> Sampling:
         ("top_k", given.top_k >= 0, t("must be 0 or more")),
         ("seed", 0 <= given.seed < 2**63, t("must be 0 or more")),
     ]
-    if "batch_size" in given:
+    if "batch_size" in given and given.batch_size is not None:
         rules.append(("batch_size", given.batch_size >= 1, t("must be 1 or more")))
     problems = [
         t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=rule)

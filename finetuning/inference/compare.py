@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from finetuning.inference.generate import Sampling, generate_answers
+from finetuning.inference.generate import generate_answers
 from finetuning.model.attention import make_documents
 from finetuning.model.llama import Llama
+from finetuning.model.sampling import Sampling
 
 # Two ways of computing the same in float32 differ by this share of the largest logit.
 FLOAT32_SHARE = 1e-4

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from typing_extensions import override
+from torch import nn
 
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.formats.huggingface.write import pieces
@@ -12,7 +11,7 @@ from finetuning.formats.peft.adapter import Adapter
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource
 from finetuning.model.llama import Llama
-from finetuning.model.lora import LoraLinear
+from finetuning.model.lora import LoraLinear, StretchedLinear
 
 
 @dataclass(frozen=True)
@@ -84,18 +83,5 @@ def attach_adapter(net: Llama, adapter: Adapter) -> None:
                 ),
                 dim=1,
             )
-            module = _Stretched(low_rank, update.magnitude.to(length.device) / length)
+            module = StretchedLinear(low_rank, update.magnitude.to(length.device) / length)
         net.set_submodule(path, module)
-
-
-class _Stretched(nn.Module):
-    """DoRA: the outputs of a layer with adapters, each by a factor."""
-
-    def __init__(self, inner: LoraLinear, factor: Tensor):
-        super().__init__()
-        self.inner = inner
-        self.factor = nn.Buffer(factor.to(inner.weight.dtype), persistent=False)
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x) * self.factor

@@ -27,6 +27,18 @@ class LoraLinear(nn.Linear):
         return super().forward(x) + self.scale * self.lora_B(self.lora_A(x))
 
 
+class StretchedLinear(nn.Module):
+    """DoRA (Liu et al. 2024): the outputs of a layer with adapters, each by a factor."""
+
+    def __init__(self, inner: LoraLinear, factor_O: Tensor):
+        super().__init__()
+        self.inner = inner
+        self.factor = nn.Buffer(factor_O.to(inner.weight.dtype), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.factor
+
+
 def add_lora(model: Llama, rank: int, alpha: float, targets: tuple[str, ...]) -> None:
     """Replaces the target linears of every block by LoraLinear and freezes all other weights, in place."""
     for layer in model.model.layers.values():

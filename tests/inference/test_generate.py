@@ -9,9 +9,11 @@ import transformers
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.tokenizer import open_tokenizer
 from finetuning.formats.stored_model import open_model
-from finetuning.inference.generate import Conversation, Sampling, TextStream, choose_tokens, generate_answers
+from finetuning.inference.generate import TextStream, generate_answers
 from finetuning.inference.loading import load_net
+from finetuning.inference.plain import PlainConversation
 from finetuning.model.llama import Llama
+from finetuning.model.sampling import Sampling
 
 pytestmark = pytest.mark.unit
 
@@ -77,7 +79,7 @@ def test_a_conversation_answers_as_if_read_anew_and_reads_only_what_is_new(
     for other in (PROMPTS[2], PROMPTS[1], PROMPTS[1][:7]):  # shares nothing; shares nothing; all of it is there
         prompts.append(other)
         expected += generate_answers(net, [other], sampling, END)
-    conversation = Conversation(net, sampling, END)
+    conversation = PlainConversation(net, sampling, END)
     read = []
     for prompt, answer in zip(prompts, expected, strict=True):
         before = conversation.tokens_read
@@ -92,26 +94,12 @@ def test_a_conversation_answers_as_if_read_anew_and_reads_only_what_is_new(
 def test_an_answer_that_was_left_early_does_not_change_the_next(net: Llama) -> None:
     sampling = Sampling(max_new_tokens=9)
     expected = generate_answers(net, [PROMPTS[1] + PROMPTS[2]], sampling, ())
-    conversation = Conversation(net, sampling, ())
+    conversation = PlainConversation(net, sampling, ())
     for _ in zip(range(3), conversation.answer(PROMPTS[1]), strict=False):
         pass
     conversation.cached.read_more([1, 2, 3])  # as if Ctrl-C had come before it was noted
     assert [list(conversation.answer(PROMPTS[1] + PROMPTS[2]))] == expected
     conversation.close()
-
-
-def test_top_k_and_top_p_leave_out_what_is_unlikely() -> None:
-    logits = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
-    seen: dict[str, set[int]] = {"all": set(), "k": set(), "p": set(), "one": set()}
-    for seed in range(200):
-        for name, sampling in (
-            ("all", Sampling(temperature=1.0)),
-            ("k", Sampling(temperature=1.0, top_k=3)),
-            ("p", Sampling(temperature=1.0, top_p=0.7)),
-            ("one", Sampling(temperature=1.0, top_p=1e-9)),
-        ):
-            seen[name] |= set(choose_tokens(logits, sampling, [torch.Generator().manual_seed(seed)]))
-    assert seen == {"all": {0, 1, 2, 3}, "k": {0, 1, 2}, "p": {0, 1}, "one": {0}}
 
 
 def test_a_stream_shows_whole_characters_and_in_the_end_the_whole_text(tiny_model: Path) -> None:

@@ -17,8 +17,9 @@ from finetuning.formats.gguf.split_rules import SPLIT_RULES
 from finetuning.formats.gguf.tokenizer import write_tokenizer
 from finetuning.formats.huggingface.write import export_hugging_face
 from finetuning.formats.stored_model import StoredModel, open_model
-from finetuning.inference.generate import Sampling, generate_answers
+from finetuning.inference.generate import generate_answers
 from finetuning.inference.loading import load_model
+from finetuning.model.sampling import Sampling
 from tests.formats.gguf.vocabularies import (
     LLAMA_CPP,
     SPECIAL,

@@ -13,8 +13,9 @@ from finetuning.cli import export, merge
 from finetuning.data.reading.records import Sample
 from finetuning.errors import EXIT_FINISHED
 from finetuning.formats.stored_model import open_model
-from finetuning.inference.generate import Sampling, generate_answers
+from finetuning.inference.generate import generate_answers
 from finetuning.inference.loading import load_model
+from finetuning.model.sampling import Sampling
 from tests.references import write_random_adapter
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
