@@ -4,7 +4,9 @@
 `--lang` or the locale; a template without a translation is shown in English. `tools/catalogue.py` keeps the catalogue.
 """
 
-import gettext
+from __future__ import annotations
+
+import json
 import os
 import re
 import string
@@ -15,6 +17,8 @@ from typing import Any
 # All control characters but tab and line feed, those that turn the order of what follows on the screen (bidirectional
 # embeddings, overrides, isolates), and halves of characters, which no terminal's encoding knows.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+CATALOGUE = Path(__file__).parent / "locale" / "zh_TW" / "LC_MESSAGES" / "finetuning.po"
 
 _language = "en"
 
@@ -62,9 +66,21 @@ def printable(text: str) -> str:
 
 def translated(text: str) -> str:
     """`text` in the chosen language, as it stands: for texts of a table, which have nothing to put in."""
-    return _catalogue().gettext(text) if _language == "zh-TW" else text
+    return _catalogue().get(text, text) if _language == "zh-TW" else text
 
 
 @lru_cache  # functools.cache is too new for the Pythons that read this to say that they are too old
-def _catalogue() -> gettext.NullTranslations:
-    return gettext.translation("finetuning", Path(__file__).parent / "locale", languages=["zh_TW"])
+def _catalogue() -> dict[str, str]:
+    """English text -> translation. Texts of a PO file are written as JSON writes them, and go on in the lines below theirs."""
+    entries: list[dict[str, str]] = []
+    name = ""
+    with CATALOGUE.open(encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("msg"):
+                name, _, text = line.partition(" ")
+                if name == "msgid":
+                    entries.append({})
+                entries[-1][name] = json.loads(text)
+            elif line.startswith('"'):
+                entries[-1][name] += json.loads(line)
+    return {entry["msgid"]: entry["msgstr"] for entry in entries if entry["msgstr"]}

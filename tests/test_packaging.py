@@ -16,7 +16,8 @@ from tests.environments import all_but, run_without
 ROOT = Path(__file__).parents[1]
 # What only some inputs need, where data are read and answers are scored; finetuning/on_demand.py says what is missing.
 ON_DEMAND = {"pyarrow", "zstandard", "torchmetrics", "sacrebleu"}
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, SETUPTOOLS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 EXTRAS = PROJECT["optional-dependencies"]
 NOT_PINNED = {"fa4"}  # no machine without a Hopper GPU could try the versions
 
@@ -35,6 +36,14 @@ def test_everything_that_is_asked_for_has_a_version_that_fits(extra: str | None)
         version = found.get(canonicalize_name(requirement.name))
         assert version is not None, f"constraints.txt has no {requirement.name}"
         assert version in requirement.specifier, f"{requirement} is not {version}"
+
+
+@pytest.mark.unit
+def test_every_file_of_the_package_is_installed() -> None:
+    package = ROOT / "finetuning"
+    listed = {file for pattern in SETUPTOOLS["package-data"]["finetuning"] for file in package.glob(pattern)}
+    there = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert there == listed
 
 
 @pytest.mark.unit

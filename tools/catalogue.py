@@ -1,18 +1,16 @@
-"""Brings the catalogue of translations up to what the source says, and compiles it: `python tools/catalogue.py`, in `make fix`.
+"""Brings the catalogue of translations up to what the source says: `python tools/catalogue.py`, in `make fix`.
 
 In: the English texts of the package (templates of t(…), texts of settings and verbs) and the catalogue, finetuning.po.
-Out: the same file with new texts, not yet translated, added and old ones removed, in the order of the source; and the .mo
-beside it, which the program reads. `tests/test_messages.py` fails while a text is not translated, or the .mo is not the .po's.
+Out: the same file with new texts, not yet translated, added and old ones removed, in the order of the source. The program
+reads it as it stands. `tests/test_messages.py` fails while a text is not translated.
 """
 
 import ast
 import io
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
-from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po, write_po
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,10 +18,10 @@ sys.path.insert(0, str(ROOT))
 
 from finetuning.cli.main import VERBS  # noqa: E402
 from finetuning.config.settings import FLAGS  # noqa: E402
+from finetuning.i18n import CATALOGUE  # noqa: E402
 
 PACKAGE = ROOT / "finetuning"
 DEMO = ROOT / "examples" / "demo.py"
-CATALOGUE = PACKAGE / "locale" / "zh_TW" / "LC_MESSAGES" / "finetuning.po"
 
 
 def main() -> None:
@@ -32,7 +30,6 @@ def main() -> None:
         known = old.get(text)
         new.add(text, known.string if known is not None else "", locations=[(place, None)])
     CATALOGUE.write_bytes(written(new))
-    CATALOGUE.with_suffix(".mo").write_bytes(compiled())
     missing = [message.id for message in new if message.id and not message.string]
     print(f"{len(new)} messages, {len(missing)} not translated" + "".join(f"\n  {text!r}" for text in missing))
 
@@ -76,14 +73,6 @@ def written(catalogue: Catalog) -> bytes:
         line for line in buffer.getvalue().splitlines(keepends=True) if b"-Date:" not in line and b"Generated-By" not in line
     ]
     return b"".join(lines)
-
-
-def compiled() -> bytes:
-    """What the .mo of the .po must be."""
-    catalogue, buffer = read_catalogue(), io.BytesIO()
-    catalogue.creation_date = catalogue.revision_date = datetime(2026, 1, 1, tzinfo=UTC)  # else it is now
-    write_mo(buffer, catalogue)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":
