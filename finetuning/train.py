@@ -37,7 +37,7 @@ from finetuning.config.llama import read_llama_config
 from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.prompts.prompt_format import load_prompt_format
-from finetuning.data.reading.columns import parse_columns
+from finetuning.data.prompts.source_formats import formats_of_sources
 from finetuning.data.sample_texts import answered_split, first_samples, read_samples
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.errors import EXIT_FINISHED, StopRequested
@@ -64,6 +64,7 @@ from finetuning.training.delivery import Trackers
 from finetuning.training.display import TrainingDisplay
 from finetuning.training.evaluate import Evaluation, evaluate
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy, OwnCheckpoints
+from finetuning.training.metrics import source_column
 from finetuning.training.sample_answers import generate
 from finetuning.training.save_rule import SaveRule
 from finetuning.training.step_record import StepRecord
@@ -121,11 +122,7 @@ class Worker:
         self.llama_config = read_llama_config(self.model_path)
         self.splits = {name: open_split(Path(run.tokens_dir) / name) for name in run.sources}
         kept = read_samples(self.folder / "data")
-        self.answered = (
-            first_samples(self.splits, run.sources, run.config.num_sample_answers, parse_columns(run.config.columns))
-            if kept is None
-            else kept
-        )
+        self.answered = first_samples(self.splits, run) if kept is None else kept
         self.layout = Layout(run.device, run.strategy.degrees)
         self.prompt_format = load_prompt_format(
             self.model_path,
@@ -135,6 +132,7 @@ class Worker:
             day=run.prompt_date,
             train_on=self.config.train_on,
         )
+        self.formats = formats_of_sources(run, self.prompt_format)
         self.origin = make_origin(run, self.prompt_format)
         self.checkpoint, passed_over = newest_checkpoint(self.folder / "checkpoints")
         self.resume_step = self.checkpoint.step if self.checkpoint else 0
@@ -292,7 +290,12 @@ class Worker:
     def _look_before(self) -> None:
         """Validation loss and answers of the untrained model, to compare with later."""
         with self.progress.during(Phase.VALIDATING):
-            found = {"val_loss": self._loss("validation").loss} if "validation" in self.splits else {}
+            found = {}
+            if "validation" in self.splits:
+                before = self._loss("validation")
+                found = {"val_loss": before.loss} | {
+                    source_column("val_loss", name): each.loss for name, each in before.by_source.items()
+                }
         self._write_result("before.json", found)
         self._answer("answers_before.jsonl")
 
@@ -317,7 +320,7 @@ class Worker:
         if "test" in self.splits:
             self.progress.enter(Phase.TESTING)
             found = self._loss("test")
-            self._write_result("test.json", vars(found) | {"perplexity": found.perplexity, "step": step})
+            self._write_result("test.json", found.as_json() | {"step": step})
             self._say(
                 t(
                     "test: loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s}",
@@ -355,13 +358,14 @@ class Worker:
         with self.progress.during(Phase.ANSWERING):
             answers = generate(
                 self.module.net,
-                [self.prompt_format.encode_prompt(sample) for sample in samples],
+                [self.formats[sample.source].encode_prompt(sample) for sample in samples],
                 end_token_ids=self.run.end_token_ids,
                 max_new_tokens=self.config.max_new_tokens,
                 beat=self.progress.beat,
             )
         rows = [
             {"input": sample.input, "label": sample.output, "prediction": self.prompt_format.decode(answer)}
+            | ({"source": self.run.mixture[sample.source].name} if self.run.mixture else {})
             for sample, answer in zip(samples, answers, strict=True)
         ]
         if self.rank == 0:

@@ -11,20 +11,17 @@ import numpy as np
 from rich.console import Console
 
 from finetuning.cli.common_flags import FlagParser, add_columns_flag, add_common_flags
-from finetuning.config.llama import read_llama_config
+from finetuning.cli.data_check import check_data, entries_with_flags, flags_as_entry, mixture_in, prompt_format_of, write_file
+from finetuning.cli.data_ledger import print_ledger
+from finetuning.config.mixture import Entry
 from finetuning.config.rules import check_settings
-from finetuning.config.run import read_run
 from finetuning.config.settings import CHOICES, RunConfig
-from finetuning.config.strategy import GRANULARITY, PackPlan
-from finetuning.data.batches.ledger import LEDGER_FILE, read_ledger
-from finetuning.data.batches.packing_statistics import PackingFacts, packing_facts
-from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.reading.check import Report, scan_sources
-from finetuning.data.reading.columns import Columns, described, parse_columns
+from finetuning.data.reading.columns import described, parse_columns
 from finetuning.data.reading.findings import FILE_ERRORS, Finding, Findings
 from finetuning.data.reading.scan import ScanSettings
 from finetuning.data.reading.schema import record_schema
-from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, begins_with_text, find_sources, read_batches, stem_of
+from finetuning.data.reading.sources import SPLITS, SUFFIXES, Source, find_sources, read_batches, stem_of
 from finetuning.data.report.convert import (
     split_groups,
     unpack_json_array,
@@ -33,9 +30,8 @@ from finetuning.data.report.convert import (
 )
 from finetuning.data.report.forms import FORMS
 from finetuning.data.report.html import report_page
-from finetuning.data.report.preview import Preview, preview_line, preview_text
-from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, show_findings, show_report
-from finetuning.data.tokens.configure import find_megatron
+from finetuning.data.report.preview import preview_line, preview_text
+from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, show_findings
 from finetuning.data.tokens.prune import find_unused, remove_unused
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
@@ -83,8 +79,10 @@ def build_parser() -> argparse.ArgumentParser:
     check = verbs.add_parser(
         "check", help=t("report everything that is wrong or suspicious, with file and line"), add_help=False
     )
-    check.set_defaults(action=_check)
-    check.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=t("data folder, or files"))
+    check.set_defaults(action=check_data)
+    check.add_argument(
+        "paths", nargs="+", metavar="PATH", help=t("data folder, or files; or a mixture, as --dataset_path takes it")
+    )
     _add_sample_flags(check, needs_model=False)
     _add_train_on(check)
     check.add_argument("--truncation", choices=CHOICES["truncation"], default="refuse", help=t("of a sample that is too long"))
@@ -113,7 +111,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     preview = verbs.add_parser("preview", help=t("show a sample exactly as the model sees it"), add_help=False)
     preview.set_defaults(action=_preview)
-    preview.add_argument("path", type=Path, metavar="PATH", help=t("data folder or file"))
+    preview.add_argument("path", metavar="PATH", help=t("data folder or file; or a mixture, as --dataset_path takes it"))
+    preview.add_argument("--source", metavar="NAME", help=t("of a mixture, the source; default: the first"))
     _add_sample_flags(preview, needs_model=True)
     _add_train_on(preview)
     preview.add_argument("--split", choices=SPLITS, default="training", help=t("file of the folder"))
@@ -141,7 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--keep_duplicates", action="store_true", help=t("keep samples that are there twice"))
 
     ledger = verbs.add_parser("ledger", help=t("print the lines that a step of an experiment was trained on"), add_help=False)
-    ledger.set_defaults(action=_ledger)
+    ledger.set_defaults(action=print_ledger)
     ledger.add_argument("-E", "--experiment", default=DEFAULTS.experiment, metavar="NAME", help=t("name of the experiment"))
     ledger.add_argument(
         "--experiments_dir",
@@ -152,6 +151,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ledger.add_argument("--step", type=int, metavar="N", help=t("optimizer step, from 1; default: a line for each step"))
     ledger.add_argument("--line", type=int, metavar="N", help=t("the steps that consumed this line instead"))
+    ledger.add_argument("--source", metavar="NAME", help=t("of a mixture, only this source"))
 
     prune = verbs.add_parser("prune", help=t("remove tokens that no experiment needs any more"), add_help=False)
     prune.set_defaults(action=_prune)
@@ -194,40 +194,30 @@ def _add_train_on(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _check(given: argparse.Namespace, console: Console) -> int:
-    sources, columns = _sources_of(given.paths), parse_columns(given.columns)
-    if columns:
-        console.print(t("columns: {columns}", columns=described(columns)), highlight=False)
-    model_path = find_model(given.hf_model_id, None, with_weights=False) if given.hf_model_id else None
-    prompt_format = _prompt_format(given, model_path, next(iter(sources.values())).path, given.train_on) if model_path else None
-    settings = ScanSettings(prompt_format, given.seq_length, given.truncation, columns)
-    with reading_progress([source.path for source in sources.values()]) as progress:
-        report = scan_sources(sources, settings, None, progress)
-    facts = _packing(report, given, read_llama_config(model_path).attention_cost) if model_path else None
-    show_report(console, report, facts)
-    if prompt_format is None:
-        console.print(t("tokens were not counted; give --hf_model_id for lengths, packing and previews"))
-    if given.json:
-        value = report.as_json() | {"packing": facts.as_json() if facts else None}
-        _write(given.json, json.dumps(value, ensure_ascii=False, indent=1), console)
-    if given.html:
-        previews = previews_of(sources, report, prompt_format, columns) if prompt_format else []
-        subject = ", ".join(str(path) for path in given.paths)
-        _write(given.html, report_page(report, facts, previews, subject), console)
-    return EXIT_BAD_INPUT if report.has_errors or not any(file.samples for file in report.files) else EXIT_FINISHED
-
-
 def _preview(given: argparse.Namespace, console: Console) -> int:
-    source = find_sources(given.path).get(given.split)
+    entry = _entry_to_preview(given)
+    source = find_sources(Path(entry.path)).get(given.split)
     if source is None:
-        raise InputError(t("{path}: has no {split} file", path=given.path, split=given.split))
+        raise InputError(t("{path}: has no {split} file", path=entry.path, split=given.split))
     model_path = find_model(given.hf_model_id, None, with_weights=False)
-    prompt_format = _prompt_format(given, model_path, source.path, given.train_on)
-    preview = preview_line(source, given.line, prompt_format, columns=parse_columns(given.columns))
+    prompt_format = prompt_format_of(entry, model_path, source.path, given.train_on)
+    preview = preview_line(source, given.line, prompt_format, columns=parse_columns(entry.columns))
     console.print(preview_text(preview, with_ids=given.ids))
     if given.html:
-        _write(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
+        write_file(given.html, report_page(Report(), None, [preview], f"{preview.file}:{preview.line}"), console)
     return EXIT_FINISHED if all(holds for _, holds in preview.promises) else EXIT_BAD_INPUT
+
+
+def _entry_to_preview(given: argparse.Namespace) -> Entry:
+    """The data set, or the source of a mixture."""
+    entries = entries_with_flags(mixture_in([given.path]), given)
+    names = [entry.name for entry in entries]
+    if given.source is not None and given.source not in names:
+        known = ", ".join(names) or t("none")
+        raise InputError(t("--source {name}: there is no such source; there are: {names}", name=given.source, names=known))
+    if not entries:
+        return flags_as_entry(given)._replace(path=given.path)
+    return entries[names.index(given.source) if given.source is not None else 0]
 
 
 def _prepare(given: argparse.Namespace, console: Console) -> int:
@@ -240,7 +230,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         model_path = find_model(given.hf_model_id, None, with_weights=False)
     with tempfile.TemporaryDirectory() as scratch:
         paths = _readable_files(given.source, Path(scratch))
-        prompt_format = _prompt_format(given, model_path, paths[0]) if model_path else None
+        prompt_format = prompt_format_of(flags_as_entry(given), model_path, paths[0]) if model_path else None
         sources = {str(index): Source(path) for index, path in enumerate(paths)}
         with reading_progress(paths) as progress:
             report = scan_sources(sources, ScanSettings(None, 0, columns=columns), None, progress, is_one_body=True)
@@ -273,17 +263,6 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
         )
     )
     return EXIT_FINISHED
-
-
-def _prompt_format(given: argparse.Namespace, model_path: Path, file: Path, train_on: str = DEFAULTS.train_on) -> PromptFormat:
-    """How samples are written that are like the first of a file."""
-    return load_prompt_format(
-        model_path,
-        given.prompt_template,
-        given.system_prompt,
-        needs_template=not begins_with_text(file, parse_columns(given.columns)),
-        train_on=train_on,
-    )
 
 
 def _show_unplaced(unplaced: list[Finding], console: Console) -> None:
@@ -334,45 +313,6 @@ def _is_array(path: Path) -> bool:
     return isinstance(first, Finding) and first.code == "json_array"
 
 
-def _ledger(given: argparse.Namespace, console: Console) -> int:
-    folder = given.experiments_dir / given.experiment
-    if not (folder / LEDGER_FILE).is_file():
-        raise InputError(
-            t("{folder}: there is no ledger; is --experiment the name of one that has been trained?", folder=folder)
-        )
-    file = Path(read_run(folder / "run.yaml").sources["training"]).name
-    found = 0
-    for entry in read_ledger(folder / LEDGER_FILE):
-        if given.step is None and given.line is None:
-            console.print(
-                t(
-                    "step {step}: {samples:,} sample{samples:s}, {tokens:,} token{tokens:s}, {answers:,} of them answers",
-                    step=entry.step,
-                    samples=len(entry.lines),
-                    tokens=int(entry.tokens.sum()),
-                    answers=int(entry.answer_tokens.sum()),
-                )
-            )
-            found += 1
-        elif given.step in (None, entry.step):
-            for line, tokens, answers in zip(entry.lines.tolist(), entry.tokens, entry.answer_tokens, strict=True):
-                if given.line in (None, line):
-                    place = f"{file}:{line}"
-                    console.print(
-                        t(
-                            "step {step}  {place}  {tokens:,} token{tokens:s}, {answers:,} of them answers",
-                            step=entry.step,
-                            place=place,
-                            tokens=int(tokens),
-                            answers=int(answers),
-                        )
-                    )
-                    found += 1
-    if not found:
-        raise InputError(t("{folder}: the ledger has no such step or line", folder=folder))
-    return EXIT_FINISHED
-
-
 def _prune(given: argparse.Namespace, console: Console) -> int:
     if given.keep < 0:
         raise InputError(t("--{name} {value}: {rule}", name="keep", value=given.keep, rule=t("must be 0 or more")))
@@ -392,50 +332,3 @@ def _prune(given: argparse.Namespace, console: Console) -> int:
 def _schema(given: argparse.Namespace, console: Console) -> int:
     print(json.dumps(record_schema(), ensure_ascii=False, indent=1))
     return EXIT_FINISHED
-
-
-def previews_of(
-    sources: dict[str, Source], report: Report, prompt_format: PromptFormat, columns: Columns = ()
-) -> list[Preview]:
-    """The first usable sample of each split."""
-    filled = [name for name in sources if report.splits[name].samples]
-    return [preview_line(sources[name], None, prompt_format, columns=columns) for name in filled]
-
-
-def _packing(report: Report, given: argparse.Namespace, attention_cost: float) -> PackingFacts | None:
-    name = next(iter(report.counts), None)
-    if name is None or not len(report.counts[name]):
-        return None
-    capacity = given.row_length or given.micro_batch_size * given.seq_length
-    return packing_facts(
-        report.counts[name],
-        global_batch_size=given.global_batch_size,
-        data_parallel_size=given.data_parallel_size,
-        plan=PackPlan(capacity, GRANULARITY["cuda"], attention_cost),
-        seed=DEFAULTS.seed,
-    )
-
-
-def _sources_of(paths: list[Path]) -> dict[str, Source]:
-    """A folder's splits, or each file as a part of its own."""
-    if len(paths) == 1 and paths[0].is_dir():
-        if find_megatron(paths[0]):
-            raise InputError(t("{path}: Megatron data holds tokens; there is no text to check", path=paths[0]))
-        return find_sources(paths[0])
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise InputError([t("{path}: there is no such file", path=path) for path in missing])
-    unknown = [path for path in paths if stem_of(path) is None]
-    if unknown:
-        raise InputError([t("{path}: not a data file", path=path) for path in unknown])
-    stems = [stem_of(path) or path.name for path in paths]
-    names = stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-    return dict(zip(names, map(Source, paths), strict=True))
-
-
-def _write(path: Path, text: str, console: Console) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(t("cannot write to {folder}: {reason}", folder=path, reason=error.strerror or error)) from None
-    console.print(t("written: {path}", path=path))

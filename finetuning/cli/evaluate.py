@@ -89,7 +89,7 @@ def write_results(
     """The three files of an evaluation."""
     out.mkdir(parents=True, exist_ok=True)
     loss = mean_loss(losses)
-    whole = SampleLoss(0, sum(item.answer_tokens for item in losses), loss * sum(item.answer_tokens for item in losses))
+    whole = SampleLoss(0, sum(item.answer_tokens for item in losses), loss, 1.0)
     summary = origin | {
         "samples": len(samples),
         "answer_tokens": whole.answer_tokens,
@@ -125,7 +125,7 @@ def _show(
     console: Console, samples: list[Sample], losses: list[SampleLoss], scores: tuple[Scores, list[Scores]] | None, out: Path
 ) -> None:
     loss = mean_loss(losses)
-    whole = SampleLoss(0, 1, loss)
+    whole = SampleLoss(0, 1, loss, 1.0)
     console.print(
         t(
             "loss {loss:.4f}, perplexity {perplexity:.2f} on {samples} sample{samples:s} ({tokens} answer token{tokens:s})",

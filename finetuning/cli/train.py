@@ -15,7 +15,6 @@ from finetuning.config.rules import check_settings
 from finetuning.config.run import Run, write_run
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import RunConfig
-from finetuning.data.reading.columns import parse_columns
 from finetuning.data.sample_texts import first_samples, write_samples
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
@@ -107,8 +106,7 @@ def _run(
     reserve_room(experiment_dir)
     clear_failures(logs)
     write_data_report(prepared, experiment_dir / "data")
-    samples = first_samples(prepared.dataset.splits, run.sources, config.num_sample_answers, parse_columns(config.columns))
-    write_samples(experiment_dir / "data", samples)
+    write_samples(experiment_dir / "data", first_samples(prepared.dataset.splits, run))
     show_start(console, prepared)
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)

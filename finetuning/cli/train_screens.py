@@ -18,10 +18,13 @@ from finetuning.data.batches.packing import plan_rows
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.columns import described, parse_columns
 from finetuning.data.reading.records import Sample
+from finetuning.data.report.shares import share_lines
 from finetuning.data.report.terminal import finding_summary
+from finetuning.data.tokens.tokenized import MixedSplit
 from finetuning.i18n import t
 from finetuning.launch.disk import WORTH_PROBING, bytes_written_per_s, describe
 from finetuning.launch.prepare import Prepared
+from finetuning.launch.run_data import samples_of_epoch
 from finetuning.runtime.status import read_status
 from finetuning.runtime.time_spent import in_words
 from finetuning.training.metrics import read_metrics
@@ -62,13 +65,18 @@ def show_start(console: Console, prepared: Prepared) -> None:
                 tokens=split.num_tokens,
                 answers=int(split.answer_tokens.sum()),
                 longest=int(split.lengths.max()) + 1,
-                file=Path(run.sources[name]).name,
+                file=_files_of(run, name),
             ),
         )
+    training = prepared.dataset.splits["training"]
+    if isinstance(training, MixedSplit):
+        for number, line in enumerate(share_lines(training.names, training.shares, run.max_steps * config.global_batch_size)):
+            _line(console, t("mixture") if number == 0 else "", line)
     if summary := finding_summary(prepared.dataset.report):
         _line(console, t("checked"), t("{summary} · see data/report.html in the folder below", summary=summary))
     if prepared.dataset.example is not None:
-        _line(console, t("example"), _example(prepared.dataset.example, prepared.dataset.prompt_format))
+        sources = [source.dataset for source in prepared.dataset.mixture] or [prepared.dataset]
+        _line(console, t("example"), _example(prepared.dataset.example, sources[0].prompt_format))
     _line(console, t("layout"), _layout(prepared))
     _line(console, t("strategy"), _strategy(run.strategy))
     _line(console, t("schedule"), _schedule(prepared))
@@ -130,9 +138,15 @@ def _example(sample: Sample, prompt_format: PromptFormat) -> Text:
     return text
 
 
+def _files_of(run: Run, split: str) -> str:
+    """The names of the files of a split."""
+    mixed = [f"{source.name}/{Path(source.sources[split]).name}" for source in run.mixture if split in source.sources]
+    return ", ".join(mixed) or Path(run.sources[split]).name
+
+
 def _layout(prepared: Prepared) -> str:
     run, config, split = prepared.run, prepared.run.config, prepared.dataset.splits["training"]
-    samples = samples_of_step(0, config.global_batch_size, len(split), config.seed)
+    samples = samples_of_step(0, config.global_batch_size, len(split), config.seed, split.shares)
     lengths = split.lengths[samples]
     rows = plan_rows(lengths, config.data_parallel_size, run.strategy.packs)
     world = config.world_size
@@ -177,7 +191,7 @@ def _axes(config: RunConfig) -> str:
 
 def _schedule(prepared: Prepared) -> str:
     run, config = prepared.run, prepared.run.config
-    epochs = run.max_steps * config.global_batch_size / len(prepared.dataset.splits["training"])
+    epochs = run.max_steps * config.global_batch_size / samples_of_epoch(prepared.dataset.splits["training"])
     text = t(
         "{steps} step{steps:s} = {epochs:.2f} epochs · learning rate {peak:.3g} after {warmup} warm-up step{warmup:s}, "
         "{course}",

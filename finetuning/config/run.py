@@ -28,6 +28,19 @@ RETIRED_SCHEDULE = "zero_bubble"
 
 
 @dataclass(frozen=True)
+class MixedSource:
+    """One source of a mixture, as it was found."""
+
+    name: str  # of its columns in metrics.csv
+    path: str
+    part: int  # of the sum of all parts, how many samples are from here
+    sources: dict[str, str]  # split -> JSONL file it was read from
+    prompt_template: str | None = None
+    system_prompt: str | None = None
+    columns: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """A resolved run: the configuration and what the launching machine found out. Written to `run.yaml`."""
 
@@ -48,6 +61,13 @@ class Run:
     prompt_date: date = date(2024, 7, 26)  # which chat templates are told that ask for it; runs of before knew this one only
     learning_rate: float = EARLIER["lora"]  # the peak: given, by the rule, or that of the experiment so far
     nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
+    mixture: tuple[MixedSource, ...] = ()  # of several; `sources` are then those of the first that has the split
+
+    @property
+    def all_files(self) -> list[str]:
+        """Every file that samples are read from."""
+        files = [file for source in self.mixture for file in source.sources.values()] or list(self.sources.values())
+        return list(dict.fromkeys(files))
 
 
 def write_run(run: Run, path: Path) -> None:

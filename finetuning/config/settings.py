@@ -24,6 +24,7 @@ from finetuning.config.flag import (
     Flag,
     setting,
 )
+from finetuning.config.mixture import as_text as mixture_as_text
 from finetuning.errors import InputError
 from finetuning.files.documents import read_yaml
 from finetuning.i18n import t
@@ -157,7 +158,10 @@ class RunConfig:
         short="-n",
     )
     dataset_path: str = setting(
-        MODEL_AND_DATA, "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl (required)", short="-D"
+        MODEL_AND_DATA,
+        "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl; several with the share of each: "
+        "a:0.7,b:0.3, or a .yaml (required)",
+        short="-D",
     )
 
     max_steps: int | None = setting(
@@ -491,6 +495,8 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
     for name, value in values.items():
         if name in hints:
             value = None if value == "auto" and FLAGS[name].auto else value
+            if name == "dataset_path" and isinstance(value, list):
+                value = mixture_as_text(value)
             try:
                 converted[name] = _convert(str(value) if name in NUMBER_OR_TEXT and type(value) is int else value, hints[name])
             except (TypeError, ValueError, OverflowError):

@@ -1,6 +1,7 @@
 """Loss of each sample under a model in one process, and its answers with their scores.
 
-The loss of all samples together is that of training: summed over all answer tokens and divided once by their number.
+The loss of all samples together is that of training: summed over all answer tokens, each by its weight, and divided once by the
+sum of these.
 """
 
 import math
@@ -25,10 +26,11 @@ class SampleLoss:
     line: int  # of the data file
     answer_tokens: int
     loss_sum: float  # natural logarithm
+    weight: float  # of its answer tokens together: their number, where none has a weight of its own
 
     @property
     def loss(self) -> float:
-        return self.loss_sum / self.answer_tokens
+        return self.loss_sum / self.weight
 
     @property
     def perplexity(self) -> float:
@@ -37,7 +39,7 @@ class SampleLoss:
 
 def mean_loss(losses: list[SampleLoss]) -> float:
     """Of all answer tokens together."""
-    return math.fsum(item.loss_sum for item in losses) / sum(item.answer_tokens for item in losses)
+    return math.fsum(item.loss_sum for item in losses) / math.fsum(item.weight for item in losses)
 
 
 @torch.inference_mode()
@@ -56,12 +58,16 @@ def sample_losses(net: Llama, prompt_format: PromptFormat, samples: list[Sample]
             )
         )
         trained = torch.from_numpy(np.concatenate([trained[1:] for _, trained in row])).to(device)
+        weights = torch.from_numpy(
+            np.concatenate([prompt_format.weights(samples[n], encoded[n][1])[1:] for n in numbers]).astype(np.float64)
+        )
         positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
         hidden = net.model(tokens[None], positions[None], make_documents(lengths).to(device))[0, trained]
         losses = _token_losses(net, hidden, labels[trained]).double().cpu()
+        weights = weights[trained.cpu()]
         counts = [int(part.sum()) for part in trained.cpu().split(lengths)]
-        for number, part in zip(numbers, losses.split(counts), strict=True):
-            found[number] = SampleLoss(samples[number].line, len(part), part.sum().item())
+        for number, part, each in zip(numbers, losses.split(counts), weights.split(counts), strict=True):
+            found[number] = SampleLoss(samples[number].line, len(part), (part * each).sum().item(), each.sum().item())
     return [item for item in found if item is not None]
 
 

@@ -18,7 +18,7 @@ from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
-from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset
+from finetuning.data.tokens.configure import Dataset
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import InputError
 from finetuning.formats.huggingface.companions import check_companions
@@ -29,6 +29,16 @@ from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
+from finetuning.launch.run_data import (
+    file_problem,
+    find_dataset,
+    mean_sample,
+    mixture_in_words,
+    mixture_of,
+    samples_of_epoch,
+    template_of,
+    unused_source,
+)
 from finetuning.launch.schedule_notes import schedule_notes
 from finetuning.launch.slurm.job_script import JobPlan
 from finetuning.launch.tracker_check import check_trackers
@@ -87,11 +97,11 @@ def prepare(
     else:
         model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
-    dataset = _configure_dataset(config, model_path, model, tokens_dir, problems)
+    dataset = find_dataset(config, model_path, model, tokens_dir, problems)
     if problems or model_path is None or model is None or dataset is None:
         raise InputError(problems)
 
-    num_samples = len(dataset.splits["training"])
+    num_samples = samples_of_epoch(dataset.splits["training"])
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
     if config.warmup_steps is not None and config.warmup_steps >= max_steps:
         raise InputError(
@@ -105,8 +115,8 @@ def prepare(
         )
     gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
     memory = gpu_memory.gib if gpu_memory is not None else None
-    mean_sample = dataset.splits["training"].num_tokens / num_samples
-    strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean_sample)
+    mean = mean_sample(dataset.splits["training"])
+    strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean)
     if config.fp8 and config.peft == "lora" and strategy.sharding != "replicated":
         raise InputError(
             t(
@@ -147,9 +157,13 @@ def prepare(
         prompt_date=date.fromisoformat(dataset.prompt_format.source.day),
         learning_rate=rate.peak,
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
+        mixture=mixture_of(dataset),
     )
+    if problem := unused_source(run):
+        raise InputError(problem)
     step = start.checkpoint.step if start.checkpoint is not None else 0
-    tokens_bytes = 0 if tokens_dir == experiment_dir.parent / TOKENS_FOLDER else size_of(dataset.folder)
+    folders = [dataset.folder, *(source.dataset.folder for source in dataset.mixture)]
+    tokens_bytes = 0 if tokens_dir == experiment_dir.parent / TOKENS_FOLDER else sum(map(size_of, folders))
     if start.finished_at is None and (problem := disk_problem(run, model, step, tokens_bytes)) is not None:
         raise InputError(problem)
     disk = plan_disk(run, model, step, tokens_bytes)
@@ -176,7 +190,7 @@ def _find_checked_model(config: RunConfig, token: str | None, problems: list[str
         problems += [problem for problem in error.problems if problem not in problems]
         return model_path, model
     except OSError as error:
-        problems.append(_file_problem(error, config.hf_model_id))
+        problems.append(file_problem(error, config.hf_model_id))
         return model_path, model
     _check_length(config, model, problems)
     return model_path, model
@@ -204,7 +218,7 @@ def _find_nemo_model(
         problems += [problem for problem in error.problems if problem not in problems]
         return model_path, model, nemo
     except OSError as error:
-        problems.append(_file_problem(error, config.nemo_model))
+        problems.append(file_problem(error, config.nemo_model))
         return model_path, model, nemo
     _check_length(config, model, problems)
     return model_path, model, nemo
@@ -229,44 +243,13 @@ def _check_length(config: RunConfig, model: LlamaConfig | None, problems: list[s
         )
 
 
-def _configure_dataset(
-    config: RunConfig, model_path: Path | None, model: LlamaConfig | None, tokens_dir: Path, problems: list[str]
-) -> Dataset | None:
-    """The data set, or None with its problems added; without a readable model the files are checked all the same."""
-    try:
-        if model_path is None or model is None:
-            problems += check_files(Path(config.dataset_path), config.columns)
-            return None
-        return configure_dataset(
-            config.dataset_path,
-            model_path,
-            tokens_dir,
-            seq_length=config.seq_length,
-            prompt_template=config.prompt_template,
-            system_prompt=config.system_prompt,
-            truncation=config.truncation,
-            skip_bad_samples=config.skip_bad_samples,
-            train_on=config.train_on,
-            columns=config.columns,
-        )
-    except InputError as error:
-        problems += error.problems
-    except OSError as error:
-        problems.append(_file_problem(error, config.dataset_path))
-    return None
-
-
-def _file_problem(error: OSError, given: str) -> str:
-    """`given` stands in for the file's name, which an error in the middle of a file does not know."""
-    return t("{file}: cannot be read or written: {reason}", file=error.filename or given, reason=error.strerror or error)
-
-
 def _identity(config: RunConfig, weights: str | None, model: LlamaConfig, dataset: Dataset) -> dict[str, Any]:
     """What must not change unnoticed while an experiment goes on; plain JSON values. `weights`: fingerprint of the base's."""
     lora = config.peft == "lora"
     return ({"base_model": weights} if weights is not None else {}) | {
         "data": f"{dataset.fingerprint} ({len(dataset.splits['training'])} training samples)",
-        "template": dataset.prompt_format.fingerprint,
+        "template": template_of(dataset),
+        "mixture": mixture_in_words(dataset),
         "model_shape": f"{model.num_hidden_layers} x {model.hidden_size}/{model.intermediate_size}, "
         f"vocabulary {model.vocab_size}",
         "global_batch_size": config.global_batch_size,
@@ -349,12 +332,16 @@ def _notes(config: RunConfig, dataset: Dataset, num_samples: int) -> list[str]:
     notes = []
     if dataset.damage is not None:
         notes.append(t("the tokens of before were damaged ({damage}); they were built anew", damage=dataset.damage))
-    if dataset.was_split:
-        sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
-        notes.append(t("one raw file, split 98/1/1: {sizes}; the same samples each time", sizes=sizes))
+    for where, each in [(f"{s.entry.name}: ", s.dataset) for s in dataset.mixture] or [("", dataset)]:
+        if each.was_split:
+            sizes = ", ".join(f"{name} {len(split)}" for name, split in each.splits.items())
+            notes.append(where + t("one raw file, split 98/1/1: {sizes}; the same samples each time", sizes=sizes))
     for name in ("validation", "test"):
+        missing = [source.entry.name for source in dataset.mixture if name not in source.dataset.splits]
         if name not in dataset.splits:
             notes.append(t("no {name}.jsonl: there will be no {name} loss", name=name))
+        elif missing:
+            notes.append(t("no {name} data of {sources}: its loss there is not known", name=name, sources=", ".join(missing)))
     if config.save_every_n_steps == 0:
         notes.append(t("--save_every_n_steps 0: nothing can be resumed"))
     return notes

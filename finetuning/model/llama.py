@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.model.attention import Documents, document_attention
-from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy_sum, target_places
+from finetuning.model.cross_entropy import CHUNK_TOKENS, linear_cross_entropy, target_places
 from finetuning.model.kernels.ops import at_least_float32, quantize_columns
 
 
@@ -50,28 +50,31 @@ class Llama(nn.Module):
         documents: Documents,
         *,
         labels_BT: Tensor | None = None,
+        weights_BT: Tensor | None = None,
         num_targets: int | None = None,
         at_S: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, T, V]; with labels, the float32 sum of the trained positions' cross-entropies instead.
+        """Logits [B, T, V]; with labels, the float32 sum of the trained positions' weighted cross-entropies instead.
 
         Args:
             tokens_BT: token ids; B is 1 (documents of a row are separated by `documents`, not by the batch dimension).
             positions_BT: position of each token in its own document.
             documents: where the documents of the row begin and end.
             labels_BT: token that follows each position, -100 where it is not trained.
+            weights_BT: how much each position counts in the sum; None: all alike, as 1.
             num_targets: how many of the labels are not -100; without it, the CPU waits for the GPU to count them.
             at_S: compute logits [B, S, V] of these S positions only.
         """
         if self.trims_last_block and labels_BT is not None:
             at_S = target_places(labels_BT[0], num_targets)
             labels_BT = labels_BT[:, at_S]
+            weights_BT = None if weights_BT is None else weights_BT[:, at_S]
         trimmed = self.trims_last_block and at_S is not None and len(at_S) > 0
         hidden_BTD = self.model(tokens_BT, positions_BT, documents, at_S if trimmed else None)
         if at_S is not None and not trimmed:
             hidden_BTD = hidden_BTD[:, at_S]
         tied = self.model.embed_tokens.weight if self.config.tie_word_embeddings else None
-        return self.lm_head(hidden_BTD, labels_BT, tied, num_targets)
+        return self.lm_head(hidden_BTD, labels_BT, weights_BT, tied, num_targets)
 
 
 class Decoder(nn.Module):
@@ -155,8 +158,11 @@ class MLP(nn.Module):
 class Head(nn.Module):
     """Output head: logits, or with labels the summed cross-entropy without materializing them.
 
-    A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files.
+    A tied head owns no weight and is handed the embedding's: one parameter, one name, as in Hugging Face's files. What each
+    target of the newest row has lost stays as `losses_S`, for whoever wants more than the sum.
     """
+
+    losses_S: Tensor
 
     def __init__(self, config: LlamaConfig, options: HeadOptions):
         super().__init__()
@@ -165,15 +171,29 @@ class Head(nn.Module):
         if not config.tie_word_embeddings:
             self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor | None,
+        weights_BT: Tensor | None,
+        tied_VD: Tensor | None,
+        num_targets: int | None,
+    ) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         if labels_BT is None:
             return F.linear(hidden_BTD, weight_VD)
         if self.fp8_gradient and self._columns is None:
             self._columns = quantize_columns(weight_VD.detach())
-        return linear_cross_entropy_sum(
-            hidden_BTD.flatten(0, 1), weight_VD, labels_BT.flatten(), self._columns, self.chunk_tokens, num_targets
+        total, self.losses_S = linear_cross_entropy(
+            hidden_BTD.flatten(0, 1),
+            weight_VD,
+            labels_BT.flatten(),
+            None if weights_BT is None else weights_BT.flatten(),
+            self._columns,
+            self.chunk_tokens,
+            num_targets,
         )
+        return total
 
 
 class RMSNorm(nn.Module):

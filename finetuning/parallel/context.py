@@ -67,7 +67,8 @@ def cut_row(row: MicroBatch, plan: ContextPlan, rank: int) -> MicroBatch:
         # For attention these are the row's documents, in the form that the gathered kernel takes.
         documents = cast(Documents, _piece_documents(row.documents, _pieces(length, plan.size, rank)))
     labels = row.labels[:, index]
-    return MicroBatch(row.tokens[:, index], row.positions[:, index], labels, documents, count_targets(labels))
+    weights, sources = (None if x is None else x[:, index] for x in (row.weights, row.sources))
+    return MicroBatch(row.tokens[:, index], row.positions[:, index], labels, documents, count_targets(labels), weights, sources)
 
 
 def local_places(places: Tensor, length: int, plan: ContextPlan, rank: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from finetuning.parallel.context import apply_context_parallel, cut_row, local_p
 from finetuning.parallel.fsdp import FsdpOpaque, prepare_backward, release, shard_parameters, unwrap_documents
 from finetuning.parallel.low_memory import build_low_memory, loaded_one_by_one
 from finetuning.parallel.mesh import AXES, Layout
-from finetuning.parallel.pipeline import Pipeline, build_stage
+from finetuning.parallel.pipeline import Pipeline, add_by_source, build_stage
 from finetuning.parallel.tensor import apply_tensor_parallel, tensor_dim
 from finetuning.parallel.weights import gather_whole, global_view, local_part
 
@@ -154,6 +154,7 @@ class ParallelLlama(nn.Module):
         # Found once: to walk all modules takes milliseconds. FSDP2 shows other parameters in the modules while weights are
         # gathered; these are the ones that get gradients.
         self.trained = {name: weight for name, weight in self.named_parameters() if weight.requires_grad}
+        self.loss_by_source: Tensor | None = None  # this process's share, of the newest `backward` of a mixture; float64
 
     @override
     def named_parameters(
@@ -205,8 +206,11 @@ class ParallelLlama(nn.Module):
             meanwhile: work for the CPU, done when the device has the first row, or all rows of a pipeline, to compute.
         """
         rows = batch.micro_batches
+        by_source = None
+        if batch.source_divisors is not None:
+            by_source = torch.zeros(len(batch.source_divisors), dtype=torch.float64, device=self.device)
         if self.pipeline is not None:
-            loss_sum = self.pipeline.backward([self._local(row) for row in rows], batch.answer_tokens)
+            loss_sum = self.pipeline.backward([self._local(row) for row in rows], batch.divisor, by_source)
             meanwhile()
         else:
             loss_sum = torch.zeros((), device=self.device)
@@ -218,14 +222,16 @@ class ParallelLlama(nn.Module):
                 prepare_backward(part, self.strategy.sharding, last=last)
                 # In the precision of the gradients, as on one GPU; float32 states get their sums in float32.
                 self.accumulation.more_rows = self.strategy.split_master and self.strategy.sharding == "step" and not last
-                loss = part(
-                    row.tokens, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels, num_targets=row.num_targets
-                )
-                (loss / batch.answer_tokens).backward()
+                loss = self._loss_of(part, row)
+                if by_source is not None:
+                    assert row.sources is not None
+                    add_by_source(by_source, part.lm_head.losses_S, row.labels[0], row.sources[0])
+                (loss / batch.divisor).backward()
                 loss_sum = loss_sum + loss.detach()
                 if index == 0:
                     meanwhile()
         self._complete_gradients()
+        self.loss_by_source = None if by_source is None else self._counted(by_source)
         return self._counted(loss_sum)
 
     @torch.no_grad()
@@ -236,10 +242,21 @@ class ParallelLlama(nn.Module):
             loss = self.pipeline.forward(row, with_loss=True)
             loss = torch.zeros((), device=self.device) if loss is None else loss.reshape(())
         else:
-            loss = self.parts[0](
-                row.tokens, row.positions, FsdpOpaque(row.documents), labels_BT=row.labels, num_targets=row.num_targets
-            )
+            (part,) = self.parts
+            assert isinstance(part, Llama)
+            loss = self._loss_of(part, row)
         return self._counted(loss)
+
+    def _loss_of(self, part: Llama, row: MicroBatch) -> Tensor:
+        loss: Tensor = part(
+            row.tokens,
+            row.positions,
+            FsdpOpaque(row.documents),
+            labels_BT=row.labels,
+            weights_BT=row.weights,
+            num_targets=row.num_targets,
+        )
+        return loss
 
     @torch.no_grad()
     def logits(self, tokens_T: Tensor, positions_T: Tensor, documents: Documents, at_S: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleIn
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
 from finetuning.data.batches.global_batch import MicroBatch
+from finetuning.model.cross_entropy import target_places
 from finetuning.model.llama import HeadOptions, Llama
 from finetuning.parallel.fsdp import FsdpOpaque
 from finetuning.parallel.mesh import Layout
@@ -41,7 +42,14 @@ def build_stage(config: LlamaConfig, layers: range, head: HeadOptions, *, first:
 
 
 class NoHead(nn.Module):
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor | None,
+        weights_BT: Tensor | None,
+        tied_VD: Tensor | None,
+        num_targets: int | None,
+    ) -> Tensor:
         return hidden_BTD
 
 
@@ -60,8 +68,9 @@ class Pipeline:
         }
         self.layers = assign_layers(config, self.num_stages)
         self.prepared: tuple[tuple[int, int], Any] | None = None
-        self.answer_tokens = 1
+        self.divisor = 1.0
         self.losses: list[Tensor] = []
+        self.by_source: Tensor | None = None
         for part in parts:
             part.register_forward_pre_hook(_unstack, prepend=True, with_kwargs=True)  # before FSDP's, see FsdpOpaque
 
@@ -80,15 +89,20 @@ class Pipeline:
             return self.holder[next(stage for stage, layers in enumerate(self.layers) if index in layers)]
         return self.holder[0 if "embed_tokens" in name else self.num_stages - 1]
 
-    def backward(self, rows: list[MicroBatch], answer_tokens: int) -> Tensor:
+    def backward(self, rows: list[MicroBatch], divisor: float, by_source: Tensor | None) -> Tensor:
         """Adds the gradients of these rows, all of one length; returns the summed loss where the last stage is, else 0.
 
         Every process of the pp group must call it, with the same rows.
+
+        Args:
+            by_source: sums of the loss of each source, which it adds to; None: there are no sources.
         """
-        self.answer_tokens, self.losses = answer_tokens, []
+        self.divisor, self.losses, self.by_source = divisor, [], by_source
         tokens = torch.cat([row.tokens for row in rows])
         positions = torch.cat([row.positions for row in rows])
         labels = torch.cat([row.labels for row in rows])
+        weights = [row.weights for row in rows if row.weights is not None]
+        sources = [row.sources for row in rows if row.sources is not None]
         # Stacked, because schedules cut along dim 0; `_unstack` undoes it.
         documents = type(rows[0].documents)(*(torch.stack(parts) for parts in zip(*(r.documents for r in rows), strict=True)))
         schedule = self._schedule(len(rows), tokens.shape[1])
@@ -97,8 +111,9 @@ class Pipeline:
             positions_BT=positions,
             documents=documents,
             labels_BT=labels,
+            **({"weights_BT": torch.cat(weights)} if weights else {}),
             num_targets=torch.tensor([row.num_targets for row in rows]),
-            target=labels if self.has_last else None,
+            target=(torch.stack([labels, torch.cat(sources)], 1) if sources else labels) if self.has_last else None,
             return_outputs=False,
         )
         return torch.stack(self.losses).sum() if self.losses else torch.zeros((), device=self.device)
@@ -117,6 +132,7 @@ class Pipeline:
                 row.positions,
                 FsdpOpaque(row.documents),
                 labels_BT=row.labels if with_loss and last else None,
+                weights_BT=row.weights if with_loss and last else None,
                 num_targets=row.num_targets,
                 at_S=at_S if last else None,
             )
@@ -184,7 +200,17 @@ class Pipeline:
 
     def _loss(self, output: Tensor, target: Tensor) -> Tensor:
         self.losses.append(output.detach()[0])
-        return output.sum() / self.answer_tokens
+        if self.by_source is not None:
+            labels_T, sources_T = target[0]
+            add_by_source(self.by_source, self.parts[-1].lm_head.losses_S, labels_T, sources_T)
+        return output.sum() / self.divisor
+
+
+def add_by_source(sums_K: Tensor, losses_S: Tensor, labels_T: Tensor, sources_T: Tensor) -> None:
+    """Adds the losses of the targets to the sums of their sources. Not by `index_add_`: on a GPU its order is any."""
+    of_source_S = sources_T[target_places(labels_T, len(losses_S))]
+    is_of_KS = of_source_S == torch.arange(len(sums_K), device=sums_K.device)[:, None]
+    sums_K += (is_of_KS * losses_S.to(sums_K.dtype)).sum(1)
 
 
 def _unstack(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -211,7 +211,7 @@ def tiny_config(degrees: Degrees, *, stages_per_rank: int = 1, tied: bool = Fals
 
 
 def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBatch]:
-    """Rows of documents of random length, with about half of each trained; none in the last quarter of the rows."""
+    """Rows of documents of random length, with about half of each trained, by weights; none in the last quarter of the rows."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for index in range(num_rows):
@@ -226,7 +226,8 @@ def random_rows(config: LlamaConfig, num_rows: int, length: int) -> list[MicroBa
         if index >= num_rows - num_rows // 4:
             labels.fill_(IGNORED_LABEL)
         positions = torch.cat([torch.arange(count) for count in lengths])[None]
-        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths), count_targets(labels)))
+        weights = 0.25 * torch.randint(1, 5, (1, length), generator=generator)
+        rows.append(MicroBatch(tokens, positions, labels, make_documents(lengths), count_targets(labels), weights))
     return rows
 
 
@@ -235,9 +236,13 @@ def share_of(rows: list[MicroBatch], data_rank: int, data_parallel: int) -> Step
     each = len(rows) // data_parallel
     answer_tokens = sum(row.num_targets for row in rows)
     tokens = sum(row.tokens.numel() for row in rows)
-    return StepBatch(
-        0, rows[data_rank * each : (data_rank + 1) * each], answer_tokens, tokens, tokens, 0.0, np.arange(len(rows))
-    )
+    share, divisor = rows[data_rank * each : (data_rank + 1) * each], sum(map(_weight_of, rows))
+    return StepBatch(0, share, answer_tokens, divisor, tokens, tokens, 0.0, np.arange(len(rows)))
+
+
+def _weight_of(row: MicroBatch) -> float:
+    assert row.weights is not None
+    return float(row.weights[row.labels != IGNORED_LABEL].double().sum())
 
 
 def random_weight(name: str, shape: torch.Size) -> Tensor:
@@ -272,12 +277,12 @@ def one_process(
     total = 0.0
     for row in batch.micro_batches:
         row = row.to(device)
-        loss = model(row.tokens, row.positions, row.documents, labels_BT=row.labels)
-        (loss / batch.answer_tokens).backward()
+        loss = model(row.tokens, row.positions, row.documents, labels_BT=row.labels, weights_BT=row.weights)
+        (loss / batch.divisor).backward()
         total += loss.item()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float(gradient.double().pow(2).sum()) for gradient in gradients.values()))
-    return total / batch.answer_tokens, norm, gradients
+    return total / batch.divisor, norm, gradients
 
 
 def in_layout(
@@ -289,7 +294,7 @@ def in_layout(
     batch = share_of(rows, layout.data_rank, layout.degrees.data_parallel)
     shared = torch.stack((model.backward(batch).double(), model.squared_gradient_norm()))
     dist.all_reduce(shared)
-    return shared[0].item() / batch.answer_tokens, math.sqrt(shared[1].item()), dict(whole_gradients(model))
+    return shared[0].item() / batch.divisor, math.sqrt(shared[1].item()), dict(whole_gradients(model))
 
 
 def whole_gradients(model: ParallelLlama) -> Iterator[tuple[str, Tensor]]:

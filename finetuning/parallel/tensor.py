@@ -18,7 +18,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, target_places
+from finetuning.model.cross_entropy import CHUNK_TOKENS, target_places, weighted, weighted_losses
 from finetuning.model.kernels.ops import at_least_float32, softmax_minus_one_hot
 from finetuning.model.llama import Block, Llama
 from finetuning.parallel.collectives import gather, name_group, reduce_scatter
@@ -103,15 +103,25 @@ class VocabParallelEmbedding(nn.Module):
 class VocabParallelHead(nn.Module):
     """An output head of a part of the vocabulary, for the hidden states of whole rows.
 
-    Without labels it gives all logits on every process; with labels the summed cross-entropy, the same on every process.
+    Without labels it gives all logits on every process; with labels the summed cross-entropy, the same on every process, and so
+    is `losses_S`, see `Head`.
     """
+
+    losses_S: Tensor
 
     def __init__(self, whole: nn.Module, group: dist.ProcessGroup):
         super().__init__()
         self.group = group
         self.weight = dict(whole.named_parameters()).get("weight")  # already cut; none when tied
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None, tied_VD: Tensor | None, num_targets: int | None) -> Tensor:
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor | None,
+        weights_BT: Tensor | None,
+        tied_VD: Tensor | None,
+        num_targets: int | None,
+    ) -> Tensor:
         weight_VD = self.weight if tied_VD is None else tied_VD
         assert weight_VD is not None
         if labels_BT is None:
@@ -119,17 +129,20 @@ class VocabParallelHead(nn.Module):
             return logits_VT.t()[None].contiguous()
         hidden_TD, labels_T = hidden_BTD.flatten(0, 1), labels_BT.flatten()
         trained = target_places(labels_T, num_targets)
-        total: Tensor = _CrossEntropySum.apply(hidden_TD[trained], weight_VD, labels_T[trained], self.group)
+        weights_S = None if weights_BT is None else weights_BT.flatten()[trained]
+        total: Tensor
+        total, self.losses_S = _CrossEntropy.apply(hidden_TD[trained], weight_VD, labels_T[trained], weights_S, self.group)
         return total
 
 
-class _CrossEntropySum(torch.autograd.Function):
-    """`linear_cross_entropy_sum` with the vocabulary spread over a group; the gradient of `hidden` is this part's share."""
+class _CrossEntropy(torch.autograd.Function):
+    """`linear_cross_entropy` with the vocabulary spread over a group; the gradient of `hidden` is this part's share."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, labels, group):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden, weight, labels, weights, group):  # type: ignore[no-untyped-def]
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         total = at_least_float32(hidden.new_zeros(()))
+        all_losses = torch.empty(len(hidden), dtype=total.dtype, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=total.dtype) if needs_weight else None
         name = name_group(group)
@@ -143,23 +156,28 @@ class _CrossEntropySum(torch.autograd.Function):
             of_part = torch.cat((torch.logsumexp(logits, -1, keepdim=True), labeled), 1)
             of_all = gather(of_part[None].contiguous(), name, 0)  # [ranks, t, 2]
             logsumexp = torch.logsumexp(of_all[..., :1], 0)
-            total += (logsumexp - of_all[..., 1:].sum(0)).sum()
+            of_weights = None if weights is None else weights[part]
+            all_losses[part] = losses = weighted_losses((logsumexp - of_all[..., 1:].sum(0))[:, 0], of_weights)
+            total += losses.sum()
             if needs_hidden or needs_weight:
                 softmax_minus_one_hot(logits, logsumexp, local[part], here[part, None].to(logits.dtype))
                 grad_logits = logits.to(hidden.dtype)
                 if grad_hidden is not None:
                     torch.mm(grad_logits, weight, out=grad_hidden[part])
+                    if of_weights is not None:
+                        grad_hidden[part] *= of_weights[:, None]
                 if grad_weight is not None:
-                    grad_weight += grad_logits.t() @ hidden[part]
+                    grad_weight += grad_logits.t() @ weighted(hidden[part], of_weights)
         ctx.save_for_backward(grad_hidden, grad_weight)
         ctx.weight_dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(all_losses)
+        return total, all_losses
 
     @staticmethod
-    def backward(ctx, grad_total):  # type: ignore[no-untyped-def]
+    def backward(ctx, grad_total, _grad_losses):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
         if grad_hidden is not None:
             grad_hidden = grad_hidden * grad_total.to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight = (grad_weight * grad_total).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, None

@@ -30,32 +30,38 @@ COLUMNS = (
 )
 
 
-class MetricsFile:
-    """Appends rows; rows after `resume_step` that a broken run left behind are dropped first, so no step is twice."""
+def source_column(column: str, source: str) -> str:
+    """That of one source of a mixture."""
+    return f"{column}/{source}"
 
-    def __init__(self, path: Path, resume_step: int):
+
+class MetricsFile:
+    """Appends rows; rows after `resume_step` that a broken run left behind are dropped first, so no step is twice.
+
+    A mixture has a column more for the losses of each source, behind all others.
+    """
+
+    def __init__(self, path: Path, resume_step: int, sources: Sequence[str] = ()):
         self.path = path
-        self._write([row for row in read_metrics(path) if int(row["step"]) <= resume_step])
+        before = read_metrics(path)
+        of_sources = [source_column(column, source) for column in ("train_loss", "val_loss") for source in sources]
+        self.columns = tuple(dict.fromkeys([*COLUMNS, *of_sources, *(before[0] if before else ())]))
+        self._write([row for row in before if int(row["step"]) <= resume_step])
 
     def append(self, row: dict[str, float | int | None]) -> None:
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             if file.tell() == 0:  # somebody has removed it
                 writer.writeheader()
             writer.writerow(row)
 
-    def set_val_loss(self, step: int, val_loss: float, val_error: float | None) -> None:
-        """Fills in the validation loss of a step that has its row already."""
-        self._write(
-            [
-                row | {"val_loss": val_loss, "val_error": val_error} if int(row["step"]) == step else row
-                for row in read_metrics(self.path)
-            ]
-        )
+    def fill_in(self, step: int, values: Mapping[str, float | None]) -> None:
+        """What was found of a step that has its row already."""
+        self._write([{**row, **values} if int(row["step"]) == step else row for row in read_metrics(self.path)])
 
     def _write(self, rows: Sequence[Mapping[str, object]]) -> None:
         text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.path, text.getvalue())

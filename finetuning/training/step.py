@@ -1,7 +1,7 @@
 """One optimizer step: forward and backward over the rows of a global batch, and what must hold before weights move.
 
-Knows nothing of Lightning. The loss is the sum over all trained tokens of all ranks, divided once by their number, so
-the gradient does not depend on how the batch was laid out.
+Knows nothing of Lightning. The loss is the sum over all trained tokens of all ranks, divided once by their number (with
+weights: by the sum of these), so the gradient does not depend on how the batch was laid out.
 """
 
 import math
@@ -21,10 +21,11 @@ from finetuning.parallel.parallelize import ParallelLlama
 class StepResult(NamedTuple):
     """The same on every rank."""
 
-    loss: float  # mean over the answer tokens of the global batch
+    loss: float  # mean over the answer tokens of the global batch, by their weights
     grad_norm: float  # before clipping
     stop: bool  # some rank was asked to stop
     save: bool  # some rank finds that a checkpoint is due
+    source_losses: list[float | None] | None = None  # of each source of a mixture; None: it has nothing in this step
 
 
 def train_step(
@@ -57,13 +58,14 @@ def train_step(
     loss_sum = model.backward(batch, meanwhile)
     # One message for all that ranks have to agree on. The first stage of a pipeline has no loss of its own.
     asked = [torch.full((), float(wish), dtype=torch.float64, device=model.device) for wish in (stop, save)]
-    shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), *asked))
+    by_source = () if model.loss_by_source is None else model.loss_by_source.unbind()
+    shared = torch.stack((loss_sum.double(), model.squared_gradient_norm(), *asked, *by_source))
     dist.all_reduce(shared)
     if clip_grad > 0:
         scale((clip_grad / (shared[1].sqrt() + 1e-6)).clamp(max=1.0))
     # The only place where the CPU waits for the device, which has all the work up to here in its queue.
-    loss_total, squared_norm, stop_count, save_count = shared.tolist()
-    loss, norm = loss_total / batch.answer_tokens, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
+    loss_total, squared_norm, stop_count, save_count, *of_sources = shared.tolist()
+    loss, norm = loss_total / batch.divisor, math.sqrt(squared_norm) if math.isfinite(squared_norm) else math.nan
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise RunError(
             t(
@@ -78,4 +80,8 @@ def train_step(
     update()
     if model.trains_all:
         model.refresh_copies()
-    return StepResult(loss, norm, stop_count > 0, save_count > 0)
+    source_losses = None
+    if batch.source_divisors is not None:
+        divided = zip(of_sources, batch.source_divisors.tolist(), strict=True)
+        source_losses = [total / divisor if divisor else None for total, divisor in divided]
+    return StepResult(loss, norm, stop_count > 0, save_count > 0, source_losses)

@@ -4,7 +4,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,8 +33,9 @@ from finetuning.training.display import TrainingDisplay
 from finetuning.training.early_stopping import Validation, course_of, validations_in
 from finetuning.training.evaluate import Evaluation
 from finetuning.training.lightning_shell import FineTuning, MeshStrategy
-from finetuning.training.metrics import MetricsFile, read_metrics
+from finetuning.training.metrics import MetricsFile, read_metrics, source_column
 from finetuning.training.save_rule import SaveRule
+from finetuning.training.step import StepResult
 
 
 @dataclass
@@ -62,7 +63,8 @@ class StepRecord(pl.Callback):
         self.progress, self.stopped = self.stop.progress, False
         resume_step = self.resumed.step if self.resumed else 0
         self.first_step = resume_step + 1
-        self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step) if self.display else None
+        self.source_names = [source.name for source in self.run.mixture]
+        self.metrics = MetricsFile(self.folder / "metrics.csv", resume_step, self.source_names) if self.display else None
         self.ledger = Ledger(self.folder / LEDGER_FILE, resume_step) if self.display else None
         self.step_started_at = self.status_written_at = 0.0
         self.other_s = 0.0  # between the step before, or the command, and the one that runs
@@ -113,8 +115,6 @@ class StepRecord(pl.Callback):
         row: dict[str, Any] = {
             "step": step,
             "train_loss": result.loss,
-            "val_loss": val_loss,
-            "val_error": found.error if found else None,
             "learning_rate": pl_module.learning_rate(batch.step),
             "grad_norm": result.grad_norm,
             "samples": step * self.run.config.global_batch_size,
@@ -127,6 +127,8 @@ class StepRecord(pl.Callback):
             "time": time.time(),
             "other_seconds": self.other_s,
             "seconds": seconds,
+            **_losses_of(found),
+            **{source_column("train_loss", name): loss for name, loss in self._by_source(result)},
         }
         pl_module.catch_up()
         pl_module.postponed = partial(self._publish, trainer, row, batch.samples, found)
@@ -181,10 +183,13 @@ class StepRecord(pl.Callback):
         self._compare(found.loss)
         self._add(resumed.step, found)
         if self.metrics:
-            self.metrics.set_val_loss(resumed.step, found.loss, found.error)
+            self.metrics.fill_in(resumed.step, _losses_of(found))
             if self.trackers:
                 self.trackers.send_again(resumed.step)
             record_val_loss(resumed, found.loss)
+
+    def _by_source(self, result: StepResult) -> list[tuple[str, float | None]]:
+        return list(zip(self.source_names, result.source_losses or (), strict=True)) if self.source_names else []
 
     def _add(self, step: int, found: Evaluation) -> None:
         self.validations.append(Validation(step, found.loss, found.error or 0.0))
@@ -228,6 +233,7 @@ class StepRecord(pl.Callback):
                     perplexity=found.perplexity,
                     samples=found.samples,
                 )
+                + _in_words(found.by_source)
             )
 
     def _publish(self, trainer: pl.Trainer, row: dict[str, Any], samples: np.ndarray, validation: Evaluation | None) -> None:
@@ -290,6 +296,19 @@ class StepRecord(pl.Callback):
         self.slowed_s = 0.0
         trainer.save_checkpoint(self.folder / "checkpoints" / checkpoint_name(step))
         return not all_agree(not self.stop.requested)
+
+
+def _in_words(by_source: Mapping[str, Evaluation]) -> str:
+    """Example: ` · mine 1.2345 · general 2.3456`."""
+    return "".join(f" · {name} {each.loss:.4f}" for name, each in by_source.items())
+
+
+def _losses_of(found: Evaluation | None) -> dict[str, float | None]:
+    """The columns of a validation."""
+    if found is None:
+        return {"val_loss": None, "val_error": None}
+    by_source = {source_column("val_loss", name): each.loss for name, each in found.by_source.items()}
+    return {"val_loss": found.loss, "val_error": found.error, **by_source}
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -5,7 +5,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from finetuning.model.cross_entropy import CHUNK_TOKENS, IGNORED_LABEL, count_targets, linear_cross_entropy_sum
+from finetuning.model.cross_entropy import (
+    CHUNK_TOKENS,
+    IGNORED_LABEL,
+    TRAINED_CHUNK_TOKENS,
+    count_targets,
+    linear_cross_entropy,
+    linear_cross_entropy_sum,
+)
 from finetuning.model.kernels.ops import quantize_columns
 from tests.closeness import ROUNDING, assert_near
 
@@ -159,3 +166,24 @@ def test_with_a_head_in_fp8_the_loss_is_the_same_and_the_gradient_differs_by_its
     assert in_fp8.item() == pytest.approx(plain.item(), rel=ROUNDING)
     # e4m3 is off by at most 1/16 and by 1/40 on average, and the errors of the vocabulary partly cancel.
     assert 1e-3 * expected.norm() < (found - expected).norm() < 0.05 * expected.norm()
+
+
+@pytest.mark.parametrize("length", [100, CHUNK_TOKENS + 1, TRAINED_CHUNK_TOKENS + 1])
+@pytest.mark.parametrize("trains_head", [True, False])
+def test_weights_multiply_the_loss_of_each_position_and_its_gradient(length: int, trains_head: bool) -> None:
+    hidden, weight, labels = random_inputs(length)
+    labels[1::3] = IGNORED_LABEL
+    weights = torch.linspace(0.1, 1, length)
+    total, losses = linear_cross_entropy(
+        hidden, weight if trains_head else weight.detach(), labels, weights, None, CHUNK_TOKENS, None
+    )
+    (total / 7).backward()
+    trained = labels != IGNORED_LABEL
+    wide_hidden, wide_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    each = F.cross_entropy(wide_hidden[trained] @ wide_weight.t(), labels[trained], reduction="none") * weights[trained]
+    (each.sum() / 7).backward()
+    assert_near(losses, each)
+    assert total.item() == pytest.approx(each.sum().item(), rel=ROUNDING)
+    assert_near(hidden.grad, wide_hidden.grad)
+    if trains_head:
+        assert_near(weight.grad, wide_weight.grad)

@@ -206,7 +206,7 @@ def test_a_validation_loss_that_came_late_is_sent_with_its_step(box: Box, tmp_pa
     trackers = trackers_with(box, tmp_path, 2, Said())
     trackers.start()
     wait_until(lambda: box.steps() == [1, 2])
-    MetricsFile(tmp_path / "metrics.csv", 2).set_val_loss(2, 3.25, None)
+    MetricsFile(tmp_path / "metrics.csv", 2).fill_in(2, {"val_loss": 3.25})
     trackers.send_again(2)
     trackers.finish(FINISHED)
     assert [(row["step"], row["val_loss"]) for row in box.rows] == [("1", ""), ("2", ""), ("2", "3.25")]

@@ -72,7 +72,7 @@ def test_a_validation_loss_can_be_filled_in_later(tmp_path: Path) -> None:
     metrics = MetricsFile(path, 0)
     for step in (1, 2):
         metrics.append(row(step))
-    metrics.set_val_loss(2, 3.25, 0.5)
+    metrics.fill_in(2, {"val_loss": 3.25, "val_error": 0.5})
     metrics.append(row(3, val_loss=2.0))
     assert [found["val_loss"] for found in read_metrics(path)] == ["", "3.25", "2.0"]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from finetuning.config.strategy import GRANULARITY, PackPlan
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.batches.packing import measure, plan_rows
-from finetuning.data.tokens.tokenized import Split
+from finetuning.data.tokens.tokenized import MixedSplit, Split
 from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.model.attention import Documents, make_documents, sent
@@ -27,7 +27,9 @@ LITTLE_PADDING = GRANULARITY["cuda"]  # positions
 class MicroBatch(NamedTuple):
     """One packed row: tokens, positions and labels [1, T] (int64), its document boundaries, and how many labels are trained.
 
-    The number is known here, so that nothing has to count on a GPU and wait for it.
+    The number is known here, so that nothing has to count on a GPU and wait for it. Where labels have weights other than 1, how
+    much each counts [1, T] (float32); of a mixture, the source of each position [1, T] (int64). All rows of a step have them,
+    or none.
     """
 
     tokens: Tensor
@@ -35,10 +37,13 @@ class MicroBatch(NamedTuple):
     labels: Tensor
     documents: Documents
     num_targets: int
+    weights: Tensor | None = None
+    sources: Tensor | None = None
 
     def to(self, device: torch.device) -> "MicroBatch":
         tokens, positions, labels = (sent(x, device) for x in (self.tokens, self.positions, self.labels))
-        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_targets)
+        weights, sources = (None if x is None else sent(x, device) for x in (self.weights, self.sources))
+        return MicroBatch(tokens, positions, labels, self.documents.to(device), self.num_targets, weights, sources)
 
 
 class StepBatch(NamedTuple):
@@ -46,11 +51,13 @@ class StepBatch(NamedTuple):
 
     step: int  # optimizer steps done before it
     micro_batches: list[MicroBatch]
-    answer_tokens: int  # trained positions: the loss is divided by them once
+    answer_tokens: int  # trained positions
+    divisor: float  # their weights, 1 each where nobody has said otherwise: the loss is divided by them once
     tokens: int  # real positions, padding not counted
     computed: int  # positions of all rows of all ranks, padding included
     imbalance: float  # work of the slowest rank above the mean, 0.03 = 3 %
     samples: np.ndarray  # indices of all samples of the step
+    source_divisors: np.ndarray | None = None  # of a mixture, the weights of each source's positions
 
 
 def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
@@ -62,16 +69,23 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
     Example: tokens [7, 8, 9] with 9 trained -> tokens 7 8, positions 0 1, labels -100 9.
     """
     tokens = np.zeros(length, dtype=np.int64)
+    weights = np.ones(length, dtype=np.float32) if split.is_weighted else None
+    sources = np.zeros(length, dtype=np.int64) if isinstance(split, MixedSplit) else None
     labels = np.full(length, IGNORED_LABEL, dtype=np.int64)
     positions = np.zeros(length, dtype=np.int64)
     documents, start = [], 0
-    for sample_tokens, trained in (piece for sample in samples for piece in split.pieces(sample)):
+    for number, (sample_tokens, trained) in ((sample, piece) for sample in samples for piece in split.pieces(sample)):
         count = len(sample_tokens) - 1
         if count < 1:
             continue
         part = slice(start, start + count)
         tokens[part] = sample_tokens[:-1]
         labels[part] = np.where(trained[1:], sample_tokens[1:], IGNORED_LABEL)
+        if weights is not None:
+            weights[part] = trained[1:]
+        if sources is not None:
+            assert isinstance(split, MixedSplit)
+            sources[part] = split.source_of(np.array(number))
         positions[part] = np.arange(count)
         documents.append(count)
         start += count
@@ -83,7 +97,10 @@ def make_row(split: Split, samples: list[int], length: int) -> MicroBatch:
             documents.append(length - start)
         positions[start:] = np.arange(first, first + length - start)
     tokens_1T, positions_1T, labels_1T = (torch.from_numpy(array)[None] for array in (tokens, positions, labels))
-    return MicroBatch(tokens_1T, positions_1T, labels_1T, make_documents(documents), count_targets(labels_1T))
+    weights_1T, sources_1T = (None if array is None else torch.from_numpy(array)[None] for array in (weights, sources))
+    return MicroBatch(
+        tokens_1T, positions_1T, labels_1T, make_documents(documents), count_targets(labels_1T), weights_1T, sources_1T
+    )
 
 
 def make_step_batch(
@@ -104,6 +121,7 @@ def make_step_batch(
                 count=len(samples),
             )
         )
+    weights = split.answer_weights[samples]
     lengths = split.lengths[samples]
     ranks = plan_rows(lengths, data_parallel_size, plan)
     packing = measure(lengths, ranks, plan)
@@ -116,10 +134,14 @@ def make_step_batch(
         step=step,
         micro_batches=micro_batches,
         answer_tokens=answer_tokens,
+        divisor=float(weights.sum()),
         tokens=packing.tokens,
         computed=packing.computed,
         imbalance=packing.imbalance,
         samples=samples,
+        source_divisors=np.bincount(split.source_of(samples), weights, len(split.names))
+        if isinstance(split, MixedSplit)
+        else None,
     )
 
 
@@ -180,7 +202,7 @@ class GlobalBatches:
             self._prepared[step] = self._thread.submit(self._make, step)
 
     def _make(self, step: int) -> StepBatch:
-        samples = samples_of_step(step, self.global_batch_size, len(self.split), self.seed)
+        samples = samples_of_step(step, self.global_batch_size, len(self.split), self.seed, self.split.shares)
         return make_step_batch(self.split, samples, step, self.data_rank, self.data_parallel_size, self.plan)
 
     # Lightning asks a loader for its state on resume. Ours has none: `start_step` says it all.

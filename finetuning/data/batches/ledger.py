@@ -1,9 +1,9 @@
 """The ledger of a run: for each optimizer step the source lines it consumed, with their tokens and answer tokens.
 
 `ledger.bin` is a sequence of records, each a header and its zlib-compressed arrays (int64 line, int32 tokens, int32 answer
-tokens of each sample): some kilobytes for a step of 2 048 samples. It is appended after the step has been applied. What a
-killed run left half-written, and steps after the checkpoint it resumes from, are cut off when it goes on, so that a step
-is never missing nor twice.
+tokens of each sample; of a mixture, also its int16 source): some kilobytes for a step of 2 048 samples. It is appended after
+the step has been applied. What a killed run left half-written, and steps after the checkpoint it resumes from, are cut off when
+it goes on, so that a step is never missing nor twice.
 """
 
 import os
@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from finetuning.data.tokens.tokenized import Split
+from finetuning.data.tokens.tokenized import MixedSplit, Split
 
 LEDGER_FILE = "ledger.bin"
-MAGIC = b"FTL1"
+MAGIC, MAGIC_OF_MIXTURE = b"FTL1", b"FTL2"
 HEADER = struct.Struct("<4sIIII")  # magic, step (from 1), samples, compressed bytes, CRC-32 of them
 
 
@@ -31,6 +31,7 @@ class LedgerEntry:
     lines: np.ndarray
     tokens: np.ndarray
     answer_tokens: np.ndarray
+    sources: np.ndarray | None = None  # of a mixture, their numbers
 
 
 class Ledger:
@@ -49,19 +50,22 @@ class Ledger:
             path.touch()
 
     def append(self, entry: LedgerEntry) -> None:
+        magic = MAGIC if entry.sources is None else MAGIC_OF_MIXTURE
         payload = zlib.compress(
             entry.lines.astype("<i8").tobytes()
             + entry.tokens.astype("<i4").tobytes()
             + entry.answer_tokens.astype("<i4").tobytes()
+            + (b"" if entry.sources is None else entry.sources.astype("<i2").tobytes())
         )
-        header = HEADER.pack(MAGIC, entry.step, len(entry.lines), len(payload), zlib.crc32(payload))
+        header = HEADER.pack(magic, entry.step, len(entry.lines), len(payload), zlib.crc32(payload))
         with self.path.open("ab") as file:
             file.write(header + payload)
 
 
 def ledger_entry(split: Split, step: int, samples: np.ndarray) -> LedgerEntry:
     """The entry of a step, counted from 1, that consumed these samples."""
-    return LedgerEntry(step, split.lines[samples], split.lengths[samples] + 1, split.answer_tokens[samples])
+    sources = split.source_of(samples) if isinstance(split, MixedSplit) else None
+    return LedgerEntry(step, split.lines[samples], split.lengths[samples] + 1, split.answer_tokens[samples], sources)
 
 
 def read_ledger(path: Path) -> Iterator[LedgerEntry]:
@@ -84,9 +88,10 @@ def _read_entry(file: BinaryIO) -> LedgerEntry | None:
         return None
     magic, step, count, size, checksum = HEADER.unpack(head)
     payload = file.read(size)
-    if magic != MAGIC or len(payload) < size or zlib.crc32(payload) != checksum:
+    if magic not in (MAGIC, MAGIC_OF_MIXTURE) or len(payload) < size or zlib.crc32(payload) != checksum:
         return None
     raw = zlib.decompress(payload)
     lines = np.frombuffer(raw, "<i8", count)
     tokens = np.frombuffer(raw, "<i4", count, 8 * count)
-    return LedgerEntry(step, lines, tokens, np.frombuffer(raw, "<i4", count, 12 * count))
+    sources = np.frombuffer(raw, "<i2", count, 16 * count) if magic == MAGIC_OF_MIXTURE else None
+    return LedgerEntry(step, lines, tokens, np.frombuffer(raw, "<i4", count, 12 * count), sources)

@@ -8,6 +8,7 @@ import numpy as np
 from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.order import samples_of_step, steps_per_epoch
 from finetuning.data.batches.packing import measure, plan_rows
+from finetuning.data.batches.source_order import Shares
 
 MEASURED_STEPS = 64
 
@@ -28,15 +29,21 @@ class PackingFacts:
 
 
 def packing_facts(
-    counts: np.ndarray, *, global_batch_size: int, data_parallel_size: int, plan: PackPlan, seed: int
+    counts: np.ndarray,
+    *,
+    global_batch_size: int,
+    data_parallel_size: int,
+    plan: PackPlan,
+    seed: int,
+    shares: Shares | None = None,
 ) -> PackingFacts:
     """`counts`: tokens of each sample, at least one sample."""
     lengths = np.maximum(counts - 1, 0)
-    steps = steps_per_epoch(len(lengths), global_batch_size)
+    steps = steps_per_epoch(shares.epoch if shares else len(lengths), global_batch_size)
     tokens = computed = padded = 0
     imbalances = []
     for step in range(min(steps, MEASURED_STEPS)):
-        chosen = lengths[samples_of_step(step, global_batch_size, len(lengths), seed)]
+        chosen = lengths[samples_of_step(step, global_batch_size, len(lengths), seed, shares)]
         packing = measure(chosen, plan_rows(chosen, data_parallel_size, plan), plan)
         tokens += packing.tokens
         computed += packing.computed

@@ -124,6 +124,18 @@ class PromptFormat:
         """Whether each answer is trained, in order."""
         return trained_answers(sample, self.train_on)
 
+    def weights(self, sample: Sample, trained: np.ndarray) -> np.ndarray:
+        """How much each token counts in the loss (float32), of a sample's trained tokens; where all alike, `trained` itself.
+
+        Of each trained answer there is one stretch of trained tokens, as is promised (`promises`).
+        """
+        if all(weight in (0, 1) for weight in sample.weights):
+            return trained
+        answers = zip(sample.answer_weights, self.trained_answers(sample), strict=True)
+        of_stretches = np.array([0.0, *(weight for weight, is_trained in answers if is_trained)], np.float32)
+        begins = trained & ~np.concatenate(([False], trained[:-1]))
+        return of_stretches[np.cumsum(begins) * trained]
+
     def differences(self, samples: list[Sample], *, with_answer: bool = True) -> list[Problem | None]:
         """Where the chat template itself writes a sample in another way, of samples without a `problem_of`."""
         if self.is_custom or not samples:

@@ -110,6 +110,7 @@ class _Samples:
     digests: np.ndarray
     questions: np.ndarray
     scripts: np.ndarray
+    weights: np.ndarray  # of each sample's trained tokens together
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -173,7 +174,7 @@ def _scan(
         path = sources[name].path
         if settings.prompt_format is not None:
             report.counts[name] = samples.counts[chosen]
-            report.splits[name] = _split_report(path.name, samples.counts[chosen], samples.answers[chosen])
+            report.splits[name] = split_report(path.name, samples.counts[chosen], samples.answers[chosen])
         if folder is not None:
             select_samples(
                 folder / name,
@@ -182,6 +183,7 @@ def _scan(
                 samples.counts[chosen],
                 samples.answers[chosen],
                 samples.lines[chosen],
+                samples.weights[chosen],
             )
 
 
@@ -211,10 +213,10 @@ def _read_file(
                 add_unknown(unknown, name, line, count)
             records += outcome.records
             if writer is not None:
-                writer.append(outcome.tokens, outcome.trained)
+                writer.append(outcome.tokens, outcome.trained, outcome.weights)
             signatures_file.write(np.ascontiguousarray(outcome.signatures).tobytes())
             nothing = np.zeros(0)
-            batches.append(outcome._replace(tokens=nothing, trained=nothing, signatures=nothing, findings=[]))
+            batches.append(outcome._replace(tokens=nothing, trained=nothing, weights=None, signatures=nothing, findings=[]))
             if progress is not None:
                 progress(outcome.position - position)
             position = outcome.position
@@ -245,6 +247,7 @@ def _gather(index: int, batches: list[Scanned]) -> _Samples:
         column("digests", DIGEST_BYTES, np.uint8),
         column("questions", DIGEST_BYTES, np.uint8),
         column("scripts", 2),
+        column("weight_sums", dtype=np.float64) if len(column("weight_sums")) else answers.astype(np.float64),
     )
 
 
@@ -375,7 +378,7 @@ def _foreign_characters(code: str, sample: Sample) -> str:
     return (only_simplified(text) if code == "simplified_chinese" else only_traditional(text))[:10]
 
 
-def _split_report(file: str, counts: np.ndarray, answers: np.ndarray) -> SplitReport:
+def split_report(file: str, counts: np.ndarray, answers: np.ndarray) -> SplitReport:
     histogram = np.histogram(counts, bins=np.array([-0.5, *(edge + 0.5 for edge in HISTOGRAM_EDGES[1:])]))[0]
     return SplitReport(
         file,

@@ -45,7 +45,8 @@ OF_TOOLS = ("tools", "functions", "tool_choice", "parallel_tool_calls", "tool_ca
 OF_MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 OF_THOUGHT_READ = ("reasoning_content",)
 OF_THOUGHT = ("reasoning", "thinking", *OF_THOUGHT_READ)
-OF_LOSS = ("weight", "train", "trainable", "loss")  # 1 or true: trained, 0 or false: not
+WEIGHT = "weight"  # may also be a fraction: how much an answer counts in the loss
+OF_LOSS = (WEIGHT, "train", "trainable", "loss")  # 1 or true: trained, 0 or false: not
 OF_PREFERENCE = ("chosen", "rejected", "kto_tag")  # and "label", where it is true or false
 OTHERS = ("history", "system_prompt", "context", "documents", "chat_template_kwargs", "loss_mask", "mask", "sample_weight")
 MEANT_OF_RECORD = frozenset((*OF_TOOLS, *OF_MEDIA, *OF_THOUGHT, *OF_LOSS, *OF_PREFERENCE, *OTHERS))
@@ -62,6 +63,7 @@ READ_OF_OTHERS = frozenset(("name",))
 OF_FORMATS = ("messages", "conversations", "instruction", "prompt", "completion", "input", "output")
 KNOWN_OF_RECORD = MEANT_OF_RECORD | HARMLESS | frozenset(OF_FORMATS)
 MAX_TOLD = 5  # fields of one record
+MIN_WEIGHT = 1e-6  # of what is trained; less would be lost beside a weight of 1
 
 
 def unsupported(value: dict[str, Any], used: Iterable[str]) -> list[Problem]:
@@ -89,7 +91,8 @@ def weight_of(message: dict[str, Any], where: str = "") -> float | Problem:
     """How much an answer is trained, by whatever key says so; 1 where none does."""
     given = {name: message[name] for name in OF_LOSS if not is_absent(message.get(name))}
     for name, value in given.items():
-        if not _is_number(value) or value not in (0, 1):
+        is_fraction = name == WEIGHT and _is_number(value) and MIN_WEIGHT <= value <= 1
+        if not (_is_number(value) and value in (0, 1)) and not is_fraction:
             return Problem("wrong_weight", {"name": where + name, "value": short_json(value)})
     if len({float(value) for value in given.values()}) > 1:
         return Problem("several_weights", {"names": ", ".join(repr(where + name) for name in given)}, short_json(given))

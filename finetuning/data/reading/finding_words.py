@@ -73,7 +73,10 @@ def describe(code: str, values: Values) -> str:
         case "unknown_call":
             return t("the result of a call '{id}' that no message before it makes", **values)
         case "wrong_weight":
-            return t("field '{name}' is {value}; an answer is trained (1) or not (0); fractions are not supported", **values)
+            return t(
+                "field '{name}' is {value}; an answer is trained (1) or not (0); only 'weight' may be between, from 0.000001",
+                **values,
+            )
         case "several_weights":
             return t("{names} do not agree on whether the answer is trained", **values)
         case "nothing_trained":

@@ -75,6 +75,8 @@ class Scanned(NamedTuple):
     answers: np.ndarray  # trained tokens of each sample
     tokens: np.ndarray
     trained: np.ndarray
+    weights: np.ndarray | None  # of each token (float32); None: 1 of each that is trained
+    weight_sums: np.ndarray  # of each sample
     digests: np.ndarray  # uint8 [n, 16] of the whole sample, character for character
     questions: np.ndarray  # uint8 [n, 16] of everything but the last answer, without white space around each text
     signatures: np.ndarray  # uint16 [n, 64], see near_duplicates
@@ -111,6 +113,12 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
         samples, encoded, unusable = _tokenize(samples, settings.prompt_format, settings, shortened)
         findings += [problem.at(batch.file, line) for line, problem in unwritable + unusable]
     texts = ["\n".join(sample.texts()) for sample in samples]
+    weights = (
+        []
+        if settings.prompt_format is None
+        else list(map(settings.prompt_format.weights, samples, [trained for _, trained in encoded]))
+    )
+    is_weighted = any(each.dtype != np.bool_ for each in weights)
     return Scanned(
         batch.position,
         len(batch.records),
@@ -122,6 +130,8 @@ def scan_batch(batch: RawBatch, settings: ScanSettings) -> Scanned:
         answers=np.array([int(trained.sum()) for _, trained in encoded], np.int64),
         tokens=np.concatenate([tokens for tokens, _ in encoded]) if encoded else np.zeros(0, np.int32),
         trained=np.concatenate([trained for _, trained in encoded]) if encoded else np.zeros(0, np.bool_),
+        weights=np.concatenate([each.astype(np.float32) for each in weights]) if is_weighted else None,
+        weight_sums=np.array([each.sum(dtype=np.float64) for each in weights]),
         digests=_digests([_digest_of_sample(sample) for sample in samples]),
         questions=_digests([_digest_of_question(sample) for sample in samples]),
         signatures=minima(texts),

@@ -110,6 +110,7 @@ def _beside(read: frozenset[str], *, is_answer: bool) -> dict[str, Any]:
         "tool_calls": {"type": "array", "items": {"anyOf": [FUNCTION, NAMED]}},
         "function_call": NAMED,
         **{name: {"enum": [0, 1, False, True]} for name in fields.OF_LOSS},
+        fields.WEIGHT: {"anyOf": [{"type": "number", "minimum": fields.MIN_WEIGHT, "maximum": 1}, {"enum": [0, False, True]}]},
     }
     known = {name: _or_absent(kinds.get(name, {"type": "string"})) for name in read}
     return known | _refused(fields.MEANT_OF_MESSAGE - read, done=[int(is_answer), is_answer])

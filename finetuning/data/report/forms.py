@@ -90,7 +90,7 @@ def _messages(sample: Sample) -> list[dict[str, Any]]:
     if sample.weights:
         answers = (message for message in messages if message["role"] == "assistant")
         for message, weight in zip(answers, sample.weights, strict=True):
-            message["weight"] = int(weight)
+            message["weight"] = weight if 0 < weight < 1 else int(weight)
     return messages
 
 

@@ -1,5 +1,6 @@
 """The report on data as one HTML file that needs nothing else: findings, token lengths, previews."""
 
+from collections.abc import Sequence
 from html import escape
 
 from finetuning import __version__
@@ -41,8 +42,10 @@ ul.plain { list-style: none; padding: 0; }
 """
 
 
-def report_page(report: Report, facts: PackingFacts | None, previews: list[Preview], subject: str) -> str:
-    """A whole HTML document. `subject`: what was checked."""
+def report_page(
+    report: Report, facts: PackingFacts | None, previews: list[Preview], subject: str, mixture: Sequence[str] = ()
+) -> str:
+    """A whole HTML document. `subject`: what was checked; `mixture`: its sources with their shares, a line each."""
     errors, warnings = report.findings.count(ERROR), report.findings.count(WARNING)
     heading = t("Training data: {subject}", subject=subject)
     body = [f"<header><h1>{escape(heading)}</h1>"]
@@ -53,7 +56,7 @@ def report_page(report: Report, facts: PackingFacts | None, previews: list[Previ
     else:
         body.append(f'<p class="good">✓ {escape(t("nothing to complain about"))}</p>')
     body.append("</header><main>")
-    body += [_cards(report, facts), _files(report), _findings(report), _lengths(report), _previews(previews)]
+    body += [_cards(report, facts), _mixture(mixture), _files(report), _findings(report), _lengths(report), _previews(previews)]
     body.append(f'</main><footer class="dim"><p>finetune {escape(__version__)}</p></footer>')
     return (
         f'<!doctype html>\n<html lang="{"zh-Hant-TW" if language() == "zh-TW" else "en"}">\n<head><meta charset="utf-8">'
@@ -83,6 +86,11 @@ def _cards(report: Report, facts: PackingFacts | None) -> str:
         ]
     items = "".join(f'<div class="card"><b>{escape(value)}</b>{escape(label)}</div>' for label, value in cards)
     return f'<section class="cards">{items}</section>'
+
+
+def _mixture(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<h2>{escape(t("Mixture"))}</h2><ul class="plain">{items}</ul>' if lines else ""
 
 
 def _files(report: Report) -> str:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TextIO
 
 import numpy as np
 
+from finetuning.config.mixture import Entry
 from finetuning.data.prompts.prompt_format import PromptFormat, load_prompt_format
 from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
@@ -54,12 +55,22 @@ class Dataset:
     folder: Path  # of the arrays, one folder a split
     sources: dict[str, Source]
     prompt_format: PromptFormat
-    splits: dict[str, Split]
+    splits: Mapping[str, Split]
     was_split: bool  # a raw file was split 98/1/1
     fingerprint: str  # of the files' bytes and the split
     example: Sample | None  # the first training sample; None: Megatron data, which has no text
     report: Report
     damage: str | None = None  # of the tokens of before, which were built anew
+    mixture: "tuple[SourceDataset, ...]" = ()  # of several sources; none: it is one
+
+
+@dataclass(frozen=True)
+class SourceDataset:
+    """A source of a mixture."""
+
+    entry: Entry
+    dataset: Dataset
+    part: int  # of the sum of all parts
 
 
 def configure_dataset(

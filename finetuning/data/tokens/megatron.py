@@ -130,6 +130,18 @@ class MegatronSplit:
     before: np.ndarray  # int64 [documents + 1]: positions of the stream before each document
     seq_length: int
 
+    @property
+    def shares(self) -> None:
+        return None
+
+    @property
+    def is_weighted(self) -> bool:
+        return False
+
+    @cached_property
+    def answer_weights(self) -> np.ndarray:
+        return self.lengths.astype(np.float64)
+
     def __len__(self) -> int:
         return (int(self.before[-1]) + self.seq_length - 1) // self.seq_length
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from finetuning.data.tokens.tokenized import tokens_of_mixture
 from finetuning.errors import InputError
 from finetuning.files.atomic import DELETED, INCOMPLETE, delete
 from finetuning.i18n import t
@@ -39,7 +40,8 @@ def find_unused(experiments_dir: Path, keep: int) -> list[Unused]:
     tokens_dir = experiments_dir / TOKENS_FOLDER
     if not tokens_dir.is_dir():
         raise InputError(t("{folder}: there are no tokens; is --experiments_dir right?", folder=tokens_dir))
-    used = {_tokens_of(file) for file in experiments_dir.glob("*/run.yaml")}
+    named = {_tokens_of(file) for file in experiments_dir.glob("*/run.yaml")}
+    used = named.union(*(tokens_of_mixture(tokens_dir / name) for name in named))
     last_used = {folder: folder.stat().st_mtime for folder in tokens_dir.iterdir() if folder.is_dir()}
     left_over = [folder for folder in last_used if folder.name.startswith((INCOMPLETE, DELETED)) or folder.suffix in UNFINISHED]
     unnamed = sorted((f for f in last_used if f not in left_over and f.name not in used), key=last_used.__getitem__)

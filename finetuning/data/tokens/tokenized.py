@@ -1,21 +1,24 @@
 """Tokenized samples on disk: written once by the launching machine, memory-mapped by every worker.
 
 A file's tokens are two raw arrays, `tokens.bin` (int32, all samples end to end) and `trained.bin` (bool, is this token
-part of an answer). A split is a folder that names such a file in `split.json` and selects samples of it: `starts.npy`
-(int64, first token), `counts.npy` (int64, tokens), `answers.npy` (int64, trained tokens) and `lines.npy` (int64, line of
-the source file, from 1). Several splits of one raw file share its tokens.
+part of an answer); where answers have weights other than 1, `weights.bin` (float32) says how much each token counts. A split is
+a folder that names such a file in `split.json` and selects samples of it: `starts.npy` (int64, first token), `counts.npy`
+(int64, tokens), `answers.npy` (int64, trained tokens), `lines.npy` (int64, line of the source file, from 1) and, with weights,
+`weights.npy` (float64, their sum). Several splits of one raw file share its tokens. The split of a mixture only names those of
+its sources.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import msgspec
 import numpy as np
 
+from finetuning.data.batches.source_order import Shares
 from finetuning.data.tokens.megatron import MegatronSplit, open_megatron_split
 from finetuning.errors import InputError
 from finetuning.files.documents import read_json
@@ -34,15 +37,26 @@ class Split(Protocol):
     def answer_tokens(self) -> np.ndarray: ...  # trained tokens of each sample
 
     @property
+    def answer_weights(
+        self,
+    ) -> np.ndarray: ...  # how much these count together: 1 each, where nothing else is said
+
+    @property
+    def is_weighted(self) -> bool: ...  # something else is said of some
+
+    @property
     def lines(self) -> np.ndarray: ...  # line of the source file, or document, where each sample begins
 
     @property
     def num_tokens(self) -> int: ...
 
+    @property
+    def shares(self) -> Shares | None: ...  # of the sources of a mixture; None: there is one source
+
     def __len__(self) -> int: ...
 
     def pieces(self, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Tokens and trained mask of each document of a sample; documents never see each other."""
+        """Tokens and trained mask (or weights, float32) of each document of a sample; documents never see each other."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,20 @@ class TokenizedSplit:
     counts: np.ndarray
     answer_tokens: np.ndarray
     lines: np.ndarray
+    weights: np.ndarray | None = None  # of each token, instead of `trained`
+    weight_sums: np.ndarray | None = None
+
+    @property
+    def shares(self) -> None:
+        return None
+
+    @property
+    def is_weighted(self) -> bool:
+        return self.weights is not None
+
+    @cached_property
+    def answer_weights(self) -> np.ndarray:
+        return self.answer_tokens.astype(np.float64) if self.weight_sums is None else self.weight_sums
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -72,7 +100,59 @@ class TokenizedSplit:
         return self.tokens[part], self.trained[part]
 
     def pieces(self, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [self.sample(index)]
+        tokens, trained = self.sample(index)
+        if self.weights is not None:
+            return [(tokens, self.weights[self.starts[index] : self.starts[index] + self.counts[index]])]
+        return [(tokens, trained)]
+
+
+@dataclass(frozen=True)
+class MixedSplit:
+    """The samples of all sources, one source after the other."""
+
+    names: tuple[str, ...]
+    sources: tuple["TokenizedSplit | MegatronSplit", ...]
+    shares: Shares
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """The first sample of each source."""
+        return np.cumsum([0, *(len(source) for source in self.sources)])[:-1]
+
+    def __len__(self) -> int:
+        return sum(len(source) for source in self.sources)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        return np.concatenate([source.lengths for source in self.sources])
+
+    @cached_property
+    def answer_tokens(self) -> np.ndarray:
+        return np.concatenate([source.answer_tokens for source in self.sources])
+
+    @cached_property
+    def answer_weights(self) -> np.ndarray:
+        return np.concatenate([source.answer_weights for source in self.sources])
+
+    @property
+    def is_weighted(self) -> bool:
+        return any(source.is_weighted for source in self.sources)
+
+    @cached_property
+    def lines(self) -> np.ndarray:
+        return np.concatenate([source.lines for source in self.sources])
+
+    @cached_property
+    def num_tokens(self) -> int:
+        return sum(source.num_tokens for source in self.sources)
+
+    def source_of(self, samples: np.ndarray) -> np.ndarray:
+        """The number of the source that each sample is of."""
+        return np.searchsorted(self.starts, samples, side="right") - 1
+
+    def pieces(self, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        source = int(self.source_of(np.array(index)))
+        return self.sources[source].pieces(index - int(self.starts[source]))
 
 
 class TokenWriter:
@@ -82,38 +162,68 @@ class TokenWriter:
         folder.mkdir(parents=True)
         self.tokens = (folder / "tokens.bin").open("wb")
         self.trained = (folder / "trained.bin").open("wb")
+        self.folder = folder
+        self.weights: BinaryIO | None = None  # from the first one on that is not 0 or 1
 
-    def append(self, tokens: np.ndarray, trained: np.ndarray) -> None:
+    def append(self, tokens: np.ndarray, trained: np.ndarray, weights: np.ndarray | None = None) -> None:
+        """`weights`: of each token (float32); None: 1 for each trained one."""
+        if weights is not None and self.weights is None:
+            self.trained.flush()
+            self.weights = (self.folder / "weights.bin").open("wb")
+            with (self.folder / "trained.bin").open("rb") as before:
+                while part := before.read(1 << 20):
+                    self.weights.write(np.frombuffer(part, np.bool_).astype("<f4").tobytes())
         self.tokens.write(tokens.astype("<i4", copy=False).tobytes())
         self.trained.write(trained.astype(np.bool_, copy=False).tobytes())
+        if self.weights is not None:
+            self.weights.write((trained if weights is None else weights).astype("<f4", copy=False).tobytes())
 
     def close(self) -> None:
-        self.tokens.close()
-        self.trained.close()
+        for file in (self.tokens, self.trained, self.weights):
+            if file is not None:
+                file.close()
 
 
 def select_samples(
-    folder: Path, tokens_folder: str, starts: np.ndarray, counts: np.ndarray, answers: np.ndarray, lines: np.ndarray
+    folder: Path,
+    tokens_folder: str,
+    starts: np.ndarray,
+    counts: np.ndarray,
+    answers: np.ndarray,
+    lines: np.ndarray,
+    weights: np.ndarray | None = None,
 ) -> None:
     """Writes a split that selects samples of a file whose tokens are in `tokens_folder`, relative to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in (("starts", starts), ("counts", counts), ("answers", answers), ("lines", lines)):
         np.save(folder / f"{name}.npy", array.astype(np.int64))
+    if (folder / tokens_folder / "weights.bin").is_file():
+        assert weights is not None
+        np.save(folder / "weights.npy", weights.astype(np.float64))
     (folder / SPLIT_FILE).write_text(json.dumps({"tokens": tokens_folder}), encoding="utf-8")
 
 
-def write_split(folder: Path, samples: Iterable[tuple[list[int], list[bool], int]]) -> None:
-    """Writes (tokens, trained, line) samples into `folder`, tokens and all."""
+def write_split(folder: Path, samples: Iterable[tuple[list[int], Sequence[float], int]]) -> None:
+    """Writes (tokens, trained or weights, line) samples into `folder`, tokens and all."""
     writer = TokenWriter(folder)
-    counts, answers, lines = [], [], []
+    counts, answers, lines, sums = [], [], [], []
     for tokens, trained, line in samples:
-        writer.append(np.array(tokens, np.int32), np.array(trained, np.bool_))
+        weights = np.array(trained, np.float32)
+        has_fractions = bool(((weights != 0) & (weights != 1)).any())
+        writer.append(np.array(tokens, np.int32), weights > 0, weights if has_fractions else None)
         counts.append(len(tokens))
-        answers.append(sum(trained))
+        answers.append(int((weights > 0).sum()))
         lines.append(line)
+        sums.append(float(weights.sum(dtype=np.float64)))
     writer.close()
     starts = np.cumsum([0, *counts])[:-1]
-    select_samples(folder, ".", starts, np.array(counts), np.array(answers), np.array(lines))
+    select_samples(folder, ".", starts, np.array(counts), np.array(answers), np.array(lines), np.array(sums))
+
+
+class _MixedSource(msgspec.Struct):
+    name: str
+    split: str  # folder, relative to the mixture's
+    part: int
 
 
 class _Settings(msgspec.Struct):
@@ -122,9 +232,27 @@ class _Settings(msgspec.Struct):
     tokens: str | None = None  # folder of the tokens, relative to the split's
     megatron: str | None = None  # or the .bin of Megatron
     seq_length: int = 0
+    mixture: list[_MixedSource] | None = None  # or the splits of several
+    epoch: int = 0  # samples of an epoch of a mixture
 
 
-def open_split(folder: Path) -> TokenizedSplit | MegatronSplit:
+def write_mixed_split(folder: Path, splits: dict[str, tuple[str, int]], epoch: int) -> None:
+    """Writes a split of sources: name -> its split's folder, relative to `folder`, and its part of the samples."""
+    folder.mkdir(parents=True)
+    mixture = [{"name": name, "split": split, "part": part} for name, (split, part) in splits.items()]
+    (folder / SPLIT_FILE).write_text(json.dumps({"mixture": mixture, "epoch": epoch}), encoding="utf-8")
+
+
+def tokens_of_mixture(folder: Path) -> set[str]:
+    """The names of the folders of tokens that a mixture in the same folder is made of; none: it is no mixture."""
+    try:
+        settings = read_json(folder / "training" / SPLIT_FILE, _Settings)
+    except FileNotFoundError:
+        return set()
+    return {Path(source.split).parent.name for source in settings.mixture or ()}
+
+
+def open_split(folder: Path) -> TokenizedSplit | MegatronSplit | MixedSplit:
     """Opens a split; tokens are memory-mapped.
 
     Raises:
@@ -134,6 +262,10 @@ def open_split(folder: Path) -> TokenizedSplit | MegatronSplit:
         settings = read_json(folder / SPLIT_FILE, _Settings)
     except (InputError, OSError) as error:
         raise InputError(_damaged(folder, str(error))) from None
+    if settings.mixture is not None:
+        sources = tuple(_open_source(folder / source.split) for source in settings.mixture)
+        shares = Shares(tuple(map(len, sources)), tuple(source.part for source in settings.mixture), settings.epoch)
+        return MixedSplit(tuple(source.name for source in settings.mixture), sources, shares)
     try:
         if settings.megatron is not None:
             documents = np.load(folder / "documents.npy", allow_pickle=False)
@@ -143,8 +275,17 @@ def open_split(folder: Path) -> TokenizedSplit | MegatronSplit:
         raise InputError(_damaged(folder, str(error))) from None
     arrays = (split.starts, split.counts, split.answer_tokens, split.lines)
     fits = all(array.dtype == np.int64 and array.shape == (len(split.lines),) for array in arrays)
+    if split.weights is not None and split.weight_sums is not None:
+        fits = fits and len(split.weights) == len(split.tokens) and split.weight_sums.shape == (len(split.lines),)
     ends = split.starts + split.counts if fits else np.zeros(0)
     if not fits or len(split.trained) != len(split.tokens) or (ends > len(split.tokens)).any() or (split.starts < 0).any():
+        raise InputError(_damaged(folder, t("its files do not fit together")))
+    return split
+
+
+def _open_source(folder: Path) -> TokenizedSplit | MegatronSplit:
+    split = open_split(folder)
+    if isinstance(split, MixedSplit):
         raise InputError(_damaged(folder, t("its files do not fit together")))
     return split
 
@@ -153,9 +294,11 @@ def _open_tokens(folder: Path, tokens_folder: Path) -> TokenizedSplit:
     starts, counts, answers, lines = (
         np.load(folder / f"{name}.npy", allow_pickle=False) for name in ("starts", "counts", "answers", "lines")
     )
-    return TokenizedSplit(
-        _map(tokens_folder / "tokens.bin", "<i4"), _map(tokens_folder / "trained.bin", np.bool_), starts, counts, answers, lines
-    )
+    tokens, trained = _map(tokens_folder / "tokens.bin", "<i4"), _map(tokens_folder / "trained.bin", np.bool_)
+    if not (folder / "weights.npy").is_file():
+        return TokenizedSplit(tokens, trained, starts, counts, answers, lines)
+    weights, sums = _map(tokens_folder / "weights.bin", "<f4"), np.load(folder / "weights.npy", allow_pickle=False)
+    return TokenizedSplit(tokens, trained, starts, counts, answers, lines, weights, sums)
 
 
 def _damaged(folder: Path, reason: str) -> str:

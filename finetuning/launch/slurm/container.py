@@ -103,7 +103,7 @@ def container_command(container: Container, run: Run, folders: Sequence[str]) ->
 
 def folders_of(run: Run) -> list[str]:
     """What the workers read and write: code, experiment, model, data, weights to start from, and --mounts."""
-    needed = [package_folder().parent, Path(run.experiment_dir), Path(run.model_path), *map(Path, run.sources.values())]
+    needed = [package_folder().parent, Path(run.experiment_dir), Path(run.model_path), *map(Path, run.all_files)]
     needed += [Path(path) for path in (run.initial_weights, run.nemo_model) if path]
     whole = []
     for path in needed:

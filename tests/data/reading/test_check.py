@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from finetuning.data.batches.global_batch import make_row
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.check import Report, read_report, scan_sources
 from finetuning.data.reading.findings import KEPT_PER_CODE
 from finetuning.data.reading.near_duplicates import SHORTEST_TEXT, equal_to_earlier, is_comparable, minima, similar_pairs
 from finetuning.data.reading.scan import MIN_BYTES_FOR_PROCESSES, ScanSettings
 from finetuning.data.reading.sources import Source, find_sources
-from finetuning.data.tokens.tokenized import open_split
+from finetuning.data.tokens.tokenized import TokenizedSplit, open_split
+from finetuning.model.cross_entropy import IGNORED_LABEL
 from tests.data.conftest import WriteJsonl
 from tests.data.defects import STORY, write_defects
 from tests.data.samples import pairs
@@ -206,3 +208,24 @@ def test_equal_and_similar_texts_point_to_an_earlier_one() -> None:
     digests = np.array([[1] * 16, [2] * 16, [1] * 16], np.uint8)
     assert equal_to_earlier(digests).tolist() == [-1, -1, 0]
     assert equal_to_earlier(np.zeros((0, 16), np.uint8)).tolist() == []
+
+
+def test_fractions_of_weight_are_kept_for_each_token_of_their_answer(
+    prompt_format: PromptFormat, write_jsonl: WriteJsonl, tmp_path: Path
+) -> None:
+    question = {"role": "user", "content": "q"}
+    answers = [{"role": "assistant", "content": "一二三", "weight": weight} for weight in (0.5, 0, 0.25)]
+    weighted = {"messages": [part for answer in answers for part in (question, answer)]}
+    write_jsonl("data/training.jsonl", {"input": "a", "output": "b"}, weighted, {"input": "c", "output": "d"})
+    scan_sources(find_sources(tmp_path / "data"), ScanSettings(prompt_format, 512), tmp_path / "tokens")
+    split = open_split(tmp_path / "tokens" / "training")
+    assert isinstance(split, TokenizedSplit)
+    assert split.is_weighted
+    found = [split.pieces(sample)[0] for sample in range(3)]
+    assert [sorted(set(weights.tolist())) for _, weights in found] == [[0.0, 1.0], [0.0, 0.25, 0.5], [0.0, 1.0]]
+    each = int((found[1][1] == 0.5).sum())
+    assert prompt_format.decode(found[1][0][found[1][1] == 0.5].tolist(), skip_special_tokens=False) == "一二三<|eot_id|>"
+    assert split.answer_weights.tolist() == [*split.answer_tokens[:1], 0.75 * each, *split.answer_tokens[2:]]
+    row = make_row(split, [0, 1, 2], int(split.lengths.sum()))
+    assert row.weights is not None
+    assert float(row.weights[row.labels != IGNORED_LABEL].sum()) == split.answer_weights.sum()

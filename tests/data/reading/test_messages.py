@@ -119,8 +119,8 @@ def test_a_conversation_that_is_to_be_answered_ends_with_its_prompt() -> None:
         (messages(ANSWER), "must hold a question and end with the assistant's answer; found assistant"),
         (messages(QUESTION, {**ANSWER, "weight": 0}), "no answer of it is trained: each has the weight 0"),
         (
-            messages(QUESTION, {**ANSWER, "weight": 0.5}),
-            "field 'messages[].weight' is 0.5; an answer is trained (1) or not (0)",
+            messages(QUESTION, {**ANSWER, "weight": 1.5}),
+            "field 'messages[].weight' is 1.5; an answer is trained (1) or not (0); only 'weight' may be between",
         ),
         (messages(QUESTION, {**ANSWER, "loss": "no"}), "field 'messages[].loss' is \"no\"; an answer is trained (1)"),
         (

@@ -15,20 +15,35 @@ from tests.data.report.test_forms import RECORDS as FORM_RECORDS
 pytestmark = pytest.mark.unit
 
 SCHEMA = record_schema()
-TYPES = {"string": str, "array": list, "object": dict, "null": type(None)}
+TYPES = {"string": str, "array": list, "object": dict, "null": type(None), "number": (int, float)}
 
 
 def is_valid(value: Any, schema: dict[str, Any]) -> bool:
     """JSON Schema, as much of it as ours uses."""
-    known = {"$ref", "anyOf", "type", "enum", "const", "required", "properties", "items", "prefixItems", "minItems", "maxItems"}
+    known = {
+        "$ref",
+        "anyOf",
+        "type",
+        "enum",
+        "const",
+        "required",
+        "properties",
+        "items",
+        "prefixItems",
+        "minItems",
+        "maxItems",
+        "minimum",
+        "maximum",
+    }
     assert schema.keys() <= known | {"pattern", "title", "$schema", "$defs"}, "a word that this check does not know"
     if "$ref" in schema:
         return is_valid(value, SCHEMA["$defs"][schema["$ref"].rpartition("/")[2].replace("~1", "/")])
     if not schema:
         return True
     kinds = schema.get("type", list(TYPES))
-    if "type" in schema and not isinstance(
-        value, tuple(TYPES[kind] for kind in ([kinds] if isinstance(kinds, str) else kinds))
+    if "type" in schema and not any(
+        isinstance(value, TYPES[kind]) and (kind != "number" or not isinstance(value, bool))
+        for kind in ([kinds] if isinstance(kinds, str) else kinds)
     ):
         return False
     if "anyOf" in schema and not any(is_valid(value, each) for each in schema["anyOf"]):
@@ -39,6 +54,8 @@ def is_valid(value: Any, schema: dict[str, Any]) -> bool:
         return False
     if "const" in schema and value != schema["const"]:
         return False
+    if isinstance(value, int | float):
+        return bool(schema.get("minimum", value) <= value <= schema.get("maximum", value))
     if isinstance(value, str):
         return re.search(schema.get("pattern", ""), value) is not None
     if isinstance(value, list):
@@ -80,7 +97,7 @@ def test_every_record_that_is_read_is_valid() -> None:
         {"input": "a", "output": "b", "history": [["c"]]},
         {"messages": [{"role": "user", "content": "a"}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "critic", "content": "b"}]},
-        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0.5}]},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 1.5}]},
         {"messages": [{"role": "user", "content": "a", "weight": 1}, {"role": "assistant", "content": "b"}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, {"role": "assistant", "content": "b"}]},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "1"}]}]},

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from finetuning.cli.data import main, previews_of
+from finetuning.cli.data import main
+from finetuning.cli.data_check import previews_of
 from finetuning.config.strategy import PackPlan
 from finetuning.data.batches.packing_statistics import packing_facts
 from finetuning.data.prompts.prompt_format import PromptFormat
