@@ -18,11 +18,11 @@ from finetuning.cli.common_flags import FlagParser
 from finetuning.config.flag import MODEL_AND_DATA, Flag
 from finetuning.config.secrets import refuse_secrets
 from finetuning.config.settings import CHOICES, FLAGS, RunConfig, config_from_dict, field_types, read_config_file
-from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, RunError
-from finetuning.files.atomic import NO_ROOM, no_room
+from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, NoRoom, RunError
+from finetuning.files.atomic import NO_ROOM, no_room, temporary_folder
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
 from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
-from finetuning.runtime.output import open_output
+from finetuning.runtime.output import open_output, what_was_lost
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -83,7 +83,9 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
         from finetuning.cli.train import launch
 
         token = (token or os.environ.get("HF_TOKEN") or "").strip() or None
-        return launch(config, token, dryrun=dryrun, detach=detach)
+        code = launch(config, token, dryrun=dryrun, detach=detach)
+        _say_what_was_lost()  # train.log of the experiment has it all
+        return code
     except InputError as error:
         _print_problems(error.problems)
         return EXIT_BAD_INPUT
@@ -131,7 +133,8 @@ def console() -> None:
         sys.exit(main())  # reads sys.argv itself, to hide the token
     _prepare_process()
     try:
-        sys.exit(importlib.import_module(VERBS[verb][0]).main(sys.argv[1:]))
+        code = importlib.import_module(VERBS[verb][0]).main(sys.argv[1:])
+        sys.exit(EXIT_FAILED if _say_what_was_lost() else code)
     except InputError as error:
         _print_problems(error.problems)
         sys.exit(EXIT_BAD_INPUT)
@@ -148,6 +151,14 @@ def _prepare_process() -> None:
         stream: TextIO | None = vars(sys)[name]
         if stream is not None:  # it was closed by whoever started this
             setattr(sys, name, open_output(stream.fileno(), stream.encoding))
+
+
+def _say_what_was_lost() -> bool:
+    """Whether a part of what was printed is; a verb's output may be its result."""
+    problem = what_was_lost(sys.stdout)
+    if problem is not None:
+        print(problem, file=sys.stderr)
+    return problem is not None
 
 
 def _language_asked_for(arguments: list[str]) -> str:
@@ -236,6 +247,11 @@ def _hide_token(arguments: list[str]) -> None:
 
 def _say_why_it_ended(error: RunError | OSError) -> int:
     """Of a full disk the system does not say in the middle of a file which one it is; any other OSError is a fault of ours."""
+    if isinstance(error, FileNotFoundError) and error.filename is None:  # which torch meets as well
+        try:
+            temporary_folder()
+        except NoRoom as found:
+            error = found
     if isinstance(error, OSError):
         if error.errno not in NO_ROOM:
             raise error

@@ -6,7 +6,9 @@ process has left under such a name is removed by the next one that writes there,
 
 import errno
 import os
+import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -149,6 +151,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_folder() -> Path:
+    """Where temporary files go.
+
+    Raises:
+        NoRoom: to none of the usual places.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise NoRoom(
+            t(
+                "no folder takes temporary files, as all are full or closed ({reason}). Make room in one of them, or set "
+                "TMPDIR to another",
+                reason=error.strerror,
+            )
+        ) from None
+
+
 @contextmanager
 def tells_no_room(folder: Path) -> Iterator[None]:
     """Turns what the system says when a disk, a quota or a file's size is at its limit into `NoRoom`."""
@@ -179,6 +199,30 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def no_room(folder: Path, error: OSError) -> NoRoom:
+    """What the system means by each of `NO_ROOM`, and what helps."""
+    if error.errno == errno.EFBIG:
+        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        limit = t("a file may have {most:.1f} MiB here, see `ulimit -f`", most=most / 2**20)
+        if most == resource.RLIM_INFINITY:
+            limit = t("its file system takes no larger one")
+        return NoRoom(
+            t(
+                "{folder}: no room left ({reason}: {limit}). "
+                "Raise that limit or take another folder, then run the same command again; nothing that was complete is lost",
+                folder=folder,
+                reason=error.strerror,
+                limit=limit,
+            )
+        )
+    if error.errno == errno.EDQUOT:
+        return NoRoom(
+            t(
+                "{folder}: no room left ({reason}). "
+                "Make room in your quota there, then run the same command again; nothing that was complete is lost",
+                folder=folder,
+                reason=error.strerror,
+            )
+        )
     there = next(place for place in (folder, *folder.parents) if place.exists())
     free = shutil.disk_usage(there).free / 2**30
     return NoRoom(

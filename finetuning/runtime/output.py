@@ -1,4 +1,4 @@
-"""Where a process prints: standard output that may go away, which ends no training, and the log of a worker."""
+"""Where a process prints: standard output that may go away or be full, which ends no training, and the log of a worker."""
 
 import errno
 import io
@@ -10,13 +10,15 @@ from typing import Any, TextIO
 from rich.console import Console
 from typing_extensions import override
 
+from finetuning.files.atomic import NO_ROOM
+from finetuning.i18n import t
 from finetuning.terminal import SafeConsole
 
 GONE = (errno.EIO, errno.EPIPE)
 
 
 def open_output(descriptor: int, encoding: str = "utf-8") -> TextIO:
-    """A text stream that writes to `descriptor`, and nowhere once nobody can read there any more.
+    """A text stream that writes to `descriptor`, and nowhere once nobody can read there any more, or while a disk is full.
 
     A terminal without Chinese shows question marks.
     """
@@ -40,12 +42,25 @@ def redirect_output(log_file: Path) -> Console:
     return SafeConsole(file=terminal)
 
 
+def what_was_lost(stream: TextIO) -> str | None:
+    """Of a stream of `open_output`: why a part of what was printed is not there; None: all is, or nobody wanted to read it."""
+    stream.flush()
+    raw = stream.buffer.raw if isinstance(stream, io.TextIOWrapper) and isinstance(stream.buffer, io.BufferedWriter) else None
+    if not isinstance(raw, _Output) or raw.lost is None:
+        return None
+    return t("no room left for what is printed ({reason}); a part of it is missing", reason=raw.lost.strerror)
+
+
 class _Output(io.FileIO):
+    lost: OSError | None = None  # why a part was
+
     @override
     def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in GONE:
+            if error.errno in NO_ROOM:
+                self.lost = error
+            elif error.errno not in GONE:
                 raise
             return memoryview(data).nbytes

@@ -16,7 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from finetuning.files.atomic import tells_no_room
+from finetuning.files.atomic import tells_no_room, temporary_folder
 from finetuning.i18n import t
 from finetuning.runtime.time_spent import END, SAVES, START, STEPS, VALIDATION, TimeSpent, command_age_s
 
@@ -86,7 +86,7 @@ class ProgressBoard:
             NoRoom: the disk with the temporary files is full.
         """
         self.num_workers = num_workers
-        with tells_no_room(Path(tempfile.gettempdir())):
+        with tells_no_room(temporary_folder()):
             descriptor, self.file = tempfile.mkstemp(prefix="finetune-progress-")
             with os.fdopen(descriptor, "r+b") as file:
                 file.write(bytes(num_workers * SLOT_BYTES))

@@ -5,8 +5,9 @@ may come from copies of them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
@@ -85,13 +86,23 @@ class SafeWriter(FileSystemWriter):
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        try:
+        with raises_what_the_stream_said():
             return super().write_data(plan, planner).value()
-        except RuntimeError as error:
-            met: BaseException | None = error
-            while met is not None and not isinstance(met, OSError):
-                met = met.__cause__ or met.__context__
-            raise met or error from None  # errors travel to the other ranks without what they came from
+
+
+@contextmanager
+def raises_what_the_stream_said() -> Iterator[None]:
+    """Around `torch.save` into a stream, which says of a full disk what `SafeWriter` quotes.
+
+    The error has nothing of what it came from, as it travels to other ranks without that.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        met: BaseException | None = error
+        while met is not None and not isinstance(met, OSError):
+            met = met.__cause__ or met.__context__
+        raise met or error from None
 
 
 def _shares(items: Sequence[WriteItem]) -> list[list[WriteItem]]:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import Scanned, ScanSettings, add_unknown, make_pool, scan_file
 from finetuning.data.reading.sources import SPLITS, Source, read_samples_at
 from finetuning.data.tokens.tokenized import TokenWriter, select_samples
+from finetuning.files.atomic import tells_no_room, temporary_folder
 
 SPLIT_SEED = 98_1_1  # of the 98/1/1 split of a raw file; fixed, so that it never depends on the run
 MIN_MAJORITY = 0.8  # of the characters of one script, before the others are called foreign
@@ -154,14 +155,15 @@ def _scan(
 ) -> None:
     pool = make_pool(paths, settings)
     try:
-        with tempfile.TemporaryFile() as signatures_file:
+        with _signatures_file() as signatures_file:
             collected = [
                 _read_file(index, path, settings, pool, folder, progress, report, signatures_file)
                 for index, path in enumerate(paths)
             ]
             samples = _join(collected)
             part = _assign_splits(samples, sources, paths)
-            signatures_file.flush()
+            with tells_no_room(temporary_folder()):
+                signatures_file.flush()
             signatures = np.zeros((0, NUM_MINIMA), np.uint16)
             if len(samples):
                 signatures = np.memmap(signatures_file, np.uint16, "r", shape=(len(samples), NUM_MINIMA))
@@ -185,6 +187,11 @@ def _scan(
                 samples.lines[chosen],
                 samples.weights[chosen],
             )
+
+
+def _signatures_file() -> IO[bytes]:
+    with tells_no_room(temporary_folder()):
+        return tempfile.TemporaryFile()
 
 
 def _read_file(
@@ -214,7 +221,8 @@ def _read_file(
             records += outcome.records
             if writer is not None:
                 writer.append(outcome.tokens, outcome.trained, outcome.weights)
-            signatures_file.write(np.ascontiguousarray(outcome.signatures).tobytes())
+            with tells_no_room(temporary_folder()):
+                signatures_file.write(np.ascontiguousarray(outcome.signatures).tobytes())
             nothing = np.zeros(0)
             batches.append(outcome._replace(tokens=nothing, trained=nothing, weights=None, signatures=nothing, findings=[]))
             if progress is not None:

@@ -7,6 +7,7 @@ One process, one part of a layer in memory at a time. Layers are stacked, each i
 import json
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +33,7 @@ from finetuning.formats.huggingface.write import whole_folder
 from finetuning.formats.nemo.weights import GATE_UP, INNER, LAYERS, OUTER, QKV
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import WeightSource
+from finetuning.storage.dcp_save import raises_what_the_stream_said
 from finetuning.storage.signs import METADATA_FILE
 
 PREFIX = "module."  # NeMo 2 has it before Megatron's names
@@ -77,10 +79,13 @@ class TorchDistWriter:
         self._append(MetadataIndex(key), [value])
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.file.close()
         if kind is not None:
+            with suppress(OSError):  # of what could not be written before
+                self.file.close()
             return
-        torch.save({"checkpoint_version": 3.0, "iteration": self.step, "global_step": self.step}, self.folder / "common.pt")
+        self.file.close()
+        with (self.folder / "common.pt").open("wb") as stream, raises_what_the_stream_said():
+            torch.save({"checkpoint_version": 3.0, "iteration": self.step, "global_step": self.step}, stream)
         backends = {"sharded_backend": "torch_dist", "common_backend": "torch"}
         versions = {"sharded_backend_version": 1, "common_backend_version": 1}
         (self.folder / "metadata.json").write_text(json.dumps(backends | versions), encoding="utf-8")
@@ -89,7 +94,8 @@ class TorchDistWriter:
 
     def _append(self, index: MetadataIndex, value: Any) -> None:
         begin = self.file.tell()
-        torch.save(value, self.file)
+        with raises_what_the_stream_said():
+            torch.save(value, self.file)
         self.places[index] = _StorageInfo(self.path.name, begin, self.file.tell() - begin)
         if self.file.tell() > FILE_BYTES:
             self.file.close()

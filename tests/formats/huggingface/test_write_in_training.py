@@ -187,7 +187,7 @@ def export_where_one_rank_has_no_room(model_folder: Path, target: Path, folder_t
 def check_no_room(found: list[tuple[str, float]], target: Path, reason: str) -> None:
     (first, _), (second, _) = found
     assert first == second
-    assert first.startswith(f"{target.parent}: no room left ({reason}; ")
+    assert first.startswith(f"{target.parent}: no room left ({reason}")
     assert all(seconds < 10 for _, seconds in found)
     assert [path.name for path in target.iterdir()] == ["old"]
     assert not list(target.parent.glob(".incomplete-*"))
