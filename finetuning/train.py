@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from finetuning.runtime.garbage import end_imports
 from finetuning.runtime.process_lifetime import begin_worker, end_with_siblings, leave
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -392,6 +393,7 @@ class Worker:
 
 
 if __name__ == "__main__":
+    end_imports()
     code = main(Path(sys.argv[1]))
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -3,7 +3,6 @@
 make_tiny_model is imported where a model is made: it takes six seconds of CPU, which pytest's own process need not spend.
 """
 
-import gc
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
+from finetuning.runtime.garbage import begin_imports, end_imports
 from tests.disks import mount, unmount
 
 TINY_SHAPE = {
@@ -29,12 +29,11 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "data" / "alpaca"
 
 
 def pytest_configure() -> None:
-    gc.disable()  # while everything is imported
+    begin_imports()
 
 
 def pytest_collection_finish() -> None:
-    gc.freeze()  # what has been imported stays, and need not be looked at again and again
-    gc.enable()
+    end_imports()
 
 
 @pytest.fixture(scope="session")

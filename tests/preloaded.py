@@ -1,13 +1,23 @@
 """Everything heavy that test processes need; imported once, by the server they are forked from (see tests/processes.py)."""
 
-import peft  # noqa: F401
-import pytest  # noqa: F401
-import torch._dynamo
-import torch.distributed.checkpoint  # noqa: F401
-import transformers.models.llama.modeling_llama  # noqa: F401
+import importlib
 
-import finetuning.formats.peft.sharded
-import finetuning.formats.peft.write
-import finetuning.training.evaluate
-import finetuning.training.sample_answers
-import finetuning.training.step  # noqa: F401
+from finetuning.runtime.garbage import begin_imports, end_imports
+
+MODULES = (
+    "peft",
+    "pytest",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "transformers.models.llama.modeling_llama",
+    "finetuning.formats.peft.sharded",
+    "finetuning.formats.peft.write",
+    "finetuning.training.evaluate",
+    "finetuning.training.sample_answers",
+    "finetuning.training.step",
+)
+
+begin_imports()
+for name in MODULES:
+    importlib.import_module(name)
+end_imports()

@@ -21,6 +21,7 @@ from finetuning.config.settings import CHOICES, FLAGS, RunConfig, config_from_di
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, NoRoom, RunError
 from finetuning.files.atomic import NO_ROOM, no_room, temporary_folder
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated
+from finetuning.runtime.garbage import begin_imports, end_imports
 from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
 from finetuning.runtime.output import open_output, what_was_lost
 
@@ -133,7 +134,10 @@ def console() -> None:
         sys.exit(main())  # reads sys.argv itself, to hide the token
     _prepare_process()
     try:
-        code = importlib.import_module(VERBS[verb][0]).main(sys.argv[1:])
+        begin_imports()
+        module = importlib.import_module(VERBS[verb][0])
+        end_imports()
+        code = module.main(sys.argv[1:])
         sys.exit(EXIT_FAILED if _say_what_was_lost() else code)
     except InputError as error:
         _print_problems(error.problems)

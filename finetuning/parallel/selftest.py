@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from finetuning.runtime.garbage import end_imports
 from finetuning.runtime.process_lifetime import begin_worker
 
 if __name__ == "__main__":  # before the imports below, which take seconds
@@ -333,4 +334,5 @@ def differences_between(gradients: dict[str, Tensor], expected: dict[str, Tensor
 
 
 if __name__ == "__main__":
+    end_imports()
     sys.exit(main(json.loads(sys.argv[1])))

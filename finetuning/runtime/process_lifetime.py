@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from finetuning.errors import EXIT_FAILED
+from finetuning.runtime.garbage import begin_imports
 
 SIBLINGS_GRACE_S = 5.0  # for a worker that does not hang to end by itself
 LAUNCHER_PID = "FINETUNE_LAUNCHER_PID"  # environment variable of the workers
@@ -27,8 +28,9 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 def begin_worker() -> None:
     """What a worker does before the imports that take it seconds: it learns to end with torchrun, and to show where it is.
 
-    Ends the process at once where torchrun, or the launcher above it, has ended already.
+    Ends the process at once where torchrun, or the launcher above it, has ended already. `end_imports` is to follow.
     """
+    begin_imports()
     end_with_parent()
     if launcher_is_gone():
         sys.exit(EXIT_FAILED)
