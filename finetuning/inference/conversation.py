@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from finetuning.inference.engine import affordable_pages
+from finetuning.inference.engine import PROMPT_TOKENS, affordable_pages
 from finetuning.inference.slots import NewTokens, Occupant, Slots
 from finetuning.model.llama import Llama
 from finetuning.model.paged_cache import PAGE, PagedCache, PromptReader, num_pages
@@ -21,8 +21,8 @@ class Conversation:
         self.sampling, self.end_token_ids = sampling, end_token_ids
         self.tokens: list[int] = []  # whose keys and values are there
         self.tokens_read = 0  # of prompts, for what the cache is worth
-        pages = affordable_pages(net.config, weight, PAGE, 1)
-        self.num_positions = min(net.config.max_position_embeddings, pages * PAGE)
+        most = net.config.max_position_embeddings
+        self.num_positions = min(most, PAGE * affordable_pages(net.config, weight, PAGE, min(most, PROMPT_TOKENS), 1))
         self.cache = PagedCache(net.config, num_pages(self.num_positions), weight.dtype, weight.device)
         self.pages = self.cache.take(self.num_positions)
         with torch.inference_mode(False), torch.no_grad():  # weights are moved
@@ -57,10 +57,12 @@ class Conversation:
         pairs = zip(self.tokens, prompt[:-1], strict=False)  # the last one gives the logits
         common = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(self.tokens), len(prompt) - 1))
         self.tokens = self.tokens[:common]
-        if common:
-            logits_SV = self.reader.read_more(prompt[common:], common, self.pages)
-        else:
-            logits_SV = self.reader.read_prompts([prompt], [self.pages])
+        begin, logits_SV = common, torch.empty(0)
+        if not common:
+            begin = min(len(prompt), PROMPT_TOKENS)
+            logits_SV = self.reader.read_prompts([prompt[:begin]], [self.pages])
+        if begin < len(prompt):
+            logits_SV = self.reader.read_more(prompt[begin:], begin, self.pages)
         self.tokens = list(prompt)
         self.tokens_read += len(prompt) - common
         return logits_SV

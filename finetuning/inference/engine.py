@@ -61,7 +61,8 @@ class Engine:
         self.sampling, self.ends = sampling, frozenset(end_token_ids)
         num_slots = min(num_slots, len(lengths))
         pages = sum(num_pages(count) for count in positions[:num_slots])
-        pages = min(pages, affordable_pages(net.config, weight, positions[0], num_slots))
+        at_once = max(positions[0], min(PROMPT_TOKENS, sum(positions)))
+        pages = min(pages, affordable_pages(net.config, weight, positions[0], at_once, num_slots))
         self.cache = PagedCache(net.config, pages, weight.dtype, weight.device)
         with torch.inference_mode(False), torch.no_grad():  # weights are moved
             self.slots = Slots(net, self.cache, sampling, num_slots, positions[0])
@@ -76,6 +77,7 @@ class Engine:
         answers: list[list[int]] = [[] for _ in prompts]
         waiting = deque(sorted(range(len(prompts)), key=lambda number: -len(prompts[number])))
         unread: deque[_Unread] = deque()
+        self.ended.clear()
         while waiting or self.going or unread:
             admitted = self._admit(prompts, waiting)
             unread += admitted
@@ -168,8 +170,12 @@ class Engine:
         self.free_slots = list(reversed(range(len(sequences), self.slots.num_slots)))
 
 
-def affordable_pages(config: LlamaConfig, weight: Tensor, longest: int, num_slots: int) -> int:
+def affordable_pages(config: LlamaConfig, weight: Tensor, longest: int, at_once: int, num_slots: int) -> int:
     """How many pages the free memory of the weight's device holds beside what a step computes.
+
+    Args:
+        longest: positions of the longest sequence, prompt and answer.
+        at_once: tokens of prompts that go through the model together.
 
     Raises:
         InputError: fewer than the longest sequence takes.
@@ -177,12 +183,12 @@ def affordable_pages(config: LlamaConfig, weight: Tensor, longest: int, num_slot
     if not weight.is_cuda:
         return sys.maxsize
     torch.cuda.empty_cache()
-    return pages_beside(torch.cuda.mem_get_info(weight.device)[0], config, weight.dtype, longest, num_slots)
+    return pages_beside(torch.cuda.mem_get_info(weight.device)[0], config, weight.dtype, longest, at_once, num_slots)
 
 
-def pages_beside(free: int, config: LlamaConfig, dtype: torch.dtype, longest: int, num_slots: int) -> int:
+def pages_beside(free: int, config: LlamaConfig, dtype: torch.dtype, longest: int, at_once: int, num_slots: int) -> int:
     """The same for so many free bytes."""
-    read = max(PROMPT_TOKENS, longest) * (3 * config.intermediate_size + 8 * config.hidden_size) * dtype.itemsize
+    read = at_once * (3 * config.intermediate_size + 8 * config.hidden_size) * dtype.itemsize
     chosen = 2 * num_slots * config.vocab_size * 5 * 4  # logits in float32, sorted; for steps of half as many slots and so on
     size = page_bytes(config, dtype)
     pages = int(free * MEMORY_SHARE - read - chosen) // size

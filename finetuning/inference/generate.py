@@ -4,6 +4,8 @@ An answer depends on its prompt, its number and the seed, not on which prompts a
 The sample answers of a training run are `finetuning.training.sample_answers`'s, which works in every layout.
 """
 
+import torch
+
 from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.inference.conversation import Conversation
 from finetuning.inference.engine import Engine
@@ -33,7 +35,7 @@ def generate_answers(
     Raises:
         InputError: the longest prompt and its answer do not fit the GPU's memory.
     """
-    if not prompts or not net.model.embed_tokens.weight.is_cuda:
+    if not prompts or not has_engine(net.model.embed_tokens.weight.device):
         return plain_answers(net, prompts, sampling, end_token_ids, batch_size or BATCH_SIZE, told)
     lengths = [len(prompt) for prompt in prompts]
     engine = Engine(net, sampling, end_token_ids, lengths, batch_size or GPU_BATCH_SIZE)
@@ -43,9 +45,14 @@ def generate_answers(
         engine.close()
 
 
+def has_engine(device: torch.device) -> bool:
+    """Whether the engine's kernels run there: on GPUs that multiply matrices in bfloat16, from NVIDIA's A100 on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 def open_conversation(net: Llama, sampling: Sampling, end_token_ids: tuple[int, ...]) -> Conversation | PlainConversation:
     """To be closed."""
-    kind = Conversation if net.model.embed_tokens.weight.is_cuda else PlainConversation
+    kind = Conversation if has_engine(net.model.embed_tokens.weight.device) else PlainConversation
     return kind(net, sampling, end_token_ids)
 
 

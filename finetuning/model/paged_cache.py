@@ -35,11 +35,12 @@ class PagedCache:
     """Pages of all layers. The first belongs to nobody: what no sequence needs is written there."""
 
     def __init__(self, config: LlamaConfig, pages: int, dtype: torch.dtype, device: torch.device):
-        shape = (2, pages + 1, config.num_key_value_heads, PAGE, config.head_dim)
-        self.layers: list[Cache] = []
-        for _ in range(config.num_hidden_layers):
-            keys, values = torch.zeros(shape, dtype=dtype, device=device)  # never NaN, which a weight of 0 would not hide
-            self.layers.append((keys, values))
+        shape = (pages + 1, config.num_key_value_heads, PAGE, config.head_dim)
+
+        def empty() -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)  # never NaN, which a weight of 0 would not hide
+
+        self.layers: list[Cache] = [(empty(), empty()) for _ in range(config.num_hidden_layers)]
         self.free = list(range(pages, 0, -1))
 
     def take(self, positions: int) -> list[int]:

@@ -78,6 +78,7 @@ def test_answers_are_those_of_the_plain_way(kind: str, num_slots: int, sampling:
     engine = Engine(net, sampling, ends, [len(prompt) for prompt in PROMPTS], num_slots)
     told: list[list[int]] = [[] for _ in PROMPTS]
     assert engine.answer(PROMPTS, lambda number, token: told[number].append(token)) == expected == told
+    assert engine.answer(PROMPTS[:2]) == expected[:2]
     assert len(engine.slots.steps) <= 1 + num_slots.bit_length()
     engine.close()
     assert plain_answers(net, PROMPTS, sampling, ends, 4) == expected  # the model is as before
@@ -97,13 +98,14 @@ def test_little_memory_makes_answers_wait_and_changes_none(sampling: Sampling, m
 def test_what_does_not_fit_the_memory_is_refused_with_both_sizes() -> None:
     needs = r"1000 tokens of a prompt and its answer need 0\.0 GiB .* and 0\.0 GiB are free; give a smaller --max_new_tokens"
     with pytest.raises(InputError, match=needs):
-        pages_beside(2**20, CONFIG, torch.float32, 1000, 1)
-    assert pages_beside(2**30, CONFIG, torch.float32, 1000, 1) > 1000
+        pages_beside(2**20, CONFIG, torch.float32, 1000, 1000, 1)
+    assert pages_beside(2**30, CONFIG, torch.float32, 1000, 1000, 1) > 1000
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_a_conversation_is_the_plain_one(sampling: Sampling, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetuning.model.paged_cache.TOKENS_AT_ONCE", 5)  # several parts of what is added
+    monkeypatch.setattr("finetuning.inference.conversation.PROMPT_TOKENS", 60)
     net = make_net()
     plain = PlainConversation(net, sampling, ())
     prompts: list[list[int]] = []
@@ -127,3 +129,27 @@ def test_a_conversation_is_the_plain_one(sampling: Sampling, monkeypatch: pytest
     assert read[-1] == 1
     assert conversation.num_positions == CONFIG.max_position_embeddings
     conversation.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("num_slots", [1, 3, 16])
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_answers_on_a_gpu_are_those_of_the_plain_way_in_float32(sampling: Sampling, num_slots: int) -> None:
+    config = dataclasses.replace(CONFIG, hidden_size=256, intermediate_size=640, head_dim=32, num_attention_heads=8)
+    net = make_net(config).cuda()
+    expected = plain_answers(net, PROMPTS, sampling, (7, 8), 4)
+    engine = Engine(net, sampling, (7, 8), [len(prompt) for prompt in PROMPTS], num_slots)
+    assert engine.answer(PROMPTS) == expected
+    captured = {size: step.graph for size, step in engine.slots.steps.items()}
+    assert engine.answer(PROMPTS) == expected
+    assert {size: step.graph for size, step in engine.slots.steps.items() if captured.get(size)} == {
+        size: graph for size, graph in captured.items() if graph
+    }  # nothing is captured again
+    engine.close()
+    said = []
+    for kind in (PlainConversation, Conversation):
+        conversation = kind(net, sampling, ())
+        said.append([list(conversation.answer(p)) for p in (PROMPTS[0], PROMPTS[0] + PROMPTS[1], PROMPTS[2])])
+        conversation.close()
+    assert said[0] == said[1]
