@@ -40,7 +40,7 @@ from finetuning.formats.gguf.header import GgufHeader, read_gguf_header  # noqa:
 LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 BETAS, EPS, CLIP = (0.9, 0.98), 1e-8, 1.0
 LORA_RATES = tuple(5e-5 * 2**power for power in range(9))
-ALL_RATES = tuple(2.5e-6 * 2**power for power in range(8))
+ALL_RATES = tuple(2.5e-6 * 2**power for power in range(10))
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 IGNORED = -100
 

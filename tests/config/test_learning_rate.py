@@ -26,7 +26,8 @@ def test_a_long_run_takes_the_published_rule() -> None:
     assert rule_of(hidden_size=4096, alpha=None, batch=128, max_steps=LONG) == pytest.approx(of_8b / 10)
 
 
-RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "2026-11-28-learning.json"
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+RESULT = RESULTS / "2026-11-28-learning.json"
 
 
 def measured() -> dict[tuple[str, str, int, int], dict[float, list[float]]]:
@@ -49,6 +50,40 @@ def test_the_rule_is_near_the_best_measured_rate_and_never_worse_than_the_old_de
     assert losses[nearest] <= 1.02 * best + tolerance
     old = losses[1e-4 if method == "lora" else 5e-6]
     assert losses[nearest] < old
+
+
+Group = tuple[str, str, int, float, int, int, str]  # data, method, rank, scale, batch, steps, schedule
+
+
+def measured_with_variations() -> dict[Group, dict[float, tuple[float, float]]]:
+    """Validation loss and its standard error by learning rate, of other ranks, scales, batches and schedules."""
+    runs: dict[Group, dict[float, list[dict[str, float]]]] = {}
+    for run in json.loads((RESULTS / "2026-11-29-learning.json").read_text("utf-8"))["runs"]:
+        if run["warmup"] == 0.1 and run["weight_decay"] == 0.1:
+            group = tuple(run[key] for key in ("data", "method", "rank", "scale", "batch", "steps", "schedule"))
+            runs.setdefault(group, {}).setdefault(run["lr"], []).append(run)
+    return {
+        group: {rate: (mean(of_rate, "val_loss"), mean(of_rate, "val_error")) for rate, of_rate in by_rate.items()}
+        for group, by_rate in runs.items()
+    }
+
+
+def mean(runs: list[dict[str, float]], key: str) -> float:
+    return sum(run[key] for run in runs) / len(runs)
+
+
+def test_the_rule_holds_for_other_ranks_scalings_batches_and_schedules() -> None:
+    far = {}
+    for group, by_rate in measured_with_variations().items():
+        _, method, rank, scale, batch, steps, schedule = group
+        alpha = scale * rank if method == "lora" else None
+        rule = rule_of(hidden_size=576, alpha=alpha, batch=batch, max_steps=steps, schedule=schedule)
+        loss, error = by_rate[min(by_rate, key=lambda rate: abs(math.log(rate / rule)))]
+        best, best_error = min(by_rate.values())
+        if loss > 1.02 * best + max(error, best_error):
+            far[group] = loss - best
+    assert len(measured_with_variations()) == 39 and len(far) <= 4
+    assert max(far.values()) < 0.02  # content, `wsd`; in the other three all answers are right with both
 
 
 def test_large_batches_and_short_runs_take_more_but_not_both() -> None:
