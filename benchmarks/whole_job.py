@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=128, help="samples of a step")
     parser.add_argument("--flags", default="", help="more flags for every run, separated by spaces")
-    parser.add_argument("--warm", action="store_true", help="two steps before, so that kernels, tokens and files are cached")
+    parser.add_argument("--warm", action="store_true", help="a few steps before, so that kernels, tokens and files are cached")
     parser.add_argument("--layers", type=int, default=SHAPE_8B["num_hidden_layers"], help="fewer, to try the script")
     parser.add_argument("--small", action="store_true", help="narrow layers, to try the script")
     parser.add_argument("--out", type=Path, help="where to write the results as JSON")
@@ -64,7 +64,7 @@ def main() -> None:
     for case in arguments.cases:
         flags = [*CASES[case], "--global_batch_size", str(arguments.batch), *arguments.flags.split()]
         if arguments.warm:
-            run(arguments.work, f"{case}-before", model, data, [*flags, "--max_steps", "2"])
+            run(arguments.work, f"{case}-before", model, data, [*flags, "--max_steps", str(WARM_UP_STEPS + 1)])
         found = {"case": case, **run(arguments.work, case, model, data, [*flags, "--max_steps", str(arguments.steps)])}
         results.append(found)
         print(f"\n{case}\n{as_table(found)}", flush=True)
