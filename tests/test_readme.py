@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetuning.cli.main import VERBS, _resolve_config, build_parser
+from finetuning.cli.main import VERBS, build_parser, resolve_config
 from finetuning.config.rules import check_layout, check_settings
 from finetuning.config.settings import RunConfig
 
@@ -59,7 +59,7 @@ def test_every_command_that_trains_is_accepted(name: str) -> None:
         given = vars(build_parser("finetune train").parse_args(arguments))
         for own in ("hf_token", "dryrun"):
             given.pop(own)
-        config = _resolve_config(given, given.pop("config"))
+        config = resolve_config(given, given.pop("config"))
         assert check_settings(config) + check_layout(config, None) == [], arguments
 
 
@@ -108,7 +108,7 @@ def test_the_manual_s_file_of_settings_is_accepted(name: str, tmp_path: Path) ->
     (text,) = blocks(name, "yaml")
     file = tmp_path / "llama.yaml"
     file.write_text(text, encoding="utf-8")
-    config = _resolve_config({}, file)
+    config = resolve_config({}, file)
     assert {setting: getattr(config, setting) for setting in yaml.safe_load(text)} == yaml.safe_load(text)
 
 

@@ -28,17 +28,36 @@ from finetuning.runtime.output import open_output, what_was_lost
 
 def build_parser(program: str) -> argparse.ArgumentParser:
     """The parser, with its help in the language that is set now."""
-    parser = FlagParser(
-        prog=program,
-        usage=f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
-        description=t('Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.'),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,  # below, so that its text is translated as well
-        epilog=t(
+    parser = settings_parser(
+        program,
+        f"{program} --hf_model_id MODEL --dataset_path FOLDER [flags]",
+        t('Fine-tunes Llama 3.1 on a folder of {{"input": …, "output": …}} JSONL.'),
+        t(
             "Exit codes: 0 finished, 1 failed, 2 wrong input (nothing was started), 75 stopped and saved,\n"
             "130 interrupted: before the start, killed by a second Ctrl-C, or no longer following a Slurm job, which goes on."
         ),
+    )
+    group = parser.add_argument_group(t("This command"))
+    group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
+    group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
+    group.add_argument(
+        "--detach", action="store_true", default=argparse.SUPPRESS, help=t("submit the Slurm job and return; do not follow it")
+    )
+    group.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
+    group.add_argument("--version", action="version", version=f"finetune {__version__}", help=t("show the version and stop"))
+    return parser
+
+
+def settings_parser(program: str, usage: str, description: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser of all settings; only those that were given appear in the result."""
+    parser = FlagParser(
+        prog=program,
+        usage=usage,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,  # below, so that its text is translated as well
+        epilog=epilog,
     )
     for title in dict.fromkeys(flag.group for flag in FLAGS.values()):
         group = parser.add_argument_group(translated(title))
@@ -52,14 +71,6 @@ def build_parser(program: str) -> argparse.ArgumentParser:
                 default=None,
                 help=t("Hugging Face token; also read from HF_TOKEN or `hf auth login`; not needed for a local folder"),
             )
-    group = parser.add_argument_group(t("This command"))
-    group.add_argument("--config", metavar="FILE", type=Path, help=t("YAML file of settings; flags override it"))
-    group.add_argument("--dryrun", action="store_true", help=t("check everything, print the resolved run and stop"))
-    group.add_argument(
-        "--detach", action="store_true", default=argparse.SUPPRESS, help=t("submit the Slurm job and return; do not follow it")
-    )
-    group.add_argument("-h", "--help", action="help", help=t("show this help and stop"))
-    group.add_argument("--version", action="version", version=f"finetune {__version__}", help=t("show the version and stop"))
     return parser
 
 
@@ -67,7 +78,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     """Runs the command and returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if argv is None:
-        _hide_token(arguments)
+        hide_token(arguments)
         _prepare_process()
     set_language(_language_asked_for(arguments))
     if arguments and arguments[0] in VERBS:
@@ -80,7 +91,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
     detach = given.pop("detach", False)
     try:
-        config = _resolve_config(given, config_file)
+        config = resolve_config(given, config_file)
         from finetuning.cli.train import launch
 
         token = (token or os.environ.get("HF_TOKEN") or "").strip() or None
@@ -100,6 +111,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
 # Verb -> module with main(arguments) -> exit code, which is loaded when it is asked for, and what it does.
 VERBS = {
     "train": ("finetuning.cli.main", "fine-tune a model; `finetune train --help` lists the flags"),
+    "plan": ("finetuning.cli.plan", "whether a run fits, how long it takes, which layout is best; needs no GPU"),
     "selftest": ("finetuning.cli.selftest", "compare a parallel layout with one process, on this machine"),
     "data": ("finetuning.cli.data", "check, preview and convert training data; what a step was trained on"),
     "list": ("finetuning.cli.list", "all experiments and their status"),
@@ -173,7 +185,12 @@ def _language_asked_for(arguments: list[str]) -> str:
     return given if given in CHOICES["lang"] else language_of_environment()
 
 
-def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfig:
+def resolve_config(given: dict[str, Any], config_file: Path | None, *, needs_data: bool = True) -> RunConfig:
+    """What flags and a file of settings ask for together; sets the language.
+
+    Raises:
+        InputError: some of it is no setting, or has no such value.
+    """
     settings = read_config_file(config_file) if config_file else {}
     if "hf_token" in settings:
         raise InputError(
@@ -188,7 +205,7 @@ def _resolve_config(given: dict[str, Any], config_file: Path | None) -> RunConfi
         from finetuning.launch.resume import with_adapter_settings
 
         settings = with_adapter_settings(settings)
-    return config_from_dict(settings, str(config_file) if config_file else t("command line"))
+    return config_from_dict(settings, str(config_file) if config_file else t("command line"), needs_data=needs_data)
 
 
 def _add_flag(group: Any, name: str, flag: Flag) -> None:
@@ -228,7 +245,7 @@ def shown_default(name: str) -> str:
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 
-def _hide_token(arguments: list[str]) -> None:
+def hide_token(arguments: list[str]) -> None:
     """Starts this program again with the token in the environment, so that no process list shows it.
 
     Returns without effect when no `--hf_token` was given.

@@ -1,20 +1,24 @@
 """Expected GPU memory of a strategy, from the shapes alone.
 
-An estimate for the start screen and for what `auto` becomes (`config.resolve`): states are exact, activations are counted
-tensor by tensor, and the allocator's and the kernels' own needs are a flat allowance. docs/parallelism.md shows the same
-arithmetic by hand.
+For `finetune plan`, the start screen and what `auto` becomes (`config.resolve`): states are exact, activations are counted
+tensor by tensor, for the two moments at which the most is there, and what tensors do not hold is a flat allowance.
+docs/parallelism.md shows the same arithmetic by hand; `benchmarks/plan.py` holds it against what runs have used.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.stages import assign_layers, stage_indices
-from finetuning.config.strategy import FUSED, HEAD_GRADIENT, LOW_MEMORY, Strategy
+from finetuning.config.strategy import FUSED, HEAD_GRADIENT, LOW_MEMORY, PLAIN, Strategy
 
 HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 # Bytes of a trained parameter: weight, gradient and two moments; the weight in two halves unless everything is float32.
-STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2}
-ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, kernels' workspaces, fragmentation
+# Moments of 8 bits have a float32 factor for each 128 weights, each.
+STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2 + 2 * SINGLE / 128}
+ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, NCCL, kernels' workspaces, fragmentation: all that is not in tensors
+ALLOCATION_BYTES = 2 * 2**20  # of large tensors, the allocator's unit
+ROWS_IN_PIPELINE = 4  # for each of its processes: packs of a step, for which there are buffers
 HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
 LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 
@@ -25,25 +29,43 @@ class MemoryPlan:
 
     states: int  # weights, gradients, optimizer, sharded
     gathered: int  # whole weights in use, and gradients that are not reduced yet
-    activations: int
+    activations: int  # kept for the backward pass
+    work: int  # besides, in the head or in a block's backward pass, whichever is more
+    rounding: int  # to whole units of the allocator
     allowance: int = ALLOWANCE_BYTES
 
     @property
+    def tensors_gib(self) -> float:
+        """The most that tensors take at once, as torch counts them."""
+        return (self.states + self.gathered + self.activations + self.work + self.rounding) / 2**30
+
+    @property
     def total_gib(self) -> float:
-        return (self.states + self.gathered + self.activations + self.allowance) / 2**30
+        return self.tensors_gib + self.allowance / 2**30
 
 
-def plan_memory(strategy: Strategy, model: LlamaConfig) -> MemoryPlan:
-    """Memory of the fullest rank, training in bfloat16."""
+def plan_memory(strategy: Strategy, model: LlamaConfig, pack_tokens: int | None = None) -> MemoryPlan:
+    """Memory of the fullest rank, training in bfloat16.
+
+    Args:
+        pack_tokens: of the longest pack, where it is known; else packs are full.
+    """
+    tokens = min(pack_tokens or strategy.packs.capacity, strategy.packs.capacity)
     if strategy.blocks == LOW_MEMORY:
-        return _plan_low_memory(strategy, model)
+        return _plan_low_memory(strategy, model, tokens)
     pipeline = strategy.degrees.pp
     if pipeline == 1:
-        return _plan_rank(strategy, model, [range(model.num_hidden_layers)], [0], 1)
+        return _plan_rank(strategy, model, tokens, (range(model.num_hidden_layers),), [0], 1)
+    plans = plan_ranks(strategy, model, tokens)
+    return max(plans, key=lambda plan: plan.total_gib)
+
+
+def plan_ranks(strategy: Strategy, model: LlamaConfig, tokens: int) -> list[MemoryPlan]:
+    """Of each process of a pipeline."""
+    pipeline = strategy.degrees.pp
     held = [stage_indices(strategy.pipeline_schedule, pipeline, rank) for rank in range(pipeline)]
     stages = assign_layers(model, pipeline * len(held[0]))
-    plans = [_plan_rank(strategy, model, stages, mine, _in_flight(strategy, rank)) for rank, mine in enumerate(held)]
-    return max(plans, key=lambda plan: plan.total_gib)
+    return [_plan_rank(strategy, model, tokens, stages, mine, _in_flight(strategy, rank)) for rank, mine in enumerate(held)]
 
 
 def low_memory_on_host_gib(model: LlamaConfig, pack_tokens: int) -> float:
@@ -58,10 +80,12 @@ def trainable_parameters(strategy: Strategy, model: LlamaConfig) -> int:
     return model.num_parameters if strategy.trains_all else model.num_hidden_layers * _adapter_parameters(strategy, model)
 
 
-def _plan_rank(strategy: Strategy, model: LlamaConfig, stages: list[range], mine: list[int], in_flight: int) -> MemoryPlan:
+def _plan_rank(
+    strategy: Strategy, model: LlamaConfig, pack_tokens: int, stages: Sequence[range], mine: list[int], in_flight: int
+) -> MemoryPlan:
     """Memory of a rank with these stages, each of which keeps the activations of `in_flight` packs."""
     degrees, lora = strategy.degrees, not strategy.trains_all
-    tensor, context, shards = degrees.tp, degrees.cp, degrees.dp_shard * degrees.cp
+    tensor, shards = degrees.tp, degrees.dp_shard * degrees.cp
     layers = sum(len(stages[index]) for index in mine)
     has_last = len(stages) - 1 in mine
     tables = (0 in mine) + (has_last and (len(stages) > 1 or not model.tie_word_embeddings))
@@ -69,48 +93,85 @@ def _plan_rank(strategy: Strategy, model: LlamaConfig, stages: list[range], mine
     base = (layers * model.layer_parameters + tables * table + has_last * model.hidden_size) // tensor
     trained = layers * _adapter_parameters(strategy, model) // tensor if lora else base
     frozen = base if lora else 0
-    sharding, precision = strategy.sharding, strategy.optimizer_states
-    states = frozen * HALF // (1 if sharding == "replicated" else shards) + trained * STATES[precision] // shards
+    spread = shards if strategy.shards_weights else 1  # fused blocks hold adapters whole, too
+    states = frozen * HALF // (1 if strategy.sharding == "replicated" else shards)
+    states += int(trained * STATES[strategy.optimizer_states]) // spread
+    in_fp8 = HEAD_GRADIENT in strategy.fp8
+    states += table if has_last and in_fp8 else 0
+    tokens = pack_tokens // degrees.cp
+    kept, computed = _activation_bytes(strategy, model)
+    activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine)
+    activations += tokens * 2 * SINGLE * model.head_dim  # tables of cosines and sines
+    if degrees.pp > 1:
+        activations += ROWS_IN_PIPELINE * degrees.pp * tokens * HALF * model.hidden_size // tensor
+    in_head, in_blocks = _gathered_bytes(strategy, model, layers, tables, frozen, trained)
+    # In the head, or later in the first block whose backward pass is run.
+    head = _head_bytes(model, tokens, tensor, lora=lora, fp8=in_fp8) if has_last else 0
+    rounding = layers * _rounding_bytes(strategy)
+    moments = [
+        MemoryPlan(states, in_head, activations, head, rounding),
+        MemoryPlan(states, in_blocks, activations, tokens * computed, rounding),
+    ]
+    return max(moments, key=lambda plan: plan.total_gib)
+
+
+def _rounding_bytes(strategy: Strategy) -> int:
+    """Of a block's own tensors: most of the 8B's are whole units, those with room for adapters are not; fp8 has two each."""
+    tensors = 3 if strategy.trains_all or strategy.blocks == LOW_MEMORY else 10 if strategy.fp8 else 6
+    return tensors * ALLOCATION_BYTES
+
+
+def _gathered_bytes(
+    strategy: Strategy, model: LlamaConfig, layers: int, tables: int, frozen: int, trained: int
+) -> tuple[int, int]:
+    """Whole weights and gradients, while the head works and while a block's backward pass does."""
+    degrees, lora = strategy.degrees, not strategy.trains_all
+    tensor, shards = degrees.tp, degrees.dp_shard * degrees.cp
+    block, table = model.layer_parameters // tensor, model.vocab_size * model.hidden_size // tensor
     fused = strategy.blocks == FUSED
     if fused and not strategy.shards_weights and not lora:
-        gathered = layers * model.layer_parameters * HALF if strategy.fp8 else 0  # nothing to gather; weights in fp8, twice
-    elif sharding == "full":
-        units = 2 * model.layer_parameters + tables * table
-        gathered = units * (HALF if lora else HALF + SINGLE) // tensor  # two blocks and the tables; their gradients
-    elif fused and not lora and precision != "fp32" and len(stages) == 1:  # the whole model and its gradients, in bfloat16
-        # Besides, a block's gradients on their way in float32; those of the tables are summed in float32, one arrives.
-        blocks = (layers * 2 * HALF + SINGLE) * model.layer_parameters
-        gathered = (blocks + (tables * (HALF + SINGLE) + HALF) * table) // tensor
-    elif shards > 1:  # the whole stage, and gradients in float32 until the last row of the step
-        gathered = trained * (HALF + SINGLE) + (frozen * HALF if sharding == "step" else 0)
-    else:
-        gathered = trained * HALF
-    tokens = strategy.packs.capacity // context
-    kept, computed = _activation_bytes(strategy, model)
-    # In the head, or later in the first block whose backward pass is run.
-    in_fp8 = HEAD_GRADIENT in strategy.fp8
-    working = max(_head_bytes(model, tokens, tensor, lora=lora, fp8=in_fp8) if has_last else 0, tokens * computed)
-    states += table if has_last and in_fp8 else 0
-    activations = tokens * kept * in_flight * max(len(stages[index]) for index in mine) + working
-    return MemoryPlan(states, gathered, activations)
+        both = layers * block * HALF if strategy.fp8 else 0  # nothing to gather; weights in fp8, twice
+        return both, both
+    if strategy.sharding == "full":
+        gradients = 0 if lora else SINGLE
+        # Copies add up what they have reduced in float32 until they reduce it among themselves, in the last row of the step.
+        waiting = trained * (SINGLE - HALF) // shards if degrees.dp_replicate > 1 and strategy.split_master else 0
+        # Two blocks, and of what is trained the gradients on their way, those of the table that the head has used as well.
+        return waiting + tables * table * HALF, waiting + 2 * block * (HALF + gradients) + table * gradients
+    if fused and not lora and strategy.optimizer_states != "fp32" and degrees.pp == 1:
+        # The whole model and the gradients of all blocks in bfloat16, those of the tables in float32; and those of one block on
+        # their way in float32. Until the last pack's come, this process's own share has no gradients.
+        whole = (2 * layers * block + tables * table) * HALF + tables * table * SINGLE - trained * HALF // shards
+        return whole, whole + max(block - table, 0) * SINGLE
+    if shards > 1 or (strategy.shards_weights and not lora):
+        # The whole stage, and gradients in float32 until the last row of the step.
+        both = trained * (HALF + SINGLE) + (frozen * HALF if strategy.sharding == "step" else 0)
+        return both, both
+    both = trained * HALF if strategy.shards_weights or lora else 0
+    return both, both
 
 
 def _head_bytes(model: LlamaConfig, tokens: int, tensor: int, *, lora: bool, fp8: bool) -> int:
-    """A chunk of logits in bfloat16, overwritten with its gradient or beside it in fp8, and that of a head that is trained.
+    """What the end of the decoder needs at once, where all positions are targets.
 
-    Under tensor parallel the logits are copied to float32, and so is their gradient.
+    The final norm keeps its input in float32, and what it has made where its weight is trained; its output, that of the
+    targets, and their gradient. Then a chunk of logits in bfloat16, overwritten with its gradient or beside it in fp8, and the
+    gradient of a head that is trained. Under tensor parallel the logits are copied to float32, and so is their gradient.
     """
+    hidden, table = model.hidden_size, model.vocab_size * model.hidden_size // tensor
+    rows = tokens * hidden * ((SINGLE + (0 if lora else HALF)) // tensor + 3 * HALF)
     if tensor > 1:
-        return min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size * (2 * SINGLE + HALF) // tensor
+        chunk = min(tokens, HEAD_CHUNK_TOKENS) * model.vocab_size // tensor * (2 * SINGLE + HALF)
+        return rows + chunk + (0 if lora else table * (SINGLE + HALF))
     chunk = HEAD_CHUNK_TOKENS if lora else TRAINED_HEAD_CHUNK_TOKENS
-    logits, table = min(tokens, chunk) * model.vocab_size * (HALF + fp8), model.vocab_size * model.hidden_size
+    logits = min(tokens, chunk) * model.vocab_size * (HALF + fp8)
     if lora or tokens <= chunk:
-        return logits + (0 if lora else table * HALF)
+        return rows + logits + (0 if lora else table * HALF)
     # Each chunk's gradient of the head, in bfloat16, is added to a sum in float32, which is then multiplied and rounded.
-    return max(logits + table * (SINGLE + HALF), table * (2 * SINGLE + HALF))
+    return rows + max(logits + table * (SINGLE + HALF), table * (2 * SINGLE + HALF))
 
 
-def _plan_low_memory(strategy: Strategy, model: LlamaConfig) -> MemoryPlan:
+def _plan_low_memory(strategy: Strategy, model: LlamaConfig, tokens: int) -> MemoryPlan:
     """Memory of a GPU with --least_memory; the embedding is on the host, unless it is the head as well.
 
     What is there at once, at the worst of three moments, besides the kept input and attention output of one block:
@@ -124,7 +185,7 @@ def _plan_low_memory(strategy: Strategy, model: LlamaConfig) -> MemoryPlan:
     """
     hidden, query = model.hidden_size, model.num_attention_heads * model.head_dim
     key_value, inner = model.num_key_value_heads * model.head_dim, model.intermediate_size
-    tokens, trained = strategy.packs.capacity, trainable_parameters(strategy, model)
+    trained = trainable_parameters(strategy, model)
     blocks = model.num_hidden_layers * model.layer_parameters
     frozen = blocks * (1 if strategy.fp8 else HALF) + (model.vocab_size + 1) * hidden * HALF
     piece = min(tokens, LEAST_TOKENS)
@@ -132,11 +193,13 @@ def _plan_low_memory(strategy: Strategy, model: LlamaConfig) -> MemoryPlan:
     projected = HALF * (query + 2 * key_value)
     attention = tokens * (kept + HALF * (2 * hidden + query) + 2 * projected + HALF * 2 * query + SINGLE * query)
     pieces = tokens * (kept + HALF * (2 * hidden + query)) + piece * HALF * (3 * inner + 3 * hidden)
+    pieces += piece * inner if strategy.fp8 else 0  # the same in fp8, on their way into a product
     turned = (model.layer_parameters - (query + 2 * key_value) * hidden) if strategy.fp8 else 0  # transposes of one block
     head = tokens * hidden * (SINGLE + 3 * HALF) + min(tokens, LEAST_CHUNK_TOKENS) * model.vocab_size * HALF
     norm = tokens * hidden * (5 * SINGLE + HALF)
-    working = tokens * kept + max(attention, pieces + turned, head, norm)
-    return MemoryPlan(frozen + trained * STATES["fp32"], trained * HALF, working)
+    states = frozen + int(trained * STATES["fp32"])
+    rounding = model.num_hidden_layers * _rounding_bytes(strategy)
+    return MemoryPlan(states, trained * HALF, tokens * kept, max(attention, pieces + turned, head, norm), rounding)
 
 
 def _in_flight(strategy: Strategy, rank: int) -> int:
@@ -166,29 +229,35 @@ def _adapter_parameters(strategy: Strategy, model: LlamaConfig) -> int:
 
 def _activation_bytes(strategy: Strategy, model: LlamaConfig) -> tuple[int, int]:
     """Bytes a block keeps of a token until its backward pass, and bytes it needs besides while that runs: what is computed
-    again, and gradients, four times the MLP's features at most.
+    again, and gradients.
 
     Fused blocks compute the product of gate and up again, and with `selective` the normed inputs as well. With context parallel
-    they keep q, k, v and the attention output once more, as exchanged.
+    they keep q, k, v and the attention output once more, as exchanged, and q, k, v twice again, as two H200s showed.
     """
     tensor, fused, checkpointing = strategy.degrees.tp, strategy.blocks == FUSED, strategy.activation_checkpointing
+    hidden, inner = model.hidden_size, model.intermediate_size
     query, key_value = model.num_attention_heads * model.head_dim, model.num_key_value_heads * model.head_dim
     # Two residuals and two normed inputs are spread over tensor-parallel ranks by tokens (the inputs are kept whole as
     # well once they are gathered, or only then in fused blocks); q, k, v, the attention output, gate, up and their product
     # by features.
-    by_rank = 2 * model.hidden_size + 2 * query + 2 * key_value
+    by_rank = 2 * hidden + 2 * query + 2 * key_value
+    # The log-sum-exp of each head; of adapters, what has passed A: of q, k and v, of o, of gate and up, of down.
+    little = model.num_attention_heads * SINGLE // tensor + HALF * (0 if strategy.trains_all else 7 * (strategy.lora_rank or 0))
     if fused:
-        by_rank += (2 * query + 2 * key_value) * (strategy.degrees.cp > 1)
-        everything = HALF * ((by_rank + 2 * model.intermediate_size) // tensor + 2 * model.hidden_size)
+        by_rank += (4 * query + 6 * key_value) * (strategy.degrees.cp > 1)
+        everything = little + HALF * ((by_rank + 2 * inner) // tensor + 2 * hidden)
     else:
-        spread = by_rank + 2 * model.hidden_size + 3 * model.intermediate_size
-        everything = HALF * (spread // tensor + (2 * model.hidden_size if tensor > 1 else 0))
-    gradients = HALF * 4 * model.intermediate_size // tensor
+        spread = by_rank + 2 * hidden + 3 * inner
+        everything = little + HALF * (spread // tensor + (2 * hidden if tensor > 1 else 0))
+        everything += 2 * SINGLE * hidden // tensor if strategy.blocks == PLAIN else 0  # the norms' inputs, in float32
+    # Of gate and up; seven as wide as the residual stream, those that are exchanged whole; of the attention's output; of q, k, v
+    # before and after the rotation. Where the MLP is wide beside these: of gate, up, their product and what it is made of.
+    gradients = max(2 * inner // tensor + 7 * hidden + (3 * query + 4 * key_value) // tensor, 4 * inner // tensor + 2 * hidden)
     if checkpointing == "none":
-        return everything, gradients
+        return everything, HALF * gradients
     if checkpointing == "full":
-        return HALF * model.hidden_size // tensor, everything + gradients
+        return HALF * hidden // tensor, everything + HALF * gradients
     if fused:
-        return HALF * by_rank // tensor, everything + gradients
-    narrow = (3 * model.hidden_size + 2 * query + 2 * key_value) // tensor + 2 * model.hidden_size
-    return HALF * narrow, everything + gradients
+        return little + HALF * by_rank // tensor, everything + HALF * gradients
+    narrow = (3 * hidden + 2 * query + 2 * key_value) // tensor + 2 * hidden
+    return HALF * narrow, everything + HALF * gradients

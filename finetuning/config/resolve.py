@@ -46,7 +46,7 @@ def resolve(
     tokens = config.asked_row_length
     if config.least_memory:
         return make_strategy(config, model, "replicated", "fp32", "none", tokens, on_gpu=on_gpu)
-    candidates = [make_strategy(config, model, *way, tokens, on_gpu=on_gpu) for way in _candidates(config, on_gpu=on_gpu)]
+    candidates = [make_strategy(config, model, *way, tokens, on_gpu=on_gpu) for way in possible_ways(config, on_gpu=on_gpu)]
     memory = gpu_memory_gib or ASSUMED_GPU_GIB
     fits = (candidate for candidate in candidates if plan_memory(candidate, model).total_gib <= memory * USABLE)
     chosen = next(fits, candidates[-1])
@@ -106,7 +106,7 @@ def strategy_of_earlier(config: RunConfig, model: LlamaConfig, values: dict[str,
     return make_strategy(config, model, sharding, states, checkpointing, pack_tokens, on_gpu=device == "cuda")
 
 
-def _candidates(config: RunConfig, *, on_gpu: bool) -> list[tuple[str, str, str]]:
+def possible_ways(config: RunConfig, *, on_gpu: bool) -> list[tuple[str, str, str]]:
     """Sharding, states and recomputation, best first."""
     lora = config.peft == "lora"
     last = "step" if config.pipeline_model_parallel_size > 1 else "full"

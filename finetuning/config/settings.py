@@ -478,8 +478,12 @@ def field_types() -> dict[str, Any]:
     return typing.get_type_hints(RunConfig)
 
 
-def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
-    """Builds a `RunConfig`; unknown names, missing required ones and wrong types are all reported at once."""
+def config_from_dict(values: dict[str, Any], source: str, *, needs_data: bool = True) -> RunConfig:
+    """Builds a `RunConfig`; unknown names, missing required ones and wrong types are all reported at once.
+
+    Args:
+        needs_data: False: there may be no data set.
+    """
     hints = field_types()
     problems = [
         t("{source}: unknown setting '{name}'; known settings: {known}", source=source, name=name, known=", ".join(hints))
@@ -491,6 +495,9 @@ def config_from_dict(values: dict[str, Any], source: str) -> RunConfig:
     if values.get("nemo_model"):
         required.remove("hf_model_id")  # the checkpoint may have all that is needed
         converted["hf_model_id"] = ""
+    if not needs_data and not values.get("dataset_path"):
+        required.remove("dataset_path")
+        converted["dataset_path"] = ""
     problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
     for name, value in values.items():
         if name in hints:

@@ -1,5 +1,7 @@
 """Which layers form a pipeline stage and which process holds it. Imports no torch: the memory plan needs it before a launch."""
 
+from functools import lru_cache
+
 from finetuning.config.llama import LlamaConfig
 
 SCHEDULES = ("1f1b", "interleaved")
@@ -15,7 +17,8 @@ def stage_indices(schedule: str, pp: int, pp_rank: int) -> list[int]:
     return [pp_rank, pp + pp_rank]
 
 
-def assign_layers(config: LlamaConfig, num_stages: int) -> list[range]:
+@lru_cache(maxsize=256)
+def assign_layers(config: LlamaConfig, num_stages: int) -> tuple[range, ...]:
     """The layers of each stage, so that the slowest stage is as fast as possible, and the largest as small as possible.
 
     The head costs what its matrix product costs, in the last stage; the embedding is a look-up and counts by its size
@@ -37,4 +40,4 @@ def assign_layers(config: LlamaConfig, num_stages: int) -> list[range]:
                     best[end] = found
     result = best[config.num_hidden_layers]
     assert result is not None, f"{config.num_hidden_layers} layers are too few for {num_stages} stages"
-    return result[2]
+    return tuple(result[2])

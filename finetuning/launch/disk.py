@@ -16,6 +16,7 @@ from pathlib import Path
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.memory import trainable_parameters
 from finetuning.config.run import Run
+from finetuning.config.strategy import Strategy
 from finetuning.i18n import t
 
 # Bytes of a trainable parameter in a checkpoint: the weight, with all that makes it exact, and two moments.
@@ -62,22 +63,31 @@ def plan_disk(run: Run, model: LlamaConfig, step: int, tokens_bytes: int, *, kee
         tokens_bytes: of tokens that are still to be written.
         keep_last: instead of the run's own.
     """
-    config, lora = run.config, run.config.peft == "lora"
+    config = run.config
     folder = Path(run.experiment_dir)
-    trainable = trainable_parameters(run.strategy, model)
     every, steps = run.save_every_n_steps, run.max_steps - step
     kept = (keep_last or config.keep_last) + ("validation" in run.sources)
     written = min(steps, kept + 1) if every is None else math.ceil(steps / every) if every else 0
-    weight = 4 if lora or model.dtype not in ("bfloat16", "float16") else 2
     return DiskPlan(
-        checkpoint=int(trainable * STORED[run.strategy.optimizer_states]),
+        checkpoint=checkpoint_bytes(run.strategy, model),
         kept=kept,
         written=written,
-        export=weight * (trainable if lora else model.num_parameters),
+        export=export_bytes(run.strategy, model),
         tokens=tokens_bytes,
         there=size_of(folder / "checkpoints"),
         free=shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free,
     )
+
+
+def checkpoint_bytes(strategy: Strategy, model: LlamaConfig) -> int:
+    """Of one checkpoint."""
+    return int(trainable_parameters(strategy, model) * STORED[strategy.optimizer_states])
+
+
+def export_bytes(strategy: Strategy, model: LlamaConfig) -> int:
+    """Of the result: the adapter, or the whole model in the dtype that it came in."""
+    weight = 4 if not strategy.trains_all or model.dtype not in ("bfloat16", "float16") else 2
+    return weight * trainable_parameters(strategy, model)
 
 
 def disk_problem(run: Run, model: LlamaConfig, step: int, tokens_bytes: int) -> str | None:

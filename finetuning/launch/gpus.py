@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 AMD_DEVICE = Path("/dev/kfd")  # torch for AMD calls its GPUs CUDA as well
+NAME_BYTES = 256
 CUDA_DRIVER = "libcuda.so.1"  # what torch itself looks for
 
 
@@ -19,6 +20,7 @@ class GpuMemory:
 
     gib: float
     source: str | None = None  # who says so, where it is not this machine
+    name: str | None = None  # of the GPU, as its driver or Slurm has it
 
 
 def count_gpus() -> int:
@@ -40,11 +42,14 @@ def find_gpu_memory() -> GpuMemory | None:
     if (driver := _cuda_driver()) is not None:
         device, size = ctypes.c_int(), ctypes.c_size_t()
         if driver.cuDeviceGet(ctypes.byref(device), 0) == 0 == driver.cuDeviceTotalMem_v2(ctypes.byref(size), device):
-            return GpuMemory(size.value / 2**30)
+            name = ctypes.create_string_buffer(NAME_BYTES)
+            has_name = driver.cuDeviceGetName(name, NAME_BYTES, device) == 0
+            return GpuMemory(size.value / 2**30, name=name.value.decode(errors="replace") if has_name else None)
         return None
     import torch
 
-    return GpuMemory(torch.cuda.get_device_properties(0).total_memory / 2**30)
+    properties = torch.cuda.get_device_properties(0)
+    return GpuMemory(properties.total_memory / 2**30, name=properties.name)
 
 
 def _cuda_driver() -> ctypes.CDLL | None:

@@ -1,6 +1,6 @@
 """Builds the model of this process: one function whose body is the ordered list of techniques."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ def build_part(
     device: torch.device,
     strategy: Strategy,
     index: int,
-    stages: list[range],
+    stages: Sequence[range],
     accumulation: Accumulation,
 ) -> Llama:
     """One pipeline stage, with everything that the strategy asks for in its place."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.several_gpus import CASES, MOVES, PARITY, SHAPE_8B, SHAPE_SMALL, Bench, Case, train
-from finetuning.cli.main import _resolve_config, build_parser
+from finetuning.cli.main import build_parser, resolve_config
 from finetuning.cli.selftest import _parse
 from finetuning.config.rules import check_layout, check_settings
 from tests.config.test_memory import LLAMA31_8B
@@ -25,7 +25,7 @@ def problems(flags: tuple[str, ...], gpus: int, batch: int) -> list[str]:
         *flags,
     ]
     given = vars(build_parser("finetune train").parse_args(arguments))
-    config = _resolve_config(
+    config = resolve_config(
         {name: value for name, value in given.items() if name not in ("hf_token", "config", "dryrun")}, None
     )
     return check_settings(config) + check_layout(config, LLAMA31_8B)

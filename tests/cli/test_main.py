@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from finetuning import __version__
-from finetuning.cli.main import _resolve_config, build_parser, console, main
+from finetuning.cli.main import build_parser, console, main, resolve_config
 from finetuning.config.settings import FLAGS, RunConfig, field_types
 from finetuning.errors import EXIT_BAD_INPUT
 from finetuning.i18n import set_language
@@ -302,7 +302,7 @@ def resolve(*arguments: str) -> RunConfig:
     given = vars(build_parser("finetune train").parse_args(arguments))
     given.pop("hf_token")
     given.pop("dryrun")
-    return _resolve_config(given, given.pop("config"))
+    return resolve_config(given, given.pop("config"))
 
 
 def write(folder: Path, text: str) -> str:

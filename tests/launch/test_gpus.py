@@ -22,6 +22,7 @@ int cuDriverGetVersion(int *version) { *version = %(version)d; return 0; }
 int cuDeviceGetCount(int *count) { *count = %(count)d; return 0; }
 int cuDeviceGet(int *device, int ordinal) { *device = 7 + ordinal; return 0; }
 int cuDeviceTotalMem_v2(unsigned long *bytes, int device) { *bytes = device == 7 ? 80UL << 30 : 0; return 0; }
+int cuDeviceGetName(char *name, int size, int device) { __builtin_strncpy(name, "NVIDIA H100 80GB HBM3", size); return 0; }
 """
 
 Install = Callable[..., None]

@@ -23,8 +23,8 @@ def row(length: int, lengths: list[int]) -> MicroBatch:
 
 
 def test_layers_of_the_8b_make_room_for_its_head() -> None:
-    assert assign_layers(LLAMA31_8B, 1) == [range(32)]
-    assert assign_layers(LLAMA31_8B, 2) == [range(17), range(17, 32)]
+    assert assign_layers(LLAMA31_8B, 1) == (range(32),)
+    assert assign_layers(LLAMA31_8B, 2) == (range(17), range(17, 32))
 
 
 @pytest.mark.parametrize("num_stages", [2, 3, 4, 8, 16, 32])

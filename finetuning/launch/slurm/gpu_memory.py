@@ -67,7 +67,9 @@ def find_gpu_memory(config: RunConfig, partition: Partition | None, options: Ite
     measured = _read_measured(Path(config.experiments_dir)).get(partition.name)
     if measured is not None:
         return GpuMemory(
-            measured.gib, t("{name}, measured by finetune doctor --slurm on {day}", name=measured.name, day=measured.at)
+            measured.gib,
+            t("{name}, measured by finetune doctor --slurm on {day}", name=measured.name, day=measured.at),
+            measured.name,
         )
     asked = next((match[1] for option in options if (match := ASKED_TYPE.match(option))), None)
     types = [asked] if asked is not None else list(partition.gpu_types)
@@ -75,7 +77,8 @@ def find_gpu_memory(config: RunConfig, partition: Partition | None, options: Ite
     known = [size for size in sizes if size is not None]
     if not known or len(known) < len(sizes):
         return None
-    return GpuMemory(min(known), t("Slurm's name of the GPUs: {names}", names=", ".join(types)))
+    name = types[0] if len(types) == 1 else None
+    return GpuMemory(min(known), t("Slurm's name of the GPUs: {names}", names=", ".join(types)), name)
 
 
 def memory_of_type(name: str) -> float | None:

@@ -53,10 +53,10 @@ def test_the_names_are_those_of_the_generic_resources() -> None:
 
 
 def test_the_flag_comes_first_then_what_was_measured_then_the_name(tmp_path: Path) -> None:
-    assert plan(tmp_path, ("h200",)).gpu_memory == GpuMemory(139, "Slurm's name of the GPUs: h200")
+    assert plan(tmp_path, ("h200",)).gpu_memory == GpuMemory(139, "Slurm's name of the GPUs: h200", "h200")
     assert plan(tmp_path, ("h200", "h100")).gpu_memory == GpuMemory(79, "Slurm's name of the GPUs: h200, h100")
     asked = plan(tmp_path, ("h200", "h100", ""), sbatch_options="--gres=gpu:h200:4")
-    assert asked.gpu_memory == GpuMemory(139, "Slurm's name of the GPUs: h200")
+    assert asked.gpu_memory == GpuMemory(139, "Slurm's name of the GPUs: h200", "h200")
     record_measured(tmp_path, "other", 39.6, "NVIDIA A100")
     record_measured(tmp_path, "gpu", 93.1, "NVIDIA H100 NVL")
     measured = plan(tmp_path, ("h100",)).gpu_memory
