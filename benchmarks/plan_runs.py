@@ -283,7 +283,7 @@ def document_lengths(row: MicroBatch) -> list[int]:
 
 def as_step(step: int, rows: list[MicroBatch]) -> StepBatch:
     targets, tokens = sum(row.num_targets for row in rows), sum(row.tokens.numel() for row in rows)
-    return StepBatch(step, rows, targets, tokens, tokens, 0.0, np.arange(len(rows)))
+    return StepBatch(step, rows, targets, targets, tokens, tokens, 0.0, np.arange(len(rows)))
 
 
 def synchronize(device: torch.device) -> None:

@@ -14,28 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetuning.cli.main import hide_token, resolve_config, settings_parser
 from finetuning.cli.plan_screens import as_json, show_plan
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.rules import check_layout, check_settings
 from finetuning.config.settings import RunConfig
 from finetuning.data.batches.order import steps_per_epoch
-from finetuning.data.tokens.configure import configure_dataset
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.i18n import t
 from finetuning.launch.disk import checkpoint_bytes, export_bytes, size_of
 from finetuning.launch.gpus import GpuMemory, find_gpu_memory
 from finetuning.launch.hub import find_model
+from finetuning.launch.run_data import find_dataset, samples_of_epoch, work_of
 from finetuning.launch.slurm.submit import plan_for
 from finetuning.plan.forecast import Forecast, forecast
 from finetuning.plan.known_models import known_model
 from finetuning.plan.layouts import Planned, Where, faster_layout, rank, smallest_change
 from finetuning.plan.rates import GIGA, kind_of_name, kinds, rates_of
 from finetuning.plan.step_time import Place
-from finetuning.plan.workload import Workload, workload_of
+from finetuning.plan.workload import Workload
 from finetuning.terminal import open_console
 
 BITS = 8
@@ -101,7 +99,7 @@ def make_plan(config: RunConfig, token: str | None, own: dict[str, Any]) -> Plan
     gpu = _find_gpu(own["gpu"], memory_flag, config, problems)
     if problems or model is None or gpu is None:
         raise InputError(problems)
-    samples = _find_samples(local, model_path, own)
+    samples = _find_samples(local, model_path, model, own)
     kind = own["gpu"] or (kind_of_name(gpu.name) if gpu.name else None)
     rates = rates_of(kind) if kind is not None else None
     network = None if own["network"] is None else own["network"] / BITS * GIGA
@@ -227,7 +225,7 @@ def _find_gpu(kind: str | None, memory_gib: float | None, config: RunConfig, pro
     return found
 
 
-def _find_samples(config: RunConfig, model_path: Path | None, own: dict[str, Any]) -> Samples:
+def _find_samples(config: RunConfig, model_path: Path | None, model: LlamaConfig, own: dict[str, Any]) -> Samples:
     if not config.dataset_path:
         tokens = min(own["tokens_per_sample"] or config.seq_length, config.seq_length)
         return Samples(Workload(config.global_batch_size, tokens, tokens, 1.0), own["num_samples"], False, None)
@@ -236,18 +234,9 @@ def _find_samples(config: RunConfig, model_path: Path | None, own: dict[str, Any
     with ExitStack() as stack:
         kept = Path(config.experiments_dir) / TOKENS_FOLDER
         tokens_dir = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        dataset = configure_dataset(
-            config.dataset_path,
-            model_path,
-            tokens_dir,
-            seq_length=config.seq_length,
-            prompt_template=config.prompt_template,
-            system_prompt=config.system_prompt,
-            truncation=config.truncation,
-            skip_bad_samples=config.skip_bad_samples,
-            train_on=config.train_on,
-            columns=config.columns,
-        )
+        problems: list[str] = []
+        dataset = find_dataset(config, model_path, model, tokens_dir, problems)
+        if dataset is None:
+            raise InputError(problems)
         split = dataset.splits["training"]
-        work = workload_of(np.asarray(split.lengths), int(split.answer_tokens.sum()), config.global_batch_size)
-        return Samples(work, len(split), True, size_of(dataset.folder))
+        return Samples(work_of(split, config), samples_of_epoch(split), True, size_of(dataset.folder))

@@ -250,8 +250,8 @@ def _activation_bytes(strategy: Strategy, model: LlamaConfig) -> tuple[int, int]
         spread = by_rank + 2 * hidden + 3 * inner
         everything = little + HALF * (spread // tensor + (2 * hidden if tensor > 1 else 0))
         everything += 2 * SINGLE * hidden // tensor if strategy.blocks == PLAIN else 0  # the norms' inputs, in float32
-    # Of gate and up; seven as wide as the residual stream, those that are exchanged whole; of the attention's output; of q, k, v
-    # before and after the rotation. Where the MLP is wide beside these: of gate, up, their product and what it is made of.
+    # Of gate and up; seven as wide as the residual stream, those that are exchanged whole; of the attention's output; of q, k
+    # and v before and after the rotation. Where the MLP is wide: of gate, up, their product and what it is made of.
     gradients = max(2 * inner // tensor + 7 * hidden + (3 * query + 4 * key_value) // tensor, 4 * inner // tensor + 2 * hidden)
     if checkpointing == "none":
         return everything, HALF * gradients

@@ -6,13 +6,16 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.config.mixture import read_mixture
 from finetuning.config.run import MixedSource, Run
 from finetuning.config.settings import RunConfig
+from finetuning.data.batches.order import samples_of_step
 from finetuning.data.batches.source_order import SourceOrder
 from finetuning.data.tokens.configure import Dataset, check_files, configure_dataset, find_megatron
 from finetuning.data.tokens.mixture import configure_mixture
 from finetuning.data.tokens.tokenized import MixedSplit, Split
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.plan.workload import Workload, workload_of
 
+SURVEYED_SAMPLES = 4096  # whose lengths tell what a step takes
 # Those that decide about the tokens.
 SAMPLE_SETTINGS = (
     "seq_length",
@@ -71,6 +74,12 @@ def mean_sample(split: Split) -> float:
     parts = split.shares.parts
     means = [source.num_tokens / len(source) for source in split.sources]
     return sum(part * mean for part, mean in zip(parts, means, strict=True)) / sum(parts)
+
+
+def work_of(split: Split, config: RunConfig) -> Workload:
+    """What a step trains, in the mean of the first ones."""
+    drawn = samples_of_step(0, max(config.global_batch_size, SURVEYED_SAMPLES), len(split), config.seed, split.shares)
+    return workload_of(split.lengths[drawn], int(split.answer_tokens[drawn].sum()), config.global_batch_size)
 
 
 def unused_source(run: Run) -> str | None:

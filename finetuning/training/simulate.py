@@ -17,6 +17,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -102,7 +103,8 @@ def simulate_plan(strategy: Strategy, model: LlamaConfig, pack_tokens: int | Non
         net = build_model(model, layout, torch.device("cpu"), strategy)
         optimizer = _build_optimizer(net, strategy)
         rows = degrees.pp * ROWS_IN_PIPELINE if degrees.pp > 1 else ROWS
-        batch = StepBatch(0, [_full_row(tokens) for _ in range(rows)], tokens, tokens, tokens, 0.0, None)  # type: ignore[arg-type]
+        micro_batches = [_full_row(tokens) for _ in range(rows)]
+        batch = StepBatch(0, micro_batches, rows * tokens, rows * tokens, rows * tokens, rows * tokens, 0.0, np.arange(rows))
         states = 0
         for _ in range(2):
             memory.begin()

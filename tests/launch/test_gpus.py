@@ -42,7 +42,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_the_driver_says_how_many_gpus_there_are_and_how_large(install: Install) -> None:
     install()
-    assert (count_gpus(), find_gpu_memory()) == (2, GpuMemory(80.0))
+    assert (count_gpus(), find_gpu_memory()) == (2, GpuMemory(80.0, name="NVIDIA H100 80GB HBM3"))
     install(count=0)
     assert (count_gpus(), find_gpu_memory()) == (0, None)
 
