@@ -155,7 +155,7 @@ def speed_words(planned: Planned) -> str:
     ]
     words = ", ".join(f"{name} {seconds / time.seconds:.0%}" for name, seconds in parts if seconds >= 0.005 * time.seconds)
     return t(
-        "{tokens:,.0f} tokens/s of each GPU · {seconds:.2f} s a step: {words}",
+        "{tokens:,.0f} token{tokens:s}/s of each GPU · {seconds:.2f} s a step: {words}",
         tokens=planned.tokens_per_gpu,
         seconds=time.seconds,
         words=words,
@@ -179,7 +179,7 @@ def faster_words(config: Any, chosen: Planned, faster: Planned) -> str:
     """One line for this screen and the start screen."""
     assert chosen.time is not None and faster.time is not None
     return t(
-        "{flags}: {tokens:,.0f} tokens/s of each GPU expected, {times:.2f} × as fast; {gib:.0f} GiB",
+        "{flags}: {tokens:,.0f} token{tokens:s}/s of each GPU expected, {times:.2f} × as fast; {gib:.0f} GiB",
         flags=flags_of(changes_between(config, faster.config)),
         tokens=faster.tokens_per_gpu,
         times=chosen.time.seconds / faster.time.seconds,
