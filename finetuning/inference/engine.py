@@ -22,7 +22,7 @@ from finetuning.model.sampling import Sampling
 
 PROMPT_TOKENS = 16_384  # of all prompts that go through the model together
 UNREAD_STEPS = 1  # that the device may be ahead
-ADMITTED_SHARE = 8  # prompts are read when this part of the slots is free: one by one, they would not fill the device
+ADMITTED_SHARE = 8  # prompts are read when this part of slots and pages is free: one by one, they would not fill the device
 MEMORY_SHARE = 0.95  # of what is free, for keys and values and what a step computes
 
 NewToken = Callable[[int, int], None]  # number of the prompt, token
@@ -60,10 +60,10 @@ class Engine:
         positions = sorted((length + sampling.max_new_tokens for length in lengths), reverse=True)
         self.sampling, self.ends = sampling, frozenset(end_token_ids)
         num_slots = min(num_slots, len(lengths))
-        pages = sum(num_pages(count) for count in positions[:num_slots])
         at_once = max(positions[0], min(PROMPT_TOKENS, sum(positions)))
-        pages = min(pages, affordable_pages(net.config, weight, positions[0], at_once, num_slots))
-        self.cache = PagedCache(net.config, pages, weight.dtype, weight.device)
+        affordable = affordable_pages(net.config, weight, positions[0], at_once, num_slots)
+        self.num_pages = min(affordable, sum(num_pages(count) for count in positions[:num_slots]))
+        self.cache = PagedCache(net.config, self.num_pages, weight.dtype, weight.device)
         with torch.inference_mode(False), torch.no_grad():  # weights are moved
             self.slots = Slots(net, self.cache, sampling, num_slots, positions[0])
         self.reader = PromptReader(net, self.cache)
@@ -95,7 +95,8 @@ class Engine:
     def _admit(self, prompts: list[list[int]], waiting: deque[int]) -> list[_Unread]:
         """Reads waiting prompts into free slots, if enough of them are free."""
         enough = max(1, self.slots.num_slots // ADMITTED_SHARE)
-        if len(self.free_slots) < min(len(waiting), enough):
+        few_pages = len(waiting) > enough and len(self.cache.free) < self.num_pages // ADMITTED_SHARE
+        if len(self.free_slots) < min(len(waiting), enough) or (self.going and few_pages):
             return []
         read = []
         while waiting and (sequences := self._next(prompts, waiting)):

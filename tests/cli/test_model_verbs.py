@@ -11,11 +11,15 @@ import torch
 import transformers
 
 from finetuning.cli import chat, evaluate, export, generate, merge
+from finetuning.config.llama import read_llama_config
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.prompt_record import prompt_record
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.inference.compare import Behavior, compare
+from finetuning.inference.plain import PlainConversation
 from finetuning.launch.resume import with_adapter_settings
+from finetuning.model.llama import Llama
+from finetuning.model.sampling import Sampling
 from tests.references import load_peft_reference, write_random_adapter
 
 pytestmark = pytest.mark.unit
@@ -131,6 +135,28 @@ def test_a_conversation_remembers_its_turns_until_reset(
             capsys.readouterr().out.rstrip().removesuffix(">").split("> ")[-1 if "exit" not in lines else -2].strip()
         )
     assert printed[1] == printed[2]
+
+
+def test_a_conversation_ends_where_the_model_or_the_memory_has_no_more_positions(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = read_llama_config(tiny_model).max_position_embeddings
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
+    grown = (
+        r"the conversation has grown to \d+ tokens, and with --max_new_tokens {new} the {what} {limit} positions; begin anew"
+    )
+    with pytest.raises(InputError, match=grown.format(new=limit, what="model has only", limit=limit)):
+        chat.main([str(tiny_model), "--max_new_tokens", str(limit)])
+
+    def with_little_memory(net: Llama, sampling: Sampling, ends: tuple[int, ...]) -> PlainConversation:
+        conversation = PlainConversation(net, sampling, ends)
+        conversation.num_positions = 10
+        return conversation
+
+    monkeypatch.setattr(chat, "open_conversation", with_little_memory)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a\n"))
+    with pytest.raises(InputError, match=grown.format(new=9, what="GPU's memory holds only", limit=10)):
+        chat.main([str(tiny_model), "--max_new_tokens", "9"])
 
 
 def test_flags_may_stand_between_a_model_and_what_is_asked_of_it(
