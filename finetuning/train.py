@@ -51,6 +51,7 @@ from finetuning.formats.peft.sharded import initialize_adapters, load_adapters
 from finetuning.formats.peft.write import export_adapters
 from finetuning.formats.provenance import make_origin
 from finetuning.i18n import set_language, t
+from finetuning.model.attention import why_flash_4_is_unused
 from finetuning.parallel.mesh import Layout
 from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.runtime.agreement import on_first_rank
@@ -271,6 +272,8 @@ class Worker:
         """Builds the model of this process and fills it: from the base model, then from where the run starts."""
         config, run = self.config, self.run
         lora = config.peft == "lora"
+        if run.device == "cuda" and (reason := why_flash_4_is_unused()):
+            self._say(reason)
         model = build_model(self.llama_config, self.layout, self._device(), run.strategy)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None

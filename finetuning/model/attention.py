@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from finetuning.i18n import t
+
 FLASH_4_VERSION = "4.0.0b36"
 # From this length on, a row that is one document goes to FlashAttention-4 without boundaries, which is up to 10 % faster. That
 # is a second pair of kernels to compile, at the first such row; shorter documents, which may be alone by chance, never need it.
@@ -164,8 +166,26 @@ class _Flash4(NamedTuple):
     backward: Callable[..., tuple[Tensor, ...]]
 
 
-@lru_cache(maxsize=1)
+class _Search(NamedTuple):
+    kernels: _Flash4 | None
+    unused_because: str | None  # for the user, where the package is installed and its kernels are not used
+
+
+def why_flash_4_is_unused() -> str | None:
+    """A sentence where FlashAttention-4 is installed on a machine with GPUs and `document_attention` does without it."""
+    return _search().unused_because
+
+
 def _flash_4() -> _Flash4 | None:
+    return _search().kernels
+
+
+@lru_cache(maxsize=1)
+def _search() -> _Search:
+    return look_for_flash_4(torch.cuda.get_device_capability())
+
+
+def look_for_flash_4(capability: tuple[int, int]) -> _Search:
     """FlashAttention-4 (the optional extra `fa4`), where it is installed and the GPU is a Hopper or newer.
 
     Its kernels have no public backward apart from autograd, which a hand-written backward cannot use: these two are the
@@ -174,12 +194,30 @@ def _flash_4() -> _Flash4 | None:
     try:
         version = importlib.metadata.version("flash-attn-4")
     except importlib.metadata.PackageNotFoundError:
-        return None
-    if version != FLASH_4_VERSION or torch.cuda.get_device_capability() < (9, 0):
-        return None
-    from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
-
-    return _Flash4(_flash_attn_fwd, _flash_attn_bwd)
+        return _Search(None, None)
+    if version != FLASH_4_VERSION:
+        facts = {"version": version, "ours": FLASH_4_VERSION}
+        return _Search(
+            None,
+            t(
+                "FlashAttention-4 {version} is installed and not used: only {ours} is; pip install flash-attn-4=={ours}",
+                **facts,
+            ),
+        )
+    if capability < (9, 0):
+        return _Search(None, t("FlashAttention-4 is installed and not used: it needs a Hopper GPU or a newer one"))
+    try:
+        from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+    except ImportError as error:
+        return _Search(
+            None,
+            t(
+                "FlashAttention-4 is installed and not used, because something that it needs is missing: {error}; "
+                "pip install '.[fa4]' installs all of it",
+                error=error,
+            ),
+        )
+    return _Search(_Flash4(_flash_attn_fwd, _flash_attn_bwd), None)
 
 
 def _without_boundaries(q_TNH: Tensor, longest: int) -> bool:

@@ -250,7 +250,7 @@ def _pretend_to_be_a_gpu() -> None:
     sys.modules |= {"triton": triton, "triton.language": language}
     for kind in (FakeTensor, DTensor):
         kind.is_cuda = property(lambda tensor: True)  # type: ignore[assignment]
-    finetuning.model.attention._flash_4 = lambda: None  # type: ignore[assignment]
+    finetuning.model.attention._flash_4 = lambda: None
     finetuning.parallel.context.count_targets = lambda labels: labels.numel()  # labels have no contents
     nn.Module.to_empty = _to_empty  # type: ignore[assignment]
 

@@ -1,10 +1,13 @@
 """Attention inside documents against a masked softmax in float64."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from finetuning.model.attention import Documents, document_attention, make_documents
+from finetuning.model.attention import Documents, document_attention, look_for_flash_4, make_documents
 from tests.closeness import ROUNDING, assert_near
 
 pytestmark = pytest.mark.unit
@@ -87,6 +90,50 @@ def test_the_operator_keeps_the_compilers_rules() -> None:
     documents = make_documents([4, 5])
     inputs = random_inputs(9, heads=4, key_value_heads=2)
     torch.library.opcheck(torch.ops.finetuning.document_attention.default, (*inputs, documents.boundaries, documents.extent))
+
+
+HOPPER, AMPERE = (9, 0), (8, 0)
+
+
+def install(folder: Path, version: str, **modules: str) -> None:
+    """A distribution of FlashAttention-4, as pip leaves it, with these files of `flash_attn.cute`."""
+    info = folder / f"flash_attn_4-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: flash-attn-4\nVersion: {version}\n")
+    for name, text in modules.items():
+        (folder / "flash_attn" / "cute").mkdir(parents=True, exist_ok=True)
+        (folder / "flash_attn" / "cute" / f"{name}.py").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "modules", "said"),
+    [
+        (None, HOPPER, {}, None),
+        ("4.0.0b99", HOPPER, {}, "4.0.0b99 is installed and not used: only 4.0.0b36 is; pip install flash-attn-4==4.0.0b36"),
+        ("4.0.0b36", AMPERE, {}, "not used: it needs a Hopper GPU or a newer one"),
+        ("4.0.0b36", HOPPER, {"interface": "import cutlass.cute"}, "is missing: No module named 'cutlass'"),
+        ("4.0.0b36", HOPPER, {"interface": "_flash_attn_fwd = 1"}, "is missing: cannot import name '_flash_attn_bwd'"),
+        ("4.0.0b36", HOPPER, {"interface": "_flash_attn_fwd = _flash_attn_bwd = print"}, None),
+    ],
+)
+def test_a_faster_kernel_that_is_installed_is_used_or_it_is_said_why_not(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: str | None,
+    capability: tuple[int, int],
+    modules: dict[str, str],
+    said: str | None,
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    if version is not None:
+        install(tmp_path, version, **modules)
+    found = look_for_flash_4(capability)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flash_attn"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert (found.kernels is not None) == (said is None and version is not None)
+    assert said in found.unused_because if said else found.unused_because is None
 
 
 @pytest.mark.gpu
