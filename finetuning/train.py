@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -41,7 +42,7 @@ from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.source_formats import formats_of_sources
 from finetuning.data.sample_texts import answered_split, first_samples, read_samples
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.errors import EXIT_FINISHED, StopRequested
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, StopRequested
 from finetuning.files.atomic import write_text
 from finetuning.formats.huggingface.write import export_model
 from finetuning.formats.load_sharded import load_base_weights, load_source
@@ -397,7 +398,11 @@ class Worker:
 
 if __name__ == "__main__":
     end_imports()
-    code = main(Path(sys.argv[1]))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    try:
+        code = main(Path(sys.argv[1]))
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    except BaseException:  # noqa: BLE001 - whatever it is, it has been written down, and ends the process
+        traceback.print_exc()
+        code = EXIT_FAILED
     leave(code)

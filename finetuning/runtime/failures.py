@@ -83,7 +83,9 @@ def write_failure(logs: Path, rank: int, error: BaseException, config: RunConfig
 
 
 def write_killed(logs: Path, rank: int, signal_name: str) -> None:
-    """Writes `rank_N.error.json` for a rank that a signal ended before it could do so itself."""
+    """Writes `rank_N.error.json` for a rank that a signal ended before it could do so itself; what one has said stands."""
+    if (logs / f"rank_{rank}.error.json").is_file():
+        return
     message = t("its process was ended by {signal} from outside", signal=signal_name)
     if signal_name == "SIGBUS":
         message = t(

@@ -87,7 +87,8 @@ def end_with_siblings(trains: Callable[[], bool]) -> None:
 def leave(code: int) -> NoReturn:
     """Ends this process, which has nothing left to write, without taking down the interpreter.
 
-    Threads of C++ libraries that meet its end abort the process, which then looks like one that was killed.
+    Threads of C++ libraries that meet its end abort the process, which then looks like one that was killed. What others have
+    registered for the end of the interpreter is left out: processes that a library has started end with this one.
     """
     with suppress(OSError):  # of a log on a full disk, which has been told
         sys.stdout.flush()

@@ -11,7 +11,7 @@ import torch
 
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError, RunError
-from finetuning.runtime.failures import clear_failures, explain, first_failure, write_failure
+from finetuning.runtime.failures import clear_failures, explain, first_failure, write_failure, write_killed
 
 pytestmark = pytest.mark.unit
 
@@ -60,7 +60,7 @@ def test_a_full_disk_is_said_with_the_folder_of_the_experiment() -> None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         error = OSError(number, os.strerror(number))
         said = explain(error, given(experiments_dir="/nowhere", experiment="mine"))
-        assert said.startswith(f"/nowhere/mine: no room left ({os.strerror(number)}; ")
+        assert said.startswith(f"/nowhere/mine: no room left ({os.strerror(number)}")
 
 
 def test_a_removed_experiment_is_said(tmp_path: Path) -> None:
@@ -77,6 +77,14 @@ def test_the_earliest_failure_is_the_one_that_counts(tmp_path: Path) -> None:
     failure = first_failure(tmp_path)
     assert failure is not None
     assert (failure["rank"], failure["message"]) == (1, "the cause")
+
+
+def test_what_a_rank_has_said_stands_where_a_signal_ended_it_on_its_way_out(tmp_path: Path) -> None:
+    write_failure(tmp_path, 1, RunError("the cause"), given())
+    write_killed(tmp_path, 1, "SIGABRT")
+    failure = first_failure(tmp_path)
+    assert failure is not None
+    assert (failure["message"], failure["kind"]) == ("the cause", "own")
 
 
 def test_a_failure_keeps_its_traceback(tmp_path: Path) -> None:
