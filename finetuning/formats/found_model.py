@@ -75,6 +75,18 @@ class Format(Protocol):
         """What headers and tables of contents say."""
 
 
+def describe_base(found: FoundModel) -> Path:
+    """`Format.describe` of what has no config.json and tokenizer of its own."""
+    base = found.required_base()
+    return base.kind.describe(base)
+
+
+def fingerprint_base(found: FoundModel) -> str:
+    """`Format.fingerprint` of what goes on a base."""
+    base = found.required_base()
+    return base.kind.fingerprint(base)
+
+
 def cache_folder() -> Path:
     """Where tools other than training keep what had to be decompressed or described."""
     given = os.environ.get("XDG_CACHE_HOME")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from finetuning.checkpoint.files import INFO_FILE, Checkpoint, newest_complete, open_checkpoint, run_of
 from finetuning.config.llama import read_llama_config
 from finetuning.errors import InputError
-from finetuning.formats.found_model import FoundModel
+from finetuning.formats.found_model import FoundModel, describe_base, fingerprint_base
 from finetuning.formats.huggingface.companions import CONFIG_FILE
 from finetuning.formats.inspection import Inspection, StoredWeight, tokenizer_file
 from finetuning.formats.provenance import check_base, read_origin
@@ -60,14 +60,7 @@ def open(found: FoundModel) -> "WeightSource":
     return MergedSource(source, adapter, check_base(found, identity.get("base_model")))
 
 
-def describe(found: FoundModel) -> Path:
-    base = found.required_base()
-    return base.kind.describe(base)
-
-
-def fingerprint(found: FoundModel) -> str:
-    base = found.required_base()
-    return base.kind.fingerprint(base)
+describe, fingerprint = describe_base, fingerprint_base
 
 
 def inspect(found: FoundModel) -> Inspection:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetuning.errors import InputError
-from finetuning.formats.found_model import FoundModel
+from finetuning.formats.found_model import FoundModel, describe_base, fingerprint_base
 from finetuning.formats.huggingface.files import read_header
 from finetuning.formats.inspection import Inspection, stored_weights, tokenizer_file
 from finetuning.formats.peft.files import (
@@ -40,14 +40,7 @@ def open(found: FoundModel) -> "MergedSource":
     return MergedSource(source, adapter, check_base(found, (found.origin or {}).get("base_fingerprint")))
 
 
-def describe(found: FoundModel) -> Path:
-    base = found.required_base()
-    return base.kind.describe(base)
-
-
-def fingerprint(found: FoundModel) -> str:
-    base = found.required_base()
-    return base.kind.fingerprint(base)
+describe, fingerprint = describe_base, fingerprint_base
 
 
 def inspect(found: FoundModel) -> Inspection:
