@@ -9,18 +9,18 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetuning.cli.common_flags import add_columns_flag, verb_parser
+from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.compared_prompts import add_comparison_flags, check_comparison_flags, compared_prompts
 from finetuning.cli.export import export_with_progress, say_how_to_serve, served_name
-from finetuning.cli.model_argument import open_given_model, test_file_of
+from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import add_model_flags, chosen_device
-from finetuning.data.reading.columns import parse_columns
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.huggingface.write import DTYPES
 from finetuning.formats.stored_model import StoredModel, open_model
 from finetuning.i18n import t
 from finetuning.inference.compare import Behavior, Comparison, compare, observe
 from finetuning.inference.loading import load_model
-from finetuning.inference.samples import check_prompts, check_tokens, read_samples
+from finetuning.inference.samples import check_prompts, check_tokens
 from finetuning.terminal import open_console
 
 
@@ -28,27 +28,15 @@ def main(argv: Sequence[str]) -> int:
     parser = verb_parser("merge", t("Merges an adapter and compares before and after."))
     add_model_flags(parser)
     parser.add_argument("out", type=Path, help=t("folder for the merged model in Hugging Face format"))
-    parser.add_argument("--data", type=Path, help=t("prompts to compare on; default: the run's test split"))
-    parser.add_argument("--limit", type=int, default=16, help=t("prompts to compare on (default: 16)"))
-    parser.add_argument("--max_new_tokens", type=int, default=64, help=t("longest compared answer, in tokens (default: 64)"))
-    add_columns_flag(parser)
+    add_comparison_flags(parser)
     given = parser.parse_args(argv)
-    if given.columns is not None and given.data is None:
-        raise InputError(t("--columns has no effect without --data"))
-    for name in ("limit", "max_new_tokens"):
-        if getattr(given, name) < 1:
-            raise InputError(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 1 or more")))
+    check_comparison_flags(given)
     device, _ = chosen_device(given)
     dtype = DTYPES[given.dtype or "float32"]  # a coarser one would hide what merging changes
     stored = open_given_model(given.model, given.base)
     if stored.adapter is None:
         raise InputError(t("{path}: is a whole model; there is no adapter to merge", path=stored.path))
-    file, columns = (given.data, given.columns) if given.data else test_file_of(stored.path)
-    if file is None:
-        raise InputError(
-            t("{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data", path=stored.path)
-        )
-    samples = read_samples(file, given.limit, needs_answer=False, columns=parse_columns(columns))
+    file, samples = compared_prompts(given, stored.path)
     prompt_format = stored.prompt_format()
     check_prompts(samples, prompt_format, stored.base.config, with_answer=False)
     prompts = [prompt_format.encode_prompt(sample) for sample in samples]

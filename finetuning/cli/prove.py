@@ -12,10 +12,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetuning.cli.common_flags import add_columns_flag, verb_parser
-from finetuning.cli.model_argument import open_given_model, test_file_of
+from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.compared_prompts import (
+    LIMIT,
+    MAX_NEW_TOKENS,
+    add_comparison_flags,
+    check_comparison_flags,
+    compared_prompts,
+)
+from finetuning.cli.model_argument import open_given_model
 from finetuning.cli.model_flags import chosen_device
-from finetuning.data.reading.columns import parse_columns
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.formats.gguf import door as gguf
 from finetuning.formats.gguf.k_quants import K_QUANTS
@@ -30,13 +36,12 @@ from finetuning.i18n import t
 from finetuning.inference.likely_faults import header_faults, likely_models, stored_faults
 from finetuning.inference.loading import load_model, load_net
 from finetuning.inference.prove import LONG_PROMPT, TEXTS, Proof, long_sample, prove
-from finetuning.inference.samples import check_prompts, check_tokens, read_samples
+from finetuning.inference.samples import check_prompts, check_tokens
 from finetuning.inference.served import OpenAIServer, Served
 from finetuning.inference.served_files import ScoredServer, TransformersFolder, llama_cpp
 from finetuning.terminal import open_console
 
 ADDRESS = ("http://", "https://")
-LIMIT, MAX_NEW_TOKENS = 16, 64
 SHOWN_DIFFERENCES = 5
 ROOM = 16  # tokens of a server's context beyond the longest prompt and its answer
 # llama.cpp's number of a file's type -> as which its perplexity is judged.
@@ -49,20 +54,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("model", help=t("the trained one: an experiment, a checkpoint, an adapter, a model folder"))
     parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
     parser.add_argument("--served_model", help=t("its name on a server that has several"))
-    parser.add_argument("--data", type=Path, help=t("prompts to compare on; default: the run's test split"))
-    parser.add_argument("--limit", type=int, default=LIMIT, help=t("prompts to compare on (default: 16)"))
-    parser.add_argument(
-        "--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help=t("longest compared answer, in tokens (default: 64)")
-    )
+    add_comparison_flags(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), help=t("where it runs; default: a GPU where there is one"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("it computes in; default: bfloat16 on a GPU, else float32"))
-    add_columns_flag(parser)
     given = parser.parse_args(argv)
-    if given.columns is not None and given.data is None:
-        raise InputError(t("--columns has no effect without --data"))
-    for name in ("limit", "max_new_tokens"):
-        if getattr(given, name) < 1:
-            raise InputError(t("--{name} {value}: {rule}", name=name, value=getattr(given, name), rule=t("must be 1 or more")))
+    check_comparison_flags(given)
     if given.served_model is not None and not given.served.startswith(ADDRESS):
         raise InputError(t("--served_model has no effect on a file or folder; it is a name on a server"))
     return prove_served(given.served, open_given_model(given.model, given.base), given)
@@ -90,12 +86,7 @@ def prove_served(given: str, stored: StoredModel, flags: Namespace) -> int:
     """
     device, _ = chosen_device(flags)
     dtype = DTYPES[flags.dtype or "float32"]  # a coarser one would hide what serving changes
-    file, columns = (flags.data, flags.columns) if flags.data else test_file_of(stored.path)
-    if file is None:
-        raise InputError(
-            t("{path}: the data that it was trained on are not known; give a .jsonl with prompts as --data", path=stored.path)
-        )
-    read = read_samples(file, flags.limit, needs_answer=False, columns=parse_columns(columns))
+    file, read = compared_prompts(flags, stored.path)
     samples = [sample for sample in read if not sample.messages]
     if not samples:
         raise InputError(t("{file}: has no plain questions, which alone are compared: turns, without tools", file=file))
