@@ -6,6 +6,7 @@ What a message says beyond that is for `fields`.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,17 +39,27 @@ class Chat:
         return only_texts and not self.tools and spoken == ["user", "assistant"] * (len(spoken) // 2)
 
 
-def read_chat(value: dict[str, Any], *, needs_answer: bool = True) -> Chat | Problem:
-    """The conversation of a record; without `needs_answer`, one that is to be answered gets an empty last answer."""
-    found = value["messages"]
+def read_messages(
+    value: dict[str, Any], name: str, read: Callable[[dict[str, Any]], dict[str, Any] | Problem]
+) -> list[dict[str, Any]] | Problem:
+    """What `read` makes of each object in the list of this name, or the first problem."""
+    found = value[name]
     if not isinstance(found, list) or not all(isinstance(message, dict) for message in found):
-        return Problem("wrong_type", {"name": "messages", "value": short_json(found), "wanted": "messages"})
+        return Problem("wrong_type", {"name": name, "value": short_json(found), "wanted": "messages"})
     messages = []
     for message in found:
-        read = _message(message)
-        if isinstance(read, Problem):
-            return read
-        messages.append(read)
+        one = read(message)
+        if isinstance(one, Problem):
+            return one
+        messages.append(one)
+    return messages
+
+
+def read_chat(value: dict[str, Any], *, needs_answer: bool = True) -> Chat | Problem:
+    """The conversation of a record; without `needs_answer`, one that is to be answered gets an empty last answer."""
+    found, messages = value["messages"], read_messages(value, "messages", _message)
+    if isinstance(messages, Problem):
+        return messages
     roles = [message["role"] for message in messages]
     if not needs_answer and roles and roles[-1] in ("user", "tool"):
         found = [*found, {"role": "assistant"}]

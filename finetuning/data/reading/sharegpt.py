@@ -8,6 +8,7 @@ from typing import Any
 
 from finetuning.data.reading.findings import Problem, excerpt
 from finetuning.data.reading.json_line import short_json
+from finetuning.data.reading.messages import read_messages
 
 ROLES = {
     "system": "system",
@@ -26,15 +27,9 @@ OWN_NAMES = {"from": "role", "value": "content"}
 
 def as_messages(value: dict[str, Any]) -> dict[str, Any] | Problem:
     """The same record with `messages` instead of `conversations`."""
-    turns = value["conversations"]
-    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
-        return Problem("wrong_type", {"name": "conversations", "value": short_json(turns), "wanted": "messages"})
-    messages = []
-    for turn in turns:
-        message = _message(turn)
-        if isinstance(message, Problem):
-            return message
-        messages.append(message)
+    messages = read_messages(value, "conversations", _message)
+    if isinstance(messages, Problem):
+        return messages
     return {**{name: value[name] for name in value if name != "conversations"}, "messages": messages}
 
 
