@@ -6,12 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.model_argument import open_given_model
-from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.cli.model_flags import (
+    VLLM,
+    add_engine_flag,
+    add_model_flags,
+    add_prompt_flags,
+    add_sampling_flags,
+    chosen_device,
+    chosen_sampling,
+)
+from finetuning.data.prompts.prompt_format import PromptFormat
 from finetuning.data.reading.columns import parse_columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import find_sources
@@ -22,6 +32,7 @@ from finetuning.inference.generate import generate_answers
 from finetuning.inference.loading import LoadedModel, load_model
 from finetuning.inference.samples import check_prompts, check_tokens, read_samples
 from finetuning.inference.scores import Scores, check_packages, score_answers
+from finetuning.inference.vllm import vllm_answers, vllm_command
 from finetuning.model.sampling import Sampling
 from finetuning.terminal import open_console
 
@@ -37,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--limit", type=int, help=t("only this many samples, from the beginning"))
     parser.add_argument("--no_answers", action="store_true", help=t("only loss and perplexity, which is much faster"))
     add_sampling_flags(parser, max_new_tokens=256)
+    add_engine_flag(parser)
     add_prompt_flags(parser)
     add_columns_flag(parser)
     given = parser.parse_args(argv)
@@ -44,17 +56,26 @@ def main(argv: Sequence[str]) -> int:
     device, dtype = chosen_device(given)
     if given.limit is not None and given.limit < 1:
         raise InputError(t("--{name} {value}: {rule}", name="limit", value=given.limit, rule=t("must be 1 or more")))
+    if given.no_answers and given.engine is not None:
+        raise InputError(t("--engine {engine} has no effect with --no_answers", engine=given.engine))
     if not given.no_answers:
         check_packages()
     file = data_file(given.data)
     samples = read_samples(file, given.limit, columns=parse_columns(given.columns))
     stored = open_given_model(given.model, given.base)
+    command = vllm_command(stored, given.dtype) if given.engine == VLLM else None
     model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
     check_prompts(samples, model.prompt_format, stored.base.config, with_answer=True)
     tokens = [tokens for tokens, _ in model.prompt_format.encode_all(samples)]
     check_tokens(samples, tokens, 0, model.prompt_format, stored.base.config)
     losses = sample_losses(model.net, model.prompt_format, samples, device)
-    answers = None if given.no_answers else _answers(model, samples, sampling, given.batch_size)
+    answers = None
+    if command is not None:
+        prompt_format = model.prompt_format
+        del model  # vLLM takes most of the GPU's memory
+        answers = _answers_of_vllm(command, prompt_format, samples, sampling, given.batch_size)
+    elif not given.no_answers:
+        answers = _answers(model, samples, sampling, given.batch_size)
     scores = None if answers is None else score_answers(answers, [sample.output for sample in samples])
     out = given.out or Path("evaluation") / f"{Path(given.model).resolve().name}-{file.name.split('.')[0]}"
     write_results(out, samples, losses, answers, scores, {"model": str(stored.path), "data": str(file)})
@@ -119,6 +140,15 @@ def _answers(model: LoadedModel, samples: list[Sample], sampling: Sampling, batc
     prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
     tokens = generate_answers(model.net, prompts, sampling, model.prompt_format.end_token_ids, batch_size=batch_size)
     return model.prompt_format.decode_all(tokens)
+
+
+def _answers_of_vllm(
+    command: list[str], prompt_format: PromptFormat, samples: list[Sample], sampling: Sampling, at_once: int | None
+) -> list[str]:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    prompts = [prompt_format.encode_prompt(sample) for sample in samples]
+    return prompt_format.decode_all(vllm_answers(command, prompts, sampling, prompt_format.end_token_ids, at_once))
 
 
 def _show(

@@ -8,7 +8,15 @@ from typing import TextIO
 
 from finetuning.cli.common_flags import add_columns_flag, verb_parser
 from finetuning.cli.model_argument import open_given_model
-from finetuning.cli.model_flags import add_model_flags, add_prompt_flags, add_sampling_flags, chosen_device, chosen_sampling
+from finetuning.cli.model_flags import (
+    VLLM,
+    add_engine_flag,
+    add_model_flags,
+    add_prompt_flags,
+    add_sampling_flags,
+    chosen_device,
+    chosen_sampling,
+)
 from finetuning.data.reading.columns import parse_columns
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.sources import SUFFIXES, stem_of
@@ -17,6 +25,7 @@ from finetuning.i18n import printable, t
 from finetuning.inference.generate import TextStream, generate_answers
 from finetuning.inference.loading import load_model
 from finetuning.inference.samples import check_characters, check_prompts, check_tokens, read_prompts, read_samples
+from finetuning.inference.vllm import vllm_answers, vllm_command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,31 +35,38 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--file", type=Path, help=t("questions: data as for training, or a text file with one on each line"))
     parser.add_argument("--out", type=Path, help=t("JSON Lines file for the answers; default: the terminal"))
     add_sampling_flags(parser, max_new_tokens=256)
+    add_engine_flag(parser)
     add_prompt_flags(parser)
     add_columns_flag(parser)
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     sampling = chosen_sampling(given)
+    if given.engine is not None and given.device is not None:
+        raise InputError(t("--device has no effect with --engine {engine}", engine=given.engine))
     device, dtype = chosen_device(given)
     samples = _samples(given.prompts, given.file, given.columns)
     stored = open_given_model(given.model, given.base)
-    model = load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
-    check_prompts(samples, model.prompt_format, stored.base.config, with_answer=False)
-    prompts = [model.prompt_format.encode_prompt(sample) for sample in samples]
-    check_tokens(samples, prompts, sampling.max_new_tokens, model.prompt_format, stored.base.config)
-    stream = TextStream(model.prompt_format)
+    command = vllm_command(stored, given.dtype) if given.engine == VLLM else None
+    model = None if command else load_model(stored, device, dtype, given.prompt_template, given.system_prompt)
+    prompt_format = model.prompt_format if model else stored.prompt_format(given.prompt_template, given.system_prompt)
+    check_prompts(samples, prompt_format, stored.base.config, with_answer=False)
+    prompts = [prompt_format.encode_prompt(sample) for sample in samples]
+    check_tokens(samples, prompts, sampling.max_new_tokens, prompt_format, stored.base.config)
+    stream = TextStream(prompt_format)
     streams = len(samples) == 1 and given.out is None
-    answers = generate_answers(
-        model.net,
-        prompts,
-        sampling,
-        model.prompt_format.end_token_ids,
-        batch_size=given.batch_size,
-        told=(lambda _, token: print(printable(stream.add(token)), end="", flush=True)) if streams else None,
-    )
+
+    def show(_number: int, token: int) -> None:
+        print(printable(stream.add(token)), end="", flush=True)
+
+    told, ends = show if streams else None, prompt_format.end_token_ids
+    if model is None:
+        assert command is not None
+        answers = vllm_answers(command, prompts, sampling, ends, given.batch_size, told)
+    else:
+        answers = generate_answers(model.net, prompts, sampling, ends, batch_size=given.batch_size, told=told)
     if streams:
         print(printable(stream.end()))
         return EXIT_FINISHED
-    texts = model.prompt_format.decode_all(answers)
+    texts = prompt_format.decode_all(answers)
     if given.out is None:
         _write(sys.stdout, samples, texts)
     else:

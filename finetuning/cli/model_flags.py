@@ -11,6 +11,8 @@ from finetuning.inference.generate import BATCH_SIZE, GPU_BATCH_SIZE
 from finetuning.inference.loading import default_device, default_dtype
 from finetuning.model.sampling import Sampling
 
+VLLM = "vllm"
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -48,6 +50,12 @@ def add_sampling_flags(parser: argparse.ArgumentParser, *, max_new_tokens: int, 
             "default: {plain}; on a GPU {engine}, or what its memory holds", plain=BATCH_SIZE, engine=GPU_BATCH_SIZE
         )
         parser.add_argument("--batch_size", type=int, help=t("answers at once") + f"; {default_sizes}")
+
+
+def add_engine_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--engine", choices=(VLLM,), help=t("what answers: a vLLM that is installed here; default: this command")
+    )
 
 
 def chosen_device(given: argparse.Namespace) -> tuple[torch.device, torch.dtype]:

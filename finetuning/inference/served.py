@@ -96,6 +96,14 @@ class _Echo(msgspec.Struct):
     choices: list[_EchoChoice]
 
 
+class _TextChoice(msgspec.Struct):
+    token_ids: list[int] | None = None  # vLLM's
+
+
+class _TextCompletion(msgspec.Struct):
+    choices: list[_TextChoice]
+
+
 class _Tokens(msgspec.Struct):
     tokens: list[int]
 
@@ -173,6 +181,21 @@ class OpenAIServer:
             found.prompt_token_ids or self._prompt(messages),
             usage.prompt_tokens,
         )
+
+    def complete(self, tokens: Sequence[int], settings: dict[str, Any]) -> list[int]:
+        """The tokens that follow on these; the end token may be the last.
+
+        Args:
+            settings: of vLLM's address for completions: how tokens are chosen, and where they end.
+
+        Raises:
+            RunError: the server refuses, or does not tell tokens.
+        """
+        wanted = {"model": self.name, "prompt": list(tokens), "return_token_ids": True} | settings
+        (choice,) = self._ask("POST", f"{self.url}/completions", wanted, _TextCompletion).choices
+        if choice.token_ids is None:
+            raise RunError(t("{url}: does not tell the tokens of its answers; vLLM does from 0.10.2 on", url=self.url))
+        return choice.token_ids
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]] | None:
         found = []

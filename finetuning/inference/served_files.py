@@ -50,29 +50,40 @@ def llama_cpp(file: Path, context: int) -> Iterator[OpenAIServer]:
                 program=PROGRAM,
             )
         )
+    command = [str(program), "--model", str(file), "--ctx-size", str(context), "--parallel", "1", "--jinja"]
+    with started(command, PROGRAM) as url:
+        yield OpenAIServer(url)
+
+
+@contextmanager
+def started(command: list[str], program: str) -> Iterator[str]:
+    """A server on a port of this machine that nobody else is told; its address, once it answers.
+
+    Raises:
+        RunError: it does not start; with what it said.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [str(program), "--model", str(file), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--ctx-size", str(context), "--parallel", "1", "--jinja"]
+    command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=partial(end_with_parent, os.getpid()))
         try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
-            yield OpenAIServer(f"http://127.0.0.1:{port}/v1")
+            _wait(process, f"http://127.0.0.1:{port}/health", log, program)
+            yield f"http://127.0.0.1:{port}/v1"
         finally:
             process.terminate()
             process.wait()
 
 
-def _wait(process: "subprocess.Popen[bytes]", health: str, log: Any) -> None:
+def _wait(process: "subprocess.Popen[bytes]", health: str, log: Any, program: str) -> None:
     """Until the server answers; it refuses while it reads the model."""
     deadline = time.monotonic() + START_S
     while no_answer(health) is not None:
         if process.poll() is not None or time.monotonic() > deadline:
             log.seek(0)
             lines = log.read().decode(errors="replace").strip().splitlines()[-SHOWN_LINES:]
-            raise RunError(t("{program} does not start: {reason}", program=PROGRAM, reason=" / ".join(lines)))
+            raise RunError(t("{program} does not start: {reason}", program=program, reason=" / ".join(lines)))
         time.sleep(LOOK_S)
 
 

@@ -33,8 +33,10 @@ class Engine:
         self.net = load_net(open_model(folder).weights(), torch.device("cpu"), torch.float32)
         self.ends = tuple(read_end_token_ids(folder))
         self.silent, self.names, self.context = silent, names, context
+        self.tells_no_tokens = False  # as older vLLM
         self.lock = Lock()  # the decoder answers one at a time
         self.requests: list[tuple[str, str | None]] = []  # path, Authorization
+        self.completions: list[dict[str, Any]] = []  # what was asked for
         assert read_llama_config(folder) == self.net.config
 
     def chat(self, given: dict[str, Any]) -> dict[str, Any] | None:
@@ -62,6 +64,13 @@ class Engine:
 
     def completion(self, given: dict[str, Any]) -> dict[str, Any]:
         tokens = given["prompt"]
+        if not given.get("echo"):
+            self.completions.append(given)
+            ends = tuple(given["stop_token_ids"])
+            with self.lock:
+                (found,) = observe(self.net, [tokens], None, ends, given["max_tokens"]).answers
+            ended = ends[:1] if len(found) < given["max_tokens"] else ()  # it tells the end token, too
+            return {"choices": [{"text": "", "token_ids": None if self.tells_no_tokens else [*found, *ended]}]}
         with self.lock:
             logits = observe(self.net, [tokens[:1]], [tokens[1:]], self.ends, 1).logits[0]
         values = logits.log_softmax(-1)[range(len(tokens) - 1), tokens[1:]].tolist()
@@ -86,7 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
     engine: Engine
 
     def do_GET(self) -> None:
-        self._send({"data": [{"id": name} for name in self.engine.names]} if self.path == "/v1/models" else None)
+        answers: dict[str, dict[str, Any]] = {
+            "/v1/models": {"data": [{"id": name} for name in self.engine.names]},
+            "/health": {},
+        }
+        self._send(answers.get(self.path))
 
     def do_POST(self) -> None:
         given = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
