@@ -60,7 +60,7 @@ fix: $(STAMP)
 
 # torch is installed, so that only descriptions of packages are fetched.
 resolve: $(STAMP)
-	$(BIN)/python -m pip install --quiet --dry-run --constraint constraints.txt --editable '.[test,check,fa4,gguf,wandb,mlflow]'
+	$(BIN)/python -m pip install --quiet --dry-run --constraint constraints.txt --editable '.[test,check,fa4,gguf,s3,gs,wandb,mlflow]'
 
 venv: $(STAMP)
 

@@ -35,6 +35,7 @@ from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, sh
 from finetuning.data.tokens.prune import find_unused, remove_unused
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import set_language, t
+from finetuning.launch.fetch_data import locate_data
 from finetuning.launch.hub import find_model
 from finetuning.terminal import open_console
 
@@ -195,7 +196,11 @@ def _add_train_on(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview(given: argparse.Namespace, console: Console) -> int:
-    entry = _entry_to_preview(given)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _preview_of(_entry_to_preview(given, Path(scratch)), given, console)
+
+
+def _preview_of(entry: Entry, given: argparse.Namespace, console: Console) -> int:
     source = find_sources(Path(entry.path)).get(given.split)
     if source is None:
         raise InputError(t("{path}: has no {split} file", path=entry.path, split=given.split))
@@ -208,15 +213,15 @@ def _preview(given: argparse.Namespace, console: Console) -> int:
     return EXIT_FINISHED if all(holds for _, holds in preview.promises) else EXIT_BAD_INPUT
 
 
-def _entry_to_preview(given: argparse.Namespace) -> Entry:
+def _entry_to_preview(given: argparse.Namespace, scratch: Path) -> Entry:
     """The data set, or the source of a mixture."""
-    entries = entries_with_flags(mixture_in([given.path]), given)
+    entries = entries_with_flags(mixture_in([given.path], scratch), given)
     names = [entry.name for entry in entries]
     if given.source is not None and given.source not in names:
         known = ", ".join(names) or t("none")
         raise InputError(t("--source {name}: there is no such source; there are: {names}", name=given.source, names=known))
     if not entries:
-        return flags_as_entry(given)._replace(path=given.path)
+        return flags_as_entry(given)._replace(path=locate_data(given.path, None, scratch, {}).path)
     return entries[names.index(given.source) if given.source is not None else 0]
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from finetuning.data.tokens.configure import find_megatron
 from finetuning.data.tokens.mixture import with_defaults
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
 from finetuning.i18n import t
+from finetuning.launch.fetch_data import locate_data
 from finetuning.launch.hub import find_model
 
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
@@ -45,7 +47,15 @@ class Checked:
 
 
 def check_data(given: argparse.Namespace, console: Console) -> int:
-    entries = mixture_in(given.paths)
+    with tempfile.TemporaryDirectory() as scratch:
+        return _check_data(given, console, Path(scratch))
+
+
+def _check_data(given: argparse.Namespace, console: Console, scratch: Path) -> int:
+    entries = mixture_in(given.paths, scratch)
+    named = list(given.paths)
+    if not entries and len(given.paths) == 1:
+        given.paths = [locate_data(given.paths[0], None, scratch, {}).path]
     model_path = find_model(given.hf_model_id, None, with_weights=False) if given.hf_model_id else None
     parts = [_part(entry, _splits_of(entry), given, model_path) for entry in entries_with_flags(entries, given)]
     parts = parts or [_part(flags_as_entry(given), _sources_of(given.paths), given, model_path)]
@@ -70,14 +80,15 @@ def check_data(given: argparse.Namespace, console: Console) -> int:
         write_file(given.json, json.dumps(value, ensure_ascii=False, indent=1), console)
     if given.html:
         previews = [preview for part, each in zip(parts, reports, strict=True) for preview in _previews(part, each)]
-        subject = ", ".join(map(str, given.paths))
+        subject = ", ".join(named)
         write_file(given.html, report_page(report, facts, previews, subject, lines), console)
     return EXIT_BAD_INPUT if report.has_errors or not any(file.samples for file in report.files) else EXIT_FINISHED
 
 
-def mixture_in(paths: Sequence[str]) -> list[Entry]:
-    """The sources of the mixture that is named, if it is one."""
-    return read_mixture(paths[0]) if len(paths) == 1 else []
+def mixture_in(paths: Sequence[str], scratch: Path) -> list[Entry]:
+    """The sources of the mixture that is named, if it is one; what is not here is fetched into `scratch`."""
+    entries = read_mixture(paths[0]) if len(paths) == 1 else []
+    return [entry._replace(path=locate_data(entry.path, None, scratch, {}).path) for entry in entries]
 
 
 def entries_with_flags(entries: Sequence[Entry], given: argparse.Namespace) -> list[Entry]:

@@ -235,8 +235,9 @@ def _find_samples(config: RunConfig, model_path: Path | None, model: LlamaConfig
         kept = Path(config.experiments_dir) / TOKENS_FOLDER
         tokens_dir = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
         problems: list[str] = []
-        dataset = find_dataset(config, model_path, model, tokens_dir, problems)
-        if dataset is None:
+        experiment_dir = Path(config.experiments_dir) / config.experiment
+        data = find_dataset(config, None, model_path, model, tokens_dir, experiment_dir, problems)
+        if data is None:
             raise InputError(problems)
-        split = dataset.splits["training"]
-        return Samples(work_of(split, config), samples_of_epoch(split), True, size_of(dataset.folder))
+        split = data.dataset.splits["training"]
+        return Samples(work_of(split, config), samples_of_epoch(split), True, sum(map(size_of, data.dataset.folders)))

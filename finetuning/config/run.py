@@ -35,6 +35,7 @@ class MixedSource:
     path: str
     part: int  # of the sum of all parts, how many samples are from here
     sources: dict[str, str]  # split -> JSONL file it was read from
+    origin: str | None = None  # where it was fetched from, `org/name@COMMIT` or an address
     prompt_template: str | None = None
     system_prompt: str | None = None
     columns: str | None = None
@@ -61,7 +62,14 @@ class Run:
     prompt_date: date = date(2024, 7, 26)  # which chat templates are told that ask for it; runs of before knew this one only
     learning_rate: float = EARLIER["lora"]  # the peak: given, by the rule, or that of the experiment so far
     nemo_model: str | None = None  # folder or archive that the base weights are read from, instead of model_path
+    data_origin: str | None = None  # where the data were fetched from, `org/name@COMMIT` or an address; None: they were here
     mixture: tuple[MixedSource, ...] = ()  # of several; `sources` are then those of the first that has the split
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """What was fetched: as it was asked for -> where it is from."""
+        given = {source.path: source.origin for source in self.mixture} or {self.config.dataset_path: self.data_origin}
+        return {path: origin for path, origin in given.items() if origin is not None}
 
     @property
     def all_files(self) -> list[str]:

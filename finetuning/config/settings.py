@@ -159,8 +159,8 @@ class RunConfig:
     )
     dataset_path: str = setting(
         MODEL_AND_DATA,
-        "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl; several with the share of each: "
-        "a:0.7,b:0.3, or a .yaml (required)",
+        "folder with training.jsonl, validation.jsonl and test.jsonl, or one raw .jsonl; org/name on the hub; several "
+        "with the share of each: a:0.7,b:0.3, or a .yaml (required)",
         short="-D",
     )
 

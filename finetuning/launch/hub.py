@@ -85,7 +85,7 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
             t(
                 "--hf_model_id {model}: neither a local folder nor a model on the hub (or a private one: {ways})",
                 model=model_id,
-                ways=_ways_to_give_a_token(),
+                ways=ways_to_give_a_token(),
             )
         ) from None
     except (HTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -99,7 +99,7 @@ def _download(model_id: str, token: str | None, with_weights: bool) -> Path:
                     model=model_id,
                 )
             ) from None
-        reason = next((line.strip() for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
+        reason = reason_of(cause)
         if isinstance(cause, HfHubHTTPError):
             raise InputError(t("--hf_model_id {model}: the hub refused it: {reason}", model=model_id, reason=reason)) from None
         raise InputError(
@@ -123,9 +123,14 @@ def _no_access(model_id: str, has_token: bool) -> str:
         "--hf_model_id {model}: this model needs a Hugging Face token; ask for access at https://huggingface.co/{model}, "
         "then {ways}. A local folder needs no token.",
         model=model_id,
-        ways=_ways_to_give_a_token(),
+        ways=ways_to_give_a_token(),
     )
 
 
-def _ways_to_give_a_token() -> str:
+def reason_of(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def ways_to_give_a_token() -> str:
     return t("give it by `hf auth login`, as the environment variable HF_TOKEN, or by --hf_token")

@@ -97,9 +97,10 @@ def prepare(
     else:
         model_path, model = _find_checked_model(config, token, problems)
     problems += check_layout(config, model)
-    dataset = find_dataset(config, model_path, model, tokens_dir, problems)
-    if problems or model_path is None or model is None or dataset is None:
+    data = find_dataset(config, token, model_path, model, tokens_dir, experiment_dir, problems)
+    if problems or model_path is None or model is None or data is None:
         raise InputError(problems)
+    dataset = data.dataset
 
     num_samples = samples_of_epoch(dataset.splits["training"])
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
@@ -157,13 +158,13 @@ def prepare(
         prompt_date=date.fromisoformat(dataset.prompt_format.source.day),
         learning_rate=rate.peak,
         nemo_model=str(nemo.readable.resolve()) if nemo is not None else None,
-        mixture=mixture_of(dataset),
+        data_origin=data.origins.get(""),
+        mixture=mixture_of(data),
     )
     if problem := unused_source(run):
         raise InputError(problem)
     step = start.checkpoint.step if start.checkpoint is not None else 0
-    folders = [dataset.folder, *(source.dataset.folder for source in dataset.mixture)]
-    tokens_bytes = 0 if tokens_dir == experiment_dir.parent / TOKENS_FOLDER else sum(map(size_of, folders))
+    tokens_bytes = 0 if tokens_dir == experiment_dir.parent / TOKENS_FOLDER else sum(map(size_of, dataset.folders))
     if start.finished_at is None and (problem := disk_problem(run, model, step, tokens_bytes)) is not None:
         raise InputError(problem)
     disk = plan_disk(run, model, step, tokens_bytes)

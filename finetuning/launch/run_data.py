@@ -1,10 +1,12 @@
 """The data of a run, on the launching machine: one data set or a mixture, and what the run has to know of it."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from finetuning.config.llama import LlamaConfig
-from finetuning.config.mixture import read_mixture
-from finetuning.config.run import MixedSource, Run
+from finetuning.config.mixture import Entry, read_mixture
+from finetuning.config.run import MixedSource, Run, read_run
 from finetuning.config.settings import RunConfig
 from finetuning.data.batches.order import samples_of_step
 from finetuning.data.batches.source_order import SourceOrder
@@ -13,6 +15,7 @@ from finetuning.data.tokens.mixture import configure_mixture
 from finetuning.data.tokens.tokenized import MixedSplit, Split
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.launch.fetch_data import Located, locate_data
 from finetuning.plan.workload import Workload, workload_of
 
 SURVEYED_SAMPLES = 4096  # whose lengths tell what a step takes
@@ -28,19 +31,43 @@ SAMPLE_SETTINGS = (
 )
 
 
+@dataclass(frozen=True)
+class RunData:
+    """The data set of a run, and where it is from."""
+
+    dataset: Dataset
+    given: dict[str, str]  # source of a mixture -> its path as it was given
+    origins: dict[str, str | None]  # source (of one data set: "") -> where it was fetched from
+
+
 def find_dataset(
-    config: RunConfig, model_path: Path | None, model: LlamaConfig | None, tokens_dir: Path, problems: list[str]
-) -> Dataset | None:
+    config: RunConfig,
+    token: str | None,
+    model_path: Path | None,
+    model: LlamaConfig | None,
+    tokens_dir: Path,
+    experiment_dir: Path,
+    problems: list[str],
+) -> RunData | None:
     """The data set, or None with its problems added; without a readable model the files are checked all the same."""
     try:
+        entries = read_mixture(config.dataset_path)
+        pins = _fetched_before(experiment_dir)
+        located = {
+            entry.name: locate_data(entry.path, token, tokens_dir, pins)
+            for entry in entries or [Entry("", config.dataset_path)]
+        }
+        here = [entry._replace(path=located[entry.name].path) for entry in entries]
         if model_path is None or model is None:
-            problems += _check_files(config)
+            problems += _check_files(config, here, located)
             return None
         how = {name: getattr(config, name) for name in SAMPLE_SETTINGS}
-        entries = read_mixture(config.dataset_path)
         if entries:
-            return configure_mixture(entries, model_path, tokens_dir, **how)
-        return configure_dataset(config.dataset_path, model_path, tokens_dir, **how)
+            dataset = configure_mixture(here, model_path, tokens_dir, **how)
+        else:
+            dataset = configure_dataset(located[""].path, model_path, tokens_dir, **how)
+        origins = {name: each.origin for name, each in located.items()}
+        return RunData(dataset, {entry.name: entry.path for entry in entries}, origins)
     except InputError as error:
         problems += error.problems
     except OSError as error:
@@ -48,18 +75,19 @@ def find_dataset(
     return None
 
 
-def mixture_of(dataset: Dataset) -> tuple[MixedSource, ...]:
+def mixture_of(data: RunData) -> tuple[MixedSource, ...]:
     return tuple(
         MixedSource(
             source.entry.name,
-            source.entry.path,
+            data.given[source.entry.name],
             source.part,
             {name: str(each.path.resolve()) for name, each in source.dataset.sources.items()},
+            data.origins[source.entry.name],
             source.entry.prompt_template,
             source.entry.system_prompt,
             source.entry.columns,
         )
-        for source in dataset.mixture
+        for source in data.dataset.mixture
     )
 
 
@@ -115,10 +143,17 @@ def file_problem(error: OSError, given: str) -> str:
     return t("{file}: cannot be read or written: {reason}", file=error.filename or given, reason=error.strerror or error)
 
 
-def _check_files(config: RunConfig) -> list[str]:
-    entries = read_mixture(config.dataset_path)
+def _fetched_before(experiment_dir: Path) -> dict[str, str]:
+    """What an experiment that goes on has fetched; nothing where it begins, or its run.yaml is damaged and made anew."""
+    try:
+        return read_run(experiment_dir / "run.yaml").origins
+    except (FileNotFoundError, InputError):
+        return {}
+
+
+def _check_files(config: RunConfig, entries: Sequence[Entry], located: Mapping[str, Located]) -> list[str]:
     if not entries:
-        return check_files(Path(config.dataset_path), config.columns)
+        return check_files(Path(located[""].path), config.columns)
     return [
         f"{entry.name}: {problem}"
         for entry in entries

@@ -1,4 +1,4 @@
-"""A hub of the size that a test needs: serves model folders by huggingface_hub's protocol on 127.0.0.1.
+"""A hub of the size that a test needs: serves folders of models and data sets by huggingface_hub's protocol on 127.0.0.1.
 
 A public model answers everybody, a gated one lists its files to everybody and hands them out to the token with access
 only, a private one does not exist for others. Status codes and X-Error-Code headers are those of huggingface.co.
@@ -27,6 +27,7 @@ class Hub:
 
     folder: Path
     address: str = ""
+    commit: str = COMMIT  # of everything that is there
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def authorizations(self, model: str) -> set[str | None]:
@@ -67,7 +68,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Authorization")))
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
+        if parts[:1] == ["datasets"]:
+            parts = parts[1:]
+        if parts[:2] in (["api", "models"], ["api", "datasets"]):
+            if parts[4:5] == ["revision"] and parts[5:6] not in (["main"], [self.hub.commit]):
+                self._fail(HTTPStatus.NOT_FOUND, "RevisionNotFound", "Invalid rev id")
+                return
             self._describe("/".join(parts[2:4]), parts[4:], token)
         else:
             self._file("/".join(parts[:2]), "/".join(parts[4:]), token)
@@ -77,12 +83,14 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if rest[:1] == ["tree"]:
             entries = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": _etag(file)} for file in self._files()
+                {"type": "file", "path": self._name(file), "size": file.stat().st_size, "oid": _etag(file)}
+                for file in self._files()
             ]
             self._send(HTTPStatus.OK, json.dumps(entries).encode())
         else:
-            siblings = [{"rfilename": file.name} for file in self._files()]
-            self._send(HTTPStatus.OK, json.dumps({"id": model, "modelId": model, "sha": COMMIT, "siblings": siblings}).encode())
+            siblings = [{"rfilename": self._name(file)} for file in self._files()]
+            described = {"id": model, "modelId": model, "sha": self.hub.commit, "siblings": siblings}
+            self._send(HTTPStatus.OK, json.dumps(described).encode())
 
     def _file(self, model: str, name: str, token: str) -> None:
         if self._refused(model, token):
@@ -92,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(status, "GatedRepo", f"Access to model {model} is restricted.")
             return
         file = self.hub.folder / name
-        headers = {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": COMMIT}
+        headers = {"ETag": f'"{_etag(file)}"', "X-Repo-Commit": self.hub.commit}
         self._send(HTTPStatus.OK, file.read_bytes(), headers, cut=model == CUT_SHORT and name == "model.safetensors")
 
     def _refused(self, model: str, token: str) -> bool:
@@ -124,7 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _files(self) -> list[Path]:
-        return sorted(self.hub.folder.iterdir())
+        return sorted(file for file in self.hub.folder.rglob("*") if file.is_file())
+
+    def _name(self, file: Path) -> str:
+        return str(file.relative_to(self.hub.folder))
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Silent: the test looks at `Hub.requests`."""

@@ -21,6 +21,8 @@ from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.prepare import Prepared, _run_before, _with_packs_so_far, prepare
 from finetuning.launch.resume import Start
 from finetuning.launch.slurm.job_script import JobPlan
+from tests.launch.hub_server import COMMIT, PUBLIC, serve
+from tests.launch.test_hub import connected
 
 pytestmark = pytest.mark.unit
 
@@ -340,3 +342,25 @@ def test_a_memory_that_nobody_knows_is_asked_for(settings: Settings, tmp_path: P
     with pytest.raises(InputError) as caught:
         prepare(settings(executor="slurm"), None, tmp_path / "experiment", tmp_path / "tokens", with_weights=False, job=job)
     assert caught.value.problems == ["give it"]
+
+
+def test_the_commit_of_fetched_data_stands_in_the_run_and_stays_with_the_experiment(
+    settings: Settings, tiny_dataset: Path, tmp_path: Path
+) -> None:
+    with serve(tiny_dataset) as hub, connected(hub.address, tmp_path / "cache"):
+        run = prepared(settings(dataset_path=PUBLIC), tmp_path).run
+        assert run.data_origin == f"{PUBLIC}@{COMMIT}" and run.origins == {PUBLIC: run.data_origin}
+        assert {Path(file).parent.parent for file in run.sources.values()} == {tmp_path / "tokens"}
+        mixed = f"[{{path: {PUBLIC}, weight: 1}}, {{path: {tiny_dataset}, weight: 1}}]"
+        run = prepared(settings(dataset_path=mixed), tmp_path).run
+        assert [(source.path, source.origin) for source in run.mixture] == [
+            (PUBLIC, f"{PUBLIC}@{COMMIT}"),
+            (str(tiny_dataset), None),
+        ]
+        experiment = tmp_path / "experiment"
+        experiment.mkdir()
+        write_run(run, experiment / "run.yaml")
+        assert read_run(experiment / "run.yaml") == run
+        hub.requests.clear()
+        prepared(settings(dataset_path=mixed), tmp_path)
+    assert any(path.endswith(f"/revision/{COMMIT}") for _, path, _ in hub.requests)

@@ -63,6 +63,11 @@ class Dataset:
     damage: str | None = None  # of the tokens of before, which were built anew
     mixture: "tuple[SourceDataset, ...]" = ()  # of several sources; none: it is one
 
+    @property
+    def folders(self) -> list[Path]:
+        """Its own and those of its sources."""
+        return [self.folder, *(source.dataset.folder for source in self.mixture)]
+
 
 @dataclass(frozen=True)
 class SourceDataset:

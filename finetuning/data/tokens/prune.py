@@ -42,6 +42,7 @@ def find_unused(experiments_dir: Path, keep: int) -> list[Unused]:
         raise InputError(t("{folder}: there are no tokens; is --experiments_dir right?", folder=tokens_dir))
     named = {_tokens_of(file) for file in experiments_dir.glob("*/run.yaml")}
     used = named.union(*(tokens_of_mixture(tokens_dir / name) for name in named))
+    used |= {name for file in experiments_dir.glob("*/run.yaml") for name in _fetched(file)}
     last_used = {folder: folder.stat().st_mtime for folder in tokens_dir.iterdir() if folder.is_dir()}
     left_over = [folder for folder in last_used if folder.name.startswith((INCOMPLETE, DELETED)) or folder.suffix in UNFINISHED]
     unnamed = sorted((f for f in last_used if f not in left_over and f.name not in used), key=last_used.__getitem__)
@@ -53,6 +54,13 @@ def find_unused(experiments_dir: Path, keep: int) -> list[Unused]:
 def remove_unused(unused: Unused) -> None:
     """Removes a folder of tokens; no process ever finds half of it, and who has it mapped keeps what is mapped."""
     delete(unused.folder)
+
+
+def _fetched(run_file: Path) -> list[str]:
+    """The folders of data that were fetched for a run."""
+    run = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    each = [run.get("sources") or {}, *(source["sources"] for source in run.get("mixture") or ())]
+    return [Path(file).parent.name for files in each for file in files.values()]
 
 
 def _tokens_of(run_file: Path) -> str:
