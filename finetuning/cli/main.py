@@ -6,6 +6,7 @@ understood, so that `--help` answers at once. Checking and launching belong to `
 
 import argparse
 import dataclasses
+import errno
 import importlib
 import os
 import sys
@@ -24,6 +25,13 @@ from finetuning.i18n import language_of_environment, printable, set_language, t,
 from finetuning.runtime.garbage import begin_imports, end_imports
 from finetuning.runtime.interrupts import Terminated, raise_on_end_signals
 from finetuning.runtime.output import open_output, what_was_lost
+
+# What the system says of paths that cannot be used: they are another's, too long, links in a circle, on a disk that fails.
+UNUSABLE = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENOTCONN),
+}
+MAX_PATH_SHOWN = 300  # characters
 
 
 def build_parser(program: str) -> argparse.ArgumentParser:
@@ -91,7 +99,7 @@ def main(argv: Sequence[str] | None = None, program: str = "finetune train") -> 
     token, config_file, dryrun = given.pop("hf_token", None), given.pop("config"), given.pop("dryrun")
     detach = given.pop("detach", False)
     try:
-        config = resolve_config(given, config_file)
+        config = _readable(given, config_file)
         from finetuning.cli.train import launch
 
         token = (token or os.environ.get("HF_TOKEN") or "").strip() or None
@@ -155,6 +163,9 @@ def console() -> None:
         _print_problems(error.problems)
         sys.exit(EXIT_BAD_INPUT)
     except (RunError, OSError) as error:
+        if isinstance(error, OSError) and (problem := _problem_of_path(error)) is not None:
+            _print_problems([problem])
+            sys.exit(EXIT_BAD_INPUT)
         sys.exit(_say_why_it_ended(error))
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
@@ -167,6 +178,16 @@ def _prepare_process() -> None:
         stream: TextIO | None = vars(sys)[name]
         if stream is not None:  # it was closed by whoever started this
             setattr(sys, name, open_output(stream.fileno(), stream.encoding))
+
+
+def _readable(given: dict[str, Any], config_file: Path | None) -> RunConfig:
+    """`resolve_config`, where what a path is not good for is a problem as well."""
+    try:
+        return resolve_config(given, config_file)
+    except OSError as error:
+        if (problem := _problem_of_path(error)) is None:
+            raise
+        raise InputError(problem) from None
 
 
 def _say_what_was_lost() -> bool:
@@ -273,12 +294,22 @@ def _say_why_it_ended(error: RunError | OSError) -> int:
             temporary_folder()
         except NoRoom as found:
             error = found
+    if isinstance(error, OSError) and (problem := _problem_of_path(error)) is not None:
+        error = RunError(problem)
     if isinstance(error, OSError):
         if error.errno not in NO_ROOM:
             raise error
         error = no_room(Path(error.filename).absolute().parent if isinstance(error.filename, str) else Path.cwd(), error)
     print(printable(str(error)), file=sys.stderr)
     return EXIT_FAILED
+
+
+def _problem_of_path(error: OSError) -> str | None:
+    """What keeps a path from being used that somebody gave, or that lies below one; None: it is something else."""
+    if error.errno not in UNUSABLE or not isinstance(error.filename, str):
+        return None
+    path = error.filename if len(error.filename) <= MAX_PATH_SHOWN else error.filename[:MAX_PATH_SHOWN] + "…"
+    return t("{file}: cannot be read or written: {reason}", file=path, reason=error.strerror)
 
 
 def _print_problems(problems: list[str]) -> None:

@@ -50,13 +50,16 @@ def launch(config: RunConfig, token: str | None, *, dryrun: bool, detach: bool =
     refuse_secrets(dataclasses.asdict(config), token)
     if detach and config.executor != "slurm":
         raise InputError(t("--detach has no effect without --executor slurm"))
-    experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
+    try:
+        experiment_dir = (Path(config.experiments_dir) / config.experiment).resolve()
+    except RuntimeError as error:  # as Python 3.11 and 3.12 say that links lead in a circle
+        raise InputError(t("cannot write to {folder}: {reason}", folder=config.experiments_dir, reason=error)) from None
     # With a wrong setting, a name that is no folder's among them, everything else is checked as well, but nothing written.
     job = plan_for(config) if config.executor == "slurm" else None
     if dryrun or check_settings(config) or (job is not None and (job.problems or job.unknown_memory)):
         return _show_only(config, token, experiment_dir, console, job)
-    new = [folder for folder in (experiment_dir, experiment_dir.parent) if not folder.exists()]
     try:
+        new = [folder for folder in (experiment_dir, experiment_dir.parent) if not folder.exists()]
         experiment_dir.mkdir(parents=True, exist_ok=True)
         lock = (experiment_dir / LOCK_FILE).open("a")
     except OSError as error:

@@ -31,6 +31,7 @@ SIZES = (
 )
 CPU_PROCESSES_PER_CORE = 4
 LINES = ("setup", "environment")  # may be several lines
+MAX_NAME_BYTES = 200  # of 255 that file systems take; names of files are made from it
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
 
 
@@ -53,6 +54,8 @@ def check_settings(config: RunConfig) -> list[str]:
                 name=config.experiment,
             )
         )
+    elif len(config.experiment.encode(errors="replace")) > MAX_NAME_BYTES:
+        problems.append(t("--experiment: a name of more than {most} bytes, which folders cannot have", most=MAX_NAME_BYTES))
     problems += _check_texts(config)
     unknown = [name for name in config.lora_targets if name not in LORA_TARGETS]
     if unknown or not config.lora_targets:
@@ -345,10 +348,15 @@ def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:
 def _not_yet(config: RunConfig) -> list[str]:
     """Settings that are understood and checked, but that this version cannot carry out."""
     problems = []
-    if config.nemo_model and not Path(config.nemo_model).exists():
-        problems.append(t("--nemo_model {path}: there is no such file or folder", path=config.nemo_model))
-    if config.restore_config and not Path(config.restore_config).is_dir():
-        problems.append(t("--restore_config {path}: there is no such folder", path=config.restore_config))
+    for name in ("nemo_model", "restore_config"):
+        given = getattr(config, name)
+        try:
+            if given and name == "nemo_model" and not Path(given).exists():
+                problems.append(t("--nemo_model {path}: there is no such file or folder", path=given))
+            if given and name == "restore_config" and not Path(given).is_dir():
+                problems.append(t("--restore_config {path}: there is no such folder", path=given))
+        except OSError as error:  # a name that is too long, a folder of somebody else
+            problems.append(t("--{name} {path}: cannot be read: {reason}", name=name, path=given, reason=error.strerror))
     return problems
 
 
