@@ -5,7 +5,6 @@ Takes the flags of `finetune train`. The model may be a name on the hub, a folde
 
 import argparse
 import dataclasses
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
 from finetuning.i18n import t
 from finetuning.launch.disk import checkpoint_bytes, export_bytes, size_of
+from finetuning.launch.expected import has_flash_4
 from finetuning.launch.gpus import GpuMemory, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.run_data import find_dataset, samples_of_epoch, work_of
@@ -37,7 +37,6 @@ from finetuning.plan.workload import Workload
 from finetuning.terminal import open_console
 
 BITS = 8
-FLASH_4 = "flash-attn-4"  # the distribution of the extra fa4
 
 
 @dataclass(frozen=True)
@@ -129,15 +128,6 @@ def make_plan(config: RunConfig, token: str | None, own: dict[str, Any]) -> Plan
         faster_layout(where, chosen) if chosen.fits else None,
         [] if chosen.fits else smallest_change(where, local),
     )
-
-
-def has_flash_4() -> bool:
-    """Whether the faster attention is installed here, and so, presumably, where the run will be."""
-    try:
-        importlib.metadata.version(FLASH_4)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _parser() -> argparse.ArgumentParser:

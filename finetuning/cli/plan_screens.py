@@ -9,6 +9,7 @@ from rich.text import Text
 from finetuning.config.memory import MemoryPlan, trainable_parameters
 from finetuning.config.resolve import USABLE
 from finetuning.i18n import t
+from finetuning.launch.expected import Expected, Used
 from finetuning.plan.layouts import Planned, changes_between, flags_of
 
 if TYPE_CHECKING:
@@ -232,6 +233,21 @@ def simulation_lines(plan: "Plan", found: "Simulation") -> list[tuple[str, str]]
         )
         lines.append(("", words))
     return lines
+
+
+def beside_words(expected: Expected, used: Used) -> str:
+    """Plan and reality of a run, side by side."""
+    unknown = t("not known")
+    return t(
+        "memory {used:.1f} GiB, {planned:.1f} planned · {seconds:.2f} s a step, {planned_s} planned · {tokens:,.0f} "
+        "token{tokens:s}/s, {planned_tokens} planned",
+        used=used.memory_gib,
+        planned=expected.memory_gib,
+        seconds=used.step_s,
+        planned_s=unknown if expected.step_s is None else f"{expected.step_s:.2f}",
+        tokens=used.tokens_per_second,
+        planned_tokens=unknown if expected.tokens_per_second is None else f"{expected.tokens_per_second:,.0f}",
+    )
 
 
 def duration(seconds: float) -> str:

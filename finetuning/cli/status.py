@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.plan_screens import beside_words
 from finetuning.errors import InputError
 from finetuning.i18n import t
+from finetuning.launch.expected import as_dict, expected_and_used
 from finetuning.launch.experiments import BROKEN, DEFAULT_FOLDER, Experiment, find_experiment, find_experiments
 from finetuning.launch.outcome import newest_checkpoint
 from finetuning.runtime.time_spent import in_words
@@ -31,9 +33,10 @@ def main(argv: Sequence[str]) -> int:
     console = open_console()
     if given.json:
         job = None if found.job is None else vars(found.job)
-        console.print(
-            json.dumps({**found.status, "state": found.state, "reason": found.reason, "job": job}, ensure_ascii=False)
-        )
+        both = expected_and_used(found.folder)
+        facts = {**found.status, "state": found.state, "reason": found.reason, "job": job}
+        facts["plan"] = None if both is None else as_dict(*both)
+        console.print(json.dumps(facts, ensure_ascii=False))
         return 0
     for label, value in _lines(found):
         console.print(f"{label:<{LABEL_WIDTH}}{value}")
@@ -52,6 +55,8 @@ def _lines(found: Experiment) -> list[tuple[str, str]]:
     lines.append((t("step"), step if loss is None else t("{step}, loss {loss:.4f}", step=step, loss=loss)))
     if spent := status.get("spent"):
         lines.append((t("time"), in_words(spent)))
+    if (both := expected_and_used(found.folder)) is not None:
+        lines.append((t("plan"), beside_words(*both)))
     where = found.place
     if found.job is not None:
         where += f" · {found.job.name}" + (f" · {found.job.nodes}" if found.job.nodes else "")

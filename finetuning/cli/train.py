@@ -22,6 +22,7 @@ from finetuning.files.atomic import remove_incomplete
 from finetuning.files.reserve import reserve_room
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
+from finetuning.launch.expected import write_expected
 from finetuning.launch.outcome import Outcome, decide_outcome, newest_checkpoint, record_outcome, show_failure
 from finetuning.launch.prepare import Prepared, prepare
 from finetuning.launch.slurm.container import package_folder
@@ -113,6 +114,7 @@ def _run(
     show_start(console, prepared)
     run_file = experiment_dir / "run.yaml"
     write_run(run, run_file)
+    write_expected(experiment_dir, prepared.outlook)
     step = prepared.start.checkpoint.step if prepared.start.checkpoint else 0
     if job_script is not None:
         job_id = submit_job(run, job_script, step, console)

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from finetuning.cli.course_lines import course_lines
+from finetuning.cli.plan_screens import beside_words, duration, faster_words
 from finetuning.config.memory import plan_memory, trainable_parameters
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
@@ -23,6 +24,7 @@ from finetuning.data.report.terminal import finding_summary
 from finetuning.data.tokens.tokenized import MixedSplit
 from finetuning.i18n import t
 from finetuning.launch.disk import WORTH_PROBING, bytes_written_per_s, describe
+from finetuning.launch.expected import expected_and_used
 from finetuning.launch.prepare import Prepared
 from finetuning.launch.run_data import samples_of_epoch
 from finetuning.runtime.status import read_status
@@ -86,12 +88,31 @@ def show_start(console: Console, prepared: Prepared) -> None:
         needed = plan_memory(run.strategy, model).total_gib
         text = t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=needed, there=gpu.gib)
         _line(console, t("memory"), text if gpu.source is None else f"{text} ({gpu.source})")
+    _show_outlook(console, prepared)
     _line(console, t("disk"), describe(prepared.disk, _disk_speed(prepared)))
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
         _line(console, t("start"), message)
     for note in prepared.notes:
         _line(console, t("note"), note)
+
+
+def _show_outlook(console: Console, prepared: Prepared) -> None:
+    """How fast it is expected to be, where that is known, and which layout would be faster."""
+    outlook, run = prepared.outlook, prepared.run
+    if outlook is None or outlook.expected.step_s is None:
+        return
+    expected = outlook.expected
+    text = t(
+        "about {tokens:,.0f} token{tokens:s}/s of each GPU, {seconds:.2f} s a step, all {steps:,} step{steps:s} in {duration}",
+        tokens=outlook.chosen.tokens_per_gpu,
+        seconds=expected.step_s,
+        steps=run.max_steps,
+        duration=duration(run.max_steps * outlook.expected.step_s),
+    )
+    _line(console, t("speed"), text if expected.measured_rates else text + t(" (rates from data sheets)"))
+    if outlook.faster is not None:
+        _line(console, t("faster"), faster_words(run.config, outlook.chosen, outlook.faster))
 
 
 def show_end(console: Console, run: Run) -> None:
@@ -109,6 +130,8 @@ def show_end(console: Console, run: Run) -> None:
         _line(console, t("packing"), packing)
     if spent := read_status(folder).get("spent"):
         _line(console, t("time"), in_words(spent))
+    if (both := expected_and_used(folder)) is not None:
+        _line(console, t("plan"), beside_words(*both))
     _show_answers(console, results)
     console.print()
     _line(console, t("result"), str(folder / "export"))

@@ -18,7 +18,7 @@ HALF, SINGLE = 2, 4  # bytes of bfloat16 and float32
 STATES = {"fp32": 4 * SINGLE, "bf16": SINGLE + 3 * HALF, "8bit": SINGLE + HALF + 2 + 2 * SINGLE / 128}
 ALLOWANCE_BYTES = 2 * 2**30  # CUDA context, NCCL, kernels' workspaces, fragmentation: all that is not in tensors
 ALLOCATION_BYTES = 2 * 2**20  # of large tensors, the allocator's unit
-ROWS_IN_PIPELINE = 4  # for each of its processes: packs of a step, for which there are buffers
+ROWS_IN_PIPELINE = 5  # for each of its processes: packs of a step, for which there are buffers
 HEAD_CHUNK_TOKENS, TRAINED_HEAD_CHUNK_TOKENS = 2048, 8192  # of logits that are there at once
 LEAST_TOKENS, LEAST_CHUNK_TOKENS = 4096, 1024  # of a piece and of a chunk of logits, with --least_memory
 
@@ -146,6 +146,9 @@ def _gathered_bytes(
     if shards > 1 or (strategy.shards_weights and not lora):
         # The whole stage, and gradients in float32 until the last row of the step.
         both = trained * (HALF + SINGLE) + (frozen * HALF if strategy.sharding == "step" else 0)
+        both -= (
+            trained * (HALF if strategy.split_master else SINGLE) // shards if shards > 1 else 0
+        )  # its own share comes later
         return both, both
     both = trained * HALF if strategy.shards_weights or lora else 0
     return both, both
@@ -256,7 +259,9 @@ def _activation_bytes(strategy: Strategy, model: LlamaConfig) -> tuple[int, int]
     if checkpointing == "none":
         return everything, HALF * gradients
     if checkpointing == "full":
-        return HALF * hidden // tensor, everything + HALF * gradients
+        # Fused blocks under context parallel do not give up what surrounds their attention: q, k, v and its output, both twice.
+        attended = 4 * (query + key_value) * (fused and strategy.degrees.cp > 1)
+        return HALF * (hidden + attended) // tensor, everything + HALF * gradients
     if fused:
         return little + HALF * by_rank // tensor, everything + HALF * gradients
     narrow = (3 * hidden + 2 * query + 2 * key_value) // tensor + 2 * hidden

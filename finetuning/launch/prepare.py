@@ -26,6 +26,7 @@ from finetuning.formats.huggingface.files import check_weights, fingerprint, unr
 from finetuning.formats.nemo.find import check_archive
 from finetuning.i18n import t
 from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
+from finetuning.launch.expected import Outlook, look_ahead
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
@@ -38,6 +39,7 @@ from finetuning.launch.run_data import (
     samples_of_epoch,
     template_of,
     unused_source,
+    work_of,
 )
 from finetuning.launch.schedule_notes import schedule_notes
 from finetuning.launch.slurm.job_script import JobPlan
@@ -63,6 +65,7 @@ class Prepared:
     gpu_memory: GpuMemory | None  # None: processes run on CPUs
     disk: DiskPlan
     notes: list[str]  # worth knowing, nothing to fix
+    outlook: Outlook | None = None  # None: it runs on CPUs
 
 
 def prepare(
@@ -173,7 +176,8 @@ def prepare(
         gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
     notes += _notes(config, dataset, num_samples) + schedule_notes(run, rate, num_samples)
-    return Prepared(run, model, dataset, start, rate, gpu_memory, disk, notes)
+    outlook = look_ahead(config, model, strategy, gpu_memory, work_of(dataset.splits["training"], config))
+    return Prepared(run, model, dataset, start, rate, gpu_memory, disk, notes, outlook)
 
 
 def _find_checked_model(config: RunConfig, token: str | None, problems: list[str]) -> tuple[Path | None, LlamaConfig | None]:

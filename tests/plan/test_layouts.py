@@ -1,0 +1,87 @@
+"""All layouts beside each other: which fit, which are faster, what would make a run fit."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from finetuning.config.settings import RunConfig
+from finetuning.plan.known_models import known_model
+from finetuning.plan.layouts import Where, changes_between, faster_layout, flags_of, rank, smallest_change
+from finetuning.plan.rates import rates_of
+from finetuning.plan.step_time import Place
+from finetuning.plan.workload import Workload
+
+pytestmark = pytest.mark.unit
+
+WORK = Workload(samples=1024, tokens=260, squared=514, target_share=0.8)
+
+
+def where(kind: str | None = "h200", gib: float | None = None, model: str = "Llama-3.1-8B") -> Where:
+    rates = rates_of(kind) if kind else None
+    shape = known_model(f"meta-llama/{model}")
+    assert shape is not None
+    return Where(shape, gib or (rates.memory_gib if rates else 80.0), rates, WORK, Place(8, flash_4=True))
+
+
+def given(**changed: Any) -> RunConfig:
+    return RunConfig(hf_model_id="m", dataset_path="d", global_batch_size=1024, **({"num_gpus": 8} | changed))
+
+
+def test_every_layout_of_eight_gpus_is_ranked_and_breaks_no_rule() -> None:
+    found = rank(where(), given())
+    layouts = [str(planned.strategy.degrees) for planned in found]
+    assert len(set(layouts)) == len(layouts) == 20  # degrees 1, 2, 4 and 8 on three axes, whose product is 8 at most
+    speeds = [planned.tokens_per_gpu for planned in found]
+    assert speeds == sorted(speeds, reverse=True)
+    assert layouts[0] == "DP 8"
+
+
+def test_layouts_that_do_not_fit_come_last() -> None:
+    found = rank(where("a100-40"), given())
+    assert [planned.fits for planned in found] == sorted((planned.fits for planned in found), reverse=True)
+    assert {planned.fits for planned in found} == {True, False}
+
+
+def test_the_specification_s_tensor_parallel_is_told_what_would_be_faster() -> None:
+    place, config = where(), given(num_gpus=2, tensor_model_parallel_size=2)
+    faster = faster_layout(place, place.plan_chosen(config))
+    assert faster is not None
+    assert flags_of(changes_between(config, faster.config)) == "-T 1"
+    best = given(num_gpus=2)
+    assert faster_layout(place, place.plan_chosen(best)) is None
+
+
+def test_where_no_time_is_known_nothing_is_said_to_be_faster() -> None:
+    place = where(None)
+    assert faster_layout(place, place.plan_chosen(given(tensor_model_parallel_size=2))) is None
+
+
+def test_what_does_not_fit_is_told_the_changes_that_do() -> None:
+    place, config = where("4090"), given(num_gpus=1)
+    assert not place.plan_chosen(config).fits
+    ways = [flags_of(changes) for changes, _ in smallest_change(place, config)]
+    assert ways == ["--peft lora --fp8 --least_memory", "--peft lora --least_memory"]
+    assert all(planned.fits for _, planned in smallest_change(place, config))
+
+
+def test_more_gpus_or_shorter_samples_are_said_where_nothing_else_makes_it_fit() -> None:
+    place, config = where("4090", model="Llama-3.1-70B"), given(num_gpus=1, peft="lora", least_memory=True, fp8=True)
+    changes = [changes for changes, _ in smallest_change(place, config)]
+    assert not changes, "a 70B of 72 GB fits on no number of such cards while each holds all of it"
+    full = given(num_gpus=1)
+    found = smallest_change(where("b200", model="Llama-3.1-70B"), full)
+    assert any("peft" in changes for changes, _ in found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({"tensor_model_parallel_size": 2, "fp8": True}, "-T 2 --fp8"),
+        ({"row_length": 4096}, "--row_length 4096"),
+    ],
+)
+def test_changes_are_said_as_they_are_typed(changes: dict[str, object], flags: str) -> None:
+    config = given()
+    changed = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    assert flags_of(changes_between(config, changed)) == flags
