@@ -164,7 +164,8 @@ class Worker:
         with self.saves:
             self._train()
             done = self.progress.step
-            self._evaluate_and_export(self._take_best(done))
+            taken = self._take_best(done)
+            self._evaluate_and_export(taken)
         early = done < self.run.max_steps
         self._status(
             FINISHED,
@@ -173,6 +174,7 @@ class Worker:
             reason=t("validation did not improve any more") if early else t("all steps done"),
             exit_code=EXIT_FINISHED,
             export=str(self.folder / "export"),
+            exported_step=taken,
         )
         self.progress.enter(Phase.LEAVING)
         self.end_trackers(trackers.FINISHED)
@@ -305,8 +307,8 @@ class Worker:
         self._answer("answers_before.jsonl")
 
     def _take_best(self, done: int) -> int:
-        """With --early_stopping, goes back to the weights of the best validation; returns the step that they are of."""
-        if self.config.early_stopping is None or "validation" not in self.splits:
+        """Goes back to the weights of the best validation where they are the result; returns the step that these are of."""
+        if not self.config.takes_best or "validation" not in self.splits:
             return done
         self.saves.finish()
         best = on_first_rank(self._best)

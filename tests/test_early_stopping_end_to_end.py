@@ -35,9 +35,13 @@ def test_a_run_that_was_resumed_in_another_layout_stops_as_its_validations_say(f
         assert code == 0, output
         return output
 
-    run("--num_gpus", "1", "--max_steps", "2")
-    output = run("--num_gpus", "2", "--max_steps", "10")
+    output = run("--num_gpus", "1", "--max_steps", "2", "--export", "last")
     folder = tmp_path / "experiments" / "early"
+    assert json.loads((folder / "results" / "test.json").read_text("utf-8"))["step"] == 2
+    assert "export · the weights of the last step, 2" in output
+    assert "the best weights kept are of step 1: finetune export early@best" in output
+    output = run("--num_gpus", "2", "--max_steps", "10")
+    assert "export · the weights of step 1 of 3, whose validation loss was the lowest" in output
     rows = read_metrics(folder / "metrics.csv")
     losses = [float(row["val_loss"]) for row in rows]
     assert [int(row["step"]) for row in rows] == [1, 2, 3] and min(losses) == losses[0]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from finetuning.cli.common_flags import verb_parser
+from finetuning.cli.course_lines import checkpoint_lines
 from finetuning.cli.model_argument import open_given_model, test_file_of
 from finetuning.cli.prove import prove_export
 from finetuning.errors import EXIT_FINISHED, InputError
@@ -59,6 +60,9 @@ def main(argv: Sequence[str]) -> int:
     keeps_adapter = model.adapter is not None and not given.merge
     if problems := _problems(model, given, target):
         raise InputError(problems)
+    if model.is_checkpoint:
+        for line in checkpoint_lines(model.path.resolve()):
+            console.print(line)
     name, served = served_name(given.model), target
     if given.to == "nemo":
         export_nemo_with_progress(model, target, given.dtype, console)

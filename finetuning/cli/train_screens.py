@@ -134,7 +134,7 @@ def show_end(console: Console, run: Run) -> None:
         _line(console, t("plan"), beside_words(*both))
     _show_answers(console, results)
     console.print()
-    _line(console, t("result"), str(folder / "export"))
+    _line(console, t("result"), f"{folder / 'export'} · {_taken(run, read_status(folder))}")
     _line(console, t("load it"), _load_line(config, folder / "export"))
     _line(console, t("records"), f"{folder}/: metrics.csv, results/, logs/, tensorboard/, checkpoints/")
     _line(
@@ -143,6 +143,15 @@ def show_end(console: Console, run: Run) -> None:
         t("train on: the same command with {flags}", flags=_more(run, read_status(folder))),
     )
     _line(console, "", t("curves: tensorboard --logdir {folder}", folder=config.experiments_dir))
+
+
+def _taken(run: Run, status: dict[str, Any]) -> str:
+    """Whose weights the result has."""
+    last = status.get("step", run.max_steps)
+    step = status.get("exported_step", last)
+    if run.config.takes_best:
+        return t("the weights of step {step} of {last}, whose validation loss was the lowest", step=step, last=last)
+    return t("the weights of the last step, {step}", step=step)
 
 
 def _more(run: Run, status: dict[str, Any]) -> str:

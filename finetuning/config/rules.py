@@ -82,9 +82,12 @@ def check_settings(config: RunConfig) -> list[str]:
         problems.append(problem)
     if config.warmup_ratio is not None and config.warmup_steps is not None:
         problems.append(t("--warmup_ratio and --warmup_steps say the same; give one of them"))
-    if config.early_stopping is not None and config.save_every_n_steps == 0:
+    if config.takes_best and config.save_every_n_steps == 0:
         problems.append(
-            t("--early_stopping keeps the weights of the best validation; --save_every_n_steps 0 keeps none, leave it out")
+            t(
+                "{flag} keeps the weights of the best validation; --save_every_n_steps 0 keeps none, leave it out",
+                flag=config.best_flag,
+            )
         )
     if config.lr_schedule == "constant" and config.min_lr > 0:
         problems.append(t("--min_lr has no effect with --lr_schedule constant"))

@@ -384,6 +384,13 @@ class RunConfig:
         default_means="off",
         at_least=1,
     )
+    export: str = setting(
+        RECORDS,
+        "whose weights are the result: the last step's, or those of the lowest validation loss; auto: last, with "
+        "--early_stopping best",
+        default="auto",
+        choices=("auto", "last", "best"),
+    )
     save_every_n_steps: int | None = setting(
         RECORDS,
         "steps between checkpoints; 0: none, and nothing can be resumed",
@@ -450,6 +457,16 @@ class RunConfig:
     def standard_alpha(self) -> float:
         """That alpha which, divided by the rank, gives the scale of the adapters."""
         return self.alpha * math.sqrt(self.lora_rank) if self.lora_scaling == "rslora" else self.alpha
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether the result has the weights of the lowest validation loss, not the last ones."""
+        return self.export == "best" or (self.export == "auto" and self.early_stopping is not None)
+
+    @property
+    def best_flag(self) -> str:
+        """The flag that asks for them, as it was given."""
+        return "--export best" if self.export == "best" else "--early_stopping"
 
     @property
     def asked_row_length(self) -> int:

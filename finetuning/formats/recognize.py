@@ -1,5 +1,5 @@
 """What lies at a path: a folder in Hugging Face format, an adapter in PEFT format, a checkpoint of NeMo or Megatron, a GGUF
-file, a checkpoint of ours, or an experiment, of which the newest checkpoint is taken, else its export.
+file, a checkpoint of ours, or an experiment, of which the newest checkpoint (or the best) is taken, else its export.
 
 Every question about a path is answered here, by a `FoundModel`; it is opened by `open_model` or by the doors of its kind.
 Imports no torch, so that a launch answers soon.
@@ -40,7 +40,7 @@ def recognize(path: Path, base: Path | None = None) -> FoundModel:
         InputError: there is nothing, or nothing that is known, with what was found; or `base` would have no effect.
     """
     kind = format_at(path)
-    if kind is own and (inner := own.newest_in(path)) is not None:
+    if kind is own and (inner := own.model_in(path)) is not None:
         return recognize(inner, base)
     if kind is None:
         raise InputError(_unknown(path))

@@ -141,7 +141,7 @@ def prepare(
     if problem := above_the_peak(config, rate.peak):
         raise InputError(problem)
     validates_every = config.val_check_interval or max(1, max_steps // VALIDATIONS_PER_RUN)
-    if problem := _early_stopping_problem(config, dataset, validates_every):
+    if problem := _validation_problem(config, dataset, validates_every):
         raise InputError(problem)
     run = Run(
         config=config,
@@ -278,17 +278,20 @@ def _run_before(start: Start) -> Run | None:
         return None
 
 
-def _early_stopping_problem(config: RunConfig, dataset: Dataset, validates_every: int) -> str | None:
-    if config.early_stopping is None:
+def _validation_problem(config: RunConfig, dataset: Dataset, validates_every: int) -> str | None:
+    """Of flags that go by the validation loss."""
+    if not (config.takes_best or config.early_stopping is not None):
         return None
     if "validation" not in dataset.splits:
         return t(
-            "--early_stopping looks at the validation loss, and there is no validation.jsonl; add one or leave the flag out"
+            "{flag} looks at the validation loss, and there is no validation.jsonl; add one or leave the flag out",
+            flag=config.best_flag,
         )
-    if config.save_every_n_steps and validates_every % config.save_every_n_steps != 0:
+    if config.takes_best and config.save_every_n_steps and validates_every % config.save_every_n_steps != 0:
         return t(
-            "--early_stopping keeps the weights of the best validation: --save_every_n_steps {saves} must divide "
+            "{flag} keeps the weights of the best validation: --save_every_n_steps {saves} must divide "
             "--val_check_interval {every}, or be left out",
+            flag=config.best_flag,
             every=validates_every,
             saves=config.save_every_n_steps,
         )

@@ -23,6 +23,11 @@ class Course:
     without: int  # validations since then
     last: Validation
 
+    @property
+    def has_risen(self) -> bool:
+        """The last loss is above the lowest by more than its standard error."""
+        return self.last.loss > self.best.loss + self.last.error
+
 
 def course_of(validations: Sequence[Validation]) -> Course:
     """Example: losses 2.0, 1.5, 1.45, 1.6 with errors of 0.1: the best is the third, the second has improved, two without.

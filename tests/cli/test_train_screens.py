@@ -175,7 +175,7 @@ def test_the_end_screen_shows_losses_answers_result_and_what_to_do_next(finished
     assert value_of("before", lines) == "(nothing)"
     assert value_of("after", lines) == "臺北 101 [/bold]"  # text of the model is no markup of ours
     assert value_of("expected", lines) == "臺北 101。"
-    assert value_of("result", lines) == f"{folder}/export"
+    assert value_of("result", lines) == f"{folder}/export · the weights of the last step, 5"
     assert value_of("load it", lines) == f'transformers.AutoModelForCausalLM.from_pretrained("{folder}/export")'
     assert value_of("next", lines) == "train on: the same command with --max_steps 10"
     assert f"curves: tensorboard --logdir {folder.parent}" in joined

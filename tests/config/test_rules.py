@@ -42,6 +42,10 @@ def test_the_defaults_keep_every_rule() -> None:
             {"early_stopping": 2, "save_every_n_steps": 0},
             "--early_stopping keeps the weights of the best validation; --save_every_n_steps 0 keeps none, leave it out",
         ),
+        (
+            {"export": "best", "save_every_n_steps": 0},
+            "--export best keeps the weights of the best validation; --save_every_n_steps 0 keeps none, leave it out",
+        ),
         ({"warmup_steps": 3, "warmup_ratio": 0.1}, "--warmup_ratio and --warmup_steps say the same; give one of them"),
         ({"warmup_ratio": 1.0}, "--warmup_ratio 1.0: must be at least 0 and less than 1"),
         ({"lr_schedule": "constant", "min_lr": 1e-9}, "--min_lr has no effect with --lr_schedule constant"),

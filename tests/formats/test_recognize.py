@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from finetuning.config.run import write_run
+from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
 from finetuning.formats.found_model import Format
 from finetuning.formats.gguf import door as gguf
@@ -17,6 +19,7 @@ from finetuning.formats.nemo import door as nemo
 from finetuning.formats.own import door as own
 from finetuning.formats.peft import door as peft
 from finetuning.formats.recognize import FORMATS, format_at, inspect, recognize
+from finetuning.launch.prepare import prepare
 
 pytestmark = pytest.mark.unit
 
@@ -122,6 +125,18 @@ def test_of_an_experiment_the_newest_checkpoint_is_taken_else_its_export(tmp_pat
     old, new = checkpoint(tmp_path, 3), checkpoint(tmp_path, 12)
     assert recognize(tmp_path).path == recognize(tmp_path / "checkpoints").path == new
     assert recognize(old).path == old
+
+
+def test_of_an_experiment_whose_result_is_the_best_checkpoint_that_one_is_taken(
+    settings: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    found = prepare(settings(export="best"), None, tmp_path, tmp_path / "tokens", with_weights=True).run
+    write_run(found, tmp_path / "run.yaml")
+    best, newest = checkpoint(tmp_path, 3), checkpoint(tmp_path, 12)
+    assert recognize(tmp_path).path == newest  # none is known to be the best
+    (tmp_path / "checkpoints" / "best").symlink_to(best.name)
+    assert recognize(tmp_path).path == recognize(tmp_path / "checkpoints").path == best.resolve()
+    assert recognize(newest).path == newest
 
 
 def test_what_is_nothing_is_told_with_what_it_would_have_to_be(tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_an_end_above_the_rule_s_peak_is_refused(prepared: Callable[..., Prepare
 def test_early_stopping_needs_a_validation_whose_weights_are_saved(prepared: Callable[..., Prepared]) -> None:
     with pytest.raises(InputError, match="--save_every_n_steps 2 must divide --val_check_interval 3, or be left out"):
         prepared(max_steps=40, early_stopping=2, val_check_interval=3, save_every_n_steps=2)
+    with pytest.raises(InputError, match="--export best keeps the weights of the best validation: --save_every_n_steps 2"):
+        prepared(max_steps=40, export="best", val_check_interval=3, save_every_n_steps=2)
+    prepared(max_steps=40, early_stopping=2, export="last", val_check_interval=3, save_every_n_steps=2)
     assert prepared(max_steps=40, early_stopping=2, val_check_interval=4, save_every_n_steps=2).run.config.early_stopping == 2
 
 
@@ -75,3 +78,5 @@ def test_early_stopping_needs_validation_data(prepared: Callable[..., Prepared],
     (tmp_path / "data" / "training.jsonl").write_bytes((tiny_dataset / "training.jsonl").read_bytes())
     with pytest.raises(InputError, match=r"--early_stopping looks at the validation loss, and there is no validation\.jsonl"):
         prepared(dataset_path=str(tmp_path / "data"), early_stopping=2)
+    with pytest.raises(InputError, match="--export best looks at the validation loss, and there is no validation"):
+        prepared(dataset_path=str(tmp_path / "data"), export="best")

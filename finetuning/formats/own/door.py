@@ -15,23 +15,34 @@ if TYPE_CHECKING:
     from finetuning.formats.weight_source import WeightSource
 
 NEEDS_BASE = True
+EXPORT = "export"  # the folder of an experiment's result
 
 
 def is_here(path: Path) -> bool:
-    return (path / INFO_FILE).is_file() or newest_in(path) is not None
+    return (path / INFO_FILE).is_file() or _newest_in(path) is not None
 
 
-def newest_in(path: Path) -> Path | None:
-    """The model of an experiment or its `checkpoints` folder: the newest complete checkpoint, else the export.
+def model_in(path: Path) -> Path | None:
+    """The model of an experiment or its `checkpoints` folder: the newest complete checkpoint, else the export; the best
+    one of a run whose result that is.
 
     None: it is a checkpoint itself, or holds neither.
     """
+    newest = _newest_in(path)
+    if newest is None or newest.name == EXPORT:
+        return newest
+    run, best = run_of(newest), newest.parent / "best"
+    takes_best = run is not None and run.config.takes_best and isinstance(open_checkpoint(best), Checkpoint)
+    return best.resolve() if takes_best else newest
+
+
+def _newest_in(path: Path) -> Path | None:
     if not path.is_dir() or (path / INFO_FILE).is_file():
         return None
     for folder in (path, path / "checkpoints"):
         if (newest := newest_complete(folder)) is not None:
             return newest.path
-    return path / "export" if (path / "export").is_dir() else None
+    return path / EXPORT if (path / EXPORT).is_dir() else None
 
 
 def named_base(path: Path) -> str | None:
