@@ -14,13 +14,13 @@ sys.path[:0] = [str(ROOT)]
 
 from benchmarks.compilations import CompilationCounter  # noqa: E402
 from finetuning import train  # noqa: E402
-from finetuning.training import shell  # noqa: E402
+from finetuning.training import lightning_shell  # noqa: E402
 from finetuning.training.step import StepResult  # noqa: E402
 
 
 def main(run_file: Path, counts_file: Path) -> int:
     counts: list[int] = []
-    train_step = shell.train_step
+    train_step = lightning_shell.train_step
 
     def counted_step(*arguments: Any, **options: Any) -> StepResult:
         result = train_step(*arguments, **options)
@@ -30,7 +30,7 @@ def main(run_file: Path, counts_file: Path) -> int:
 
     with (
         CompilationCounter() as counter,
-        mock.patch.object(shell, "train_step", counted_step),
+        mock.patch.object(lightning_shell, "train_step", counted_step),
         mock.patch.object(train.Worker, "_evaluate_and_export"),
     ):
         return train.main(run_file)

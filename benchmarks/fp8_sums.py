@@ -33,7 +33,8 @@ from torch import Tensor
 
 from finetuning.config.strategy import FUSED, HEAD_GRADIENT, LINEAR, Strategy
 from finetuning.formats.load_sharded import load_base_weights
-from finetuning.model import cross_entropy, frozen, trained
+from finetuning.model import cross_entropy
+from finetuning.model.blocks import frozen_linear, trainable_linear
 from finetuning.model.llama import Head
 from finetuning.parallel.parallelize import ParallelLlama, build_model
 from finetuning.parallel.weights import fill
@@ -181,16 +182,16 @@ class Sums(Study):
 @contextmanager
 def added_up(way: Way) -> Iterator[None]:
     """Products in fp8 are made in this way."""
-    add_gradient = trained.TrainableFp8Matrix.add_gradient
+    add_gradient = trainable_linear.TrainableFp8Matrix.add_gradient
 
-    def with_weight_gradients(matrix: trained.TrainableFp8Matrix, grad_TO: Tensor, x_TI: Tensor) -> None:
-        with patch.object(trained, "scaled_product", way.weight_gradients):
+    def with_weight_gradients(matrix: trainable_linear.TrainableFp8Matrix, grad_TO: Tensor, x_TI: Tensor) -> None:
+        with patch.object(trainable_linear, "scaled_product", way.weight_gradients):
             add_gradient(matrix, grad_TO, x_TI)
 
     with (
-        patch.object(frozen, "scaled_product", way.products),
-        patch.object(trained, "scaled_product", way.products),
-        patch.object(trained.TrainableFp8Matrix, "add_gradient", with_weight_gradients),
+        patch.object(frozen_linear, "scaled_product", way.products),
+        patch.object(trainable_linear, "scaled_product", way.products),
+        patch.object(trainable_linear.TrainableFp8Matrix, "add_gradient", with_weight_gradients),
         patch.object(cross_entropy, "scaled_product", lambda x, y, dtype, fast_sums: (way.head or exact)(x, y, dtype)),
     ):
         yield

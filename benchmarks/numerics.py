@@ -235,13 +235,19 @@ class Study:
         self._fill(net, worker)
         with CompilationCounter() as counter:
             curve, compiled_at = self._fit(worker, net, counter)
-        validation = evaluate(net, worker.splits["validation"], worker.plan).loss
+        evaluated = evaluate(net, worker.splits["validation"], worker.run.strategy.packs.without_gradients())
+        assert evaluated is not None
         kept = reference.trained if reference else {key: view.full_tensor().clone() for key, view in views(net).items()}
         for key, view in views(net).items():  # gradients are compared at weights that all have learnt, from which all start
             fill(view, kept[key])
         gradients = self._gradients(worker, net)
-        outcome = Outcome(curve, validation, gradients, kept)
-        row = {"flags": flags, "loss": curve, "validation_loss": validation, "seconds": round(time.monotonic() - started, 1)}
+        outcome = Outcome(curve, evaluated.loss, gradients, kept)
+        row = {
+            "flags": flags,
+            "loss": curve,
+            "validation_loss": evaluated.loss,
+            "seconds": round(time.monotonic() - started, 1),
+        }
         row |= {"steps_that_compiled": compiled_at, "steps_of_an_epoch": -(-len(worker.splits["training"]) // self.scale.batch)}
         row["tokens_per_step"] = round(statistics.mean(worker.splits["training"].lengths.tolist()) * self.scale.batch)
         report["variants"][name] = row | ({"verdict": "reference"} if reference is None else compare(reference, outcome, flags))
@@ -347,7 +353,7 @@ class Study:
                 global_batch_size=self.scale.batch,
                 data_rank=0,
                 data_parallel_size=1,
-                plan=worker.plan,
+                plan=worker.run.strategy.packs,
             )
         )
 
