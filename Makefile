@@ -48,7 +48,7 @@ unit: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
-	$(BIN)/mypy finetuning
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 fix: $(STAMP)

@@ -53,7 +53,7 @@ def _download(folder: Path) -> Path:
     options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--retries=1", "--quiet"]
     # A constraint of the machine's for this package would stand beside the hash, and pip would refuse both.
     environment = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}
-    command = [sys.executable, "-m", "pip", "download", *options, "--dest", folder, "--requirement", wanted]
+    command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(wanted)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -100,7 +100,9 @@ def make_tiny_model(
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
     begin = tokenizer.token_to_id("<|begin_of_text|>")
-    ends = [tokenizer.token_to_id(token) for token in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")]
+    ends = [
+        found for text in ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>") if (found := tokenizer.token_to_id(text)) is not None
+    ]
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,

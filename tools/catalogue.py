@@ -28,7 +28,7 @@ def main() -> None:
     old, new = read_catalogue(), empty_catalogue()
     for place, text in translated_texts():
         known = old.get(text)
-        new.add(text, known.string if known is not None else "", locations=[(place, None)])
+        new.add(text, known.string if known is not None else "", locations=[(place, 0)])
     CATALOGUE.write_bytes(written(new))
     missing = [message.id for message in new if message.id and not message.string]
     print(f"{len(new)} messages, {len(missing)} not translated" + "".join(f"\n  {text!r}" for text in missing))
@@ -51,8 +51,8 @@ def calls_of_t() -> list[tuple[str, str | None]]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "t":
                 first = node.args[0] if node.args else None
-                literal = isinstance(first, ast.Constant) and isinstance(first.value, str)
-                calls.append((str(file.relative_to(ROOT)), first.value if literal else None))
+                text = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+                calls.append((str(file.relative_to(ROOT)), text))
     return calls
 
 
