@@ -10,7 +10,8 @@ import errno
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -241,7 +242,7 @@ def _add_flag(group: Any, name: str, flag: Flag) -> None:
     kind = int if hint in (int, int | None) else float if hint in (float, float | None) else str
     group.add_argument(
         *names,
-        type=_number_or_auto if flag.auto else kind,
+        type=partial(_number_or_auto, kind) if flag.auto else kind,
         default=argparse.SUPPRESS,
         help=text.replace("%", "%%"),
         choices=flag.choices or None,
@@ -249,9 +250,9 @@ def _add_flag(group: Any, name: str, flag: Flag) -> None:
     )
 
 
-def _number_or_auto(text: str) -> float | str:
+def _number_or_auto(kind: Callable[[str], Any], text: str) -> Any:
     try:
-        return text if text == "auto" else float(text)
+        return text if text == "auto" else kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(t("{value!r} is neither a number nor auto", value=text)) from None
 

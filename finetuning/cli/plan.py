@@ -30,7 +30,7 @@ from finetuning.launch.run_data import find_dataset, samples_of_epoch, work_of
 from finetuning.launch.slurm.submit import plan_for
 from finetuning.plan.forecast import Forecast, forecast
 from finetuning.plan.known_models import known_model
-from finetuning.plan.layouts import Planned, Where, faster_layout, rank, smallest_change
+from finetuning.plan.layouts import Planned, Where, choose_degrees, faster_layout, rank, smallest_change
 from finetuning.plan.rates import GIGA, kind_of_name, kinds, rates_of
 from finetuning.plan.step_time import Place
 from finetuning.plan.workload import Workload
@@ -103,6 +103,9 @@ def make_plan(config: RunConfig, token: str | None, own: dict[str, Any]) -> Plan
     rates = rates_of(kind) if kind is not None else None
     network = None if own["network"] is None else own["network"] / BITS * GIGA
     where = Where(model, gpu.gib, rates, samples.work, Place(local.num_gpus, network, has_flash_4()))
+    local = choose_degrees(where, local)
+    if problems := check_layout(local, model):
+        raise InputError(problems)
     ranking = rank(where, local)
     chosen = where.plan_chosen(local)
     if not chosen.fits:

@@ -133,11 +133,11 @@ def _gathered_bytes(
         both = layers * block * HALF if strategy.fp8 else 0  # nothing to gather; weights in fp8, twice
         return both, both
     if strategy.sharding == "full":
-        gradients = 0 if lora else SINGLE
         # Copies add up what they have reduced in float32 until they reduce it among themselves, in the last row of the step.
         waiting = trained * (SINGLE - HALF) // shards if degrees.dp_replicate > 1 and strategy.split_master else 0
-        # Two blocks, and of what is trained the gradients on their way, those of the table that the head has used as well.
-        return waiting + tables * table * HALF, waiting + 2 * block * (HALF + gradients) + table * gradients
+        # Two blocks, and of what is trained the gradients of one on their way in float32, and of the table of the head.
+        on_their_way = 0 if lora else block * SINGLE + table * HALF
+        return waiting + tables * table * HALF, waiting + 2 * block * HALF + on_their_way
     if fused and not lora and strategy.optimizer_states != "fp32" and degrees.pp == 1:
         # The whole model and the gradients of all blocks in bfloat16, those of the tables in float32; and those of one block on
         # their way in float32. Until the last pack's come, this process's own share has no gradients.

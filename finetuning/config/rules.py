@@ -15,7 +15,7 @@ from pathlib import Path
 
 from finetuning.config.llama import LlamaConfig
 from finetuning.config.secrets import PROSE
-from finetuning.config.settings import DEFAULTS, FLAGS, LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
+from finetuning.config.settings import CHOSEN_LATER, DEFAULTS, DEGREES, FLAGS, LORA_TARGETS, PROFILE_AFTER_STEPS, RunConfig
 from finetuning.config.strategy import obstacles_to_fused
 from finetuning.i18n import t
 
@@ -139,7 +139,7 @@ def _check_ranges(config: RunConfig) -> list[str]:
     problems = []
     for name, flag in FLAGS.items():
         value, rule = getattr(config, name), flag.rule
-        if rule is None or value is None:
+        if rule is None or value is None or (name in DEGREES and value == CHOSEN_LATER):
             continue
         if math.isinf(value):
             problems.append(t("--{name} {value}: must be finite", name=name, value=value))

@@ -185,13 +185,28 @@ class RunConfig:
     )
 
     tensor_model_parallel_size: int = setting(
-        PARALLELISM, "tensor parallel degree: GPUs that share each matrix product", default=1, short="-T", at_least=1
+        PARALLELISM,
+        "tensor parallel degree: GPUs that share each matrix product; auto: what is expected to be fastest",
+        default=1,
+        short="-T",
+        at_least=1,
+        auto=True,
     )
     pipeline_model_parallel_size: int = setting(
-        PARALLELISM, "pipeline parallel degree: stages the layers are cut into", default=1, short="-P", at_least=1
+        PARALLELISM,
+        "pipeline parallel degree: stages the layers are cut into; auto: what is expected to be fastest",
+        default=1,
+        short="-P",
+        at_least=1,
+        auto=True,
     )
     context_parallel_size: int = setting(
-        PARALLELISM, "context parallel degree: GPUs that share each sequence", default=1, short="-C", at_least=1
+        PARALLELISM,
+        "context parallel degree: GPUs that share each sequence; auto: what is expected to be fastest",
+        default=1,
+        short="-C",
+        at_least=1,
+        auto=True,
     )
     data_parallel_replicate_size: int = setting(
         PARALLELISM, "whole copies of the sharded weights, so that weights travel inside a copy only", default=1, at_least=1
@@ -487,6 +502,9 @@ class RunConfig:
 
 FLAGS: dict[str, Flag] = {field.name: field.metadata["flag"] for field in dataclasses.fields(RunConfig)}
 CHOICES = {name: flag.choices for name, flag in FLAGS.items() if flag.choices}
+# What `auto` of a degree is until it is chosen (`launch.prepare`); as a number, nobody can give it.
+CHOSEN_LATER = 0
+DEGREES = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
 DEFAULTS = RunConfig(hf_model_id="", dataset_path="")
 
 
@@ -518,7 +536,11 @@ def config_from_dict(values: dict[str, Any], source: str, *, needs_data: bool = 
     problems += [t("--{name} is required", name=name) for name in required if not values.get(name)]
     for name, value in values.items():
         if name in hints:
-            value = None if value == "auto" and FLAGS[name].auto else value
+            if value == "auto" and FLAGS[name].auto:
+                value = CHOSEN_LATER if name in DEGREES else None
+            elif name in DEGREES and value == CHOSEN_LATER:
+                problems.append(t("--{name} {value}: {rule}", name=name, value=value, rule=FLAGS[name].rule))
+                continue
             if name == "dataset_path" and isinstance(value, list):
                 value = mixture_as_text(value)
             try:

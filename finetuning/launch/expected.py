@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 
 from finetuning.config.llama import LlamaConfig
-from finetuning.config.settings import RunConfig
+from finetuning.config.settings import CHOSEN_LATER, DEGREES, RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.files.atomic import write_text
 from finetuning.files.documents import read_json
 from finetuning.launch.gpus import GpuMemory
-from finetuning.plan.layouts import Planned, Where, faster_layout
+from finetuning.plan.layouts import Planned, Where, choose_degrees, faster_layout
 from finetuning.plan.rates import kind_of_name, rates_of
 from finetuning.plan.step_time import Place
 from finetuning.plan.workload import Workload
@@ -59,10 +59,8 @@ def look_ahead(
     """None: it runs on CPUs, of which nothing is said."""
     if gpu is None:
         return None
-    kind = kind_of_name(gpu.name) if gpu.name is not None else None
-    rates = rates_of(kind) if kind is not None else None
-    where = Where(model, gpu.gib, rates, work, Place(config.num_gpus, flash_4=has_flash_4()))
-    chosen = where.plan(config, strategy)
+    where = where_it_runs(config, model, gpu, work)
+    rates, chosen = where.rates, where.plan(config, strategy)
     step_s = chosen.time.seconds if chosen.time is not None else None
     expected = Expected(
         chosen.memory.tensors_gib,
@@ -71,6 +69,20 @@ def look_ahead(
         rates is not None and rates.measured,
     )
     return Outlook(expected, chosen, faster_layout(where, chosen))
+
+
+def where_it_runs(config: RunConfig, model: LlamaConfig, gpu: GpuMemory, work: Workload) -> Where:
+    kind = kind_of_name(gpu.name) if gpu.name is not None else None
+    rates = rates_of(kind) if kind is not None else None
+    return Where(model, gpu.gib, rates, work, Place(config.num_gpus, flash_4=has_flash_4()))
+
+
+def with_degrees(config: RunConfig, model: LlamaConfig, gpu: GpuMemory | None, work: Workload) -> RunConfig:
+    """The settings with every degree that was left to the command; on CPUs 1, as nothing is known of their time."""
+    if gpu is None:
+        left = {name: 1 for name in DEGREES if getattr(config, name) == CHOSEN_LATER}
+        return dataclasses.replace(config, **left)  # type: ignore[arg-type]
+    return choose_degrees(where_it_runs(config, model, gpu, work), config)
 
 
 def has_flash_4() -> bool:

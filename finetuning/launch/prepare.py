@@ -26,7 +26,7 @@ from finetuning.formats.huggingface.files import check_weights, fingerprint, unr
 from finetuning.formats.nemo.find import check_archive
 from finetuning.i18n import t
 from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
-from finetuning.launch.expected import Outlook, look_ahead
+from finetuning.launch.expected import Outlook, look_ahead, with_degrees
 from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
@@ -105,6 +105,11 @@ def prepare(
         raise InputError(problems)
     dataset = data.dataset
 
+    gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
+    work = work_of(dataset.splits["training"], config)
+    config = with_degrees(config, model, gpu_memory, work)
+    if problems := check_layout(config, model):
+        raise InputError(problems)
     num_samples = samples_of_epoch(dataset.splits["training"])
     max_steps = config.max_steps or steps_per_epoch(num_samples, config.global_batch_size)
     if config.warmup_steps is not None and config.warmup_steps >= max_steps:
@@ -117,7 +122,6 @@ def prepare(
                 max_steps=max_steps,
             )
         )
-    gpu_memory = job.gpu_memory if job is not None else find_gpu_memory()
     memory = gpu_memory.gib if gpu_memory is not None else None
     mean = mean_sample(dataset.splits["training"])
     strategy = resolve(config, model, memory, on_gpu=visible_gpus > 0, mean_sample=mean)
@@ -176,7 +180,7 @@ def prepare(
         gib = low_memory_on_host_gib(model, strategy.packs.capacity)
         notes.append(t("--least_memory: each process keeps {gib:.1f} GiB in host memory as well", gib=gib))
     notes += _notes(config, dataset, num_samples) + schedule_notes(run, rate, num_samples)
-    outlook = look_ahead(config, model, strategy, gpu_memory, work_of(dataset.splits["training"], config))
+    outlook = look_ahead(config, model, strategy, gpu_memory, work)
     return Prepared(run, model, dataset, start, rate, gpu_memory, disk, notes, outlook)
 
 

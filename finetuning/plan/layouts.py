@@ -12,7 +12,8 @@ from finetuning.config.llama import LlamaConfig
 from finetuning.config.memory import MemoryPlan, plan_memory
 from finetuning.config.resolve import USABLE, make_strategy, possible_ways, resolve
 from finetuning.config.rules import check_layout, check_settings
-from finetuning.config.settings import RunConfig
+from finetuning.config.settings import CHOSEN_LATER, RunConfig
+from finetuning.config.settings import DEGREES as DEGREES_LEFT
 from finetuning.config.strategy import Strategy
 from finetuning.plan.rates import Rates
 from finetuning.plan.step_time import Place, StepTime, step_time
@@ -86,6 +87,25 @@ def rank(where: Where, config: RunConfig, configs: list[RunConfig] | None = None
     """The best way of each layout, those that fit first, the fastest of them before the others; unknown times last."""
     found = [_best(where, each) for each in configs or asked_for(config, where.model)]
     return sorted(found, key=_order)
+
+
+def choose_degrees(where: Where, config: RunConfig) -> RunConfig:
+    """With a number in the place of every degree that was left to the command: of the fastest layout that fits, or else of the
+    one that needs least. Where no time is known, of the one that is least spread."""
+    left = [name for name in DEGREES_LEFT if getattr(config, name) == CHOSEN_LATER]
+    if not left:
+        return config
+    candidates = []
+    for degrees in product(DEGREES, repeat=len(left)):
+        candidate = dataclasses.replace(config, **dict(zip(left, degrees, strict=True)))  # type: ignore[arg-type]
+        if not _problems(candidate, where.model):
+            candidates.append(candidate)
+    if not candidates:  # as if nothing had been left: what is wrong is said of that
+        return dataclasses.replace(config, **dict.fromkeys(left, 1))  # type: ignore[arg-type]
+    found = rank(where, candidates[0], candidates)
+    if found[0].fits and found[0].time is None:
+        return min((each for each in found if each.fits), key=lambda each: each.config.model_parallel_size).config
+    return found[0].config
 
 
 def faster_layout(where: Where, chosen: Planned) -> Planned | None:

@@ -138,3 +138,12 @@ def test_the_answer_comes_in_no_time(capsys: pytest.CaptureFixture[str]) -> None
     began_s = time.process_time()
     screen(capsys, *LLAMA_8B, "--gpu", "h200", "-N", "128", "-G", "8", "--network", "400", *SHORT)
     assert time.process_time() - began_s < 1.5  # of 3 s; imports take half a second
+
+
+def test_auto_takes_the_plan_s_choice_and_zero_is_no_number_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [*LLAMA_8B, "--gpu", "h200", "-G", "8", "-g", "512", *SHORT]
+    found = answer(capsys, *flags, "-T", "auto", "-P", "auto", "-C", "auto")
+    assert found["chosen"]["layout"] == found["layouts"][0]["layout"] == "DP 8"
+    with pytest.raises(InputError) as error:
+        main([*flags, "-T", "0"])
+    assert error.value.problems == ["--tensor_model_parallel_size 0: must be 1 or more"]

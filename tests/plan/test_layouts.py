@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 
-from finetuning.config.settings import RunConfig
+from finetuning.config.settings import CHOSEN_LATER, RunConfig
 from finetuning.plan.known_models import known_model
-from finetuning.plan.layouts import Where, changes_between, faster_layout, flags_of, rank, smallest_change
+from finetuning.plan.layouts import (
+    Where,
+    changes_between,
+    choose_degrees,
+    faster_layout,
+    flags_of,
+    rank,
+    smallest_change,
+)
 from finetuning.plan.rates import rates_of
 from finetuning.plan.step_time import Place
 from finetuning.plan.workload import Workload
@@ -25,7 +33,7 @@ def where(kind: str | None = "h200", gib: float | None = None, model: str = "Lla
 
 
 def given(**changed: Any) -> RunConfig:
-    return RunConfig(hf_model_id="m", dataset_path="d", global_batch_size=1024, **({"num_gpus": 8} | changed))
+    return RunConfig(hf_model_id="m", dataset_path="d", **({"num_gpus": 8, "global_batch_size": 1024} | changed))
 
 
 def test_every_layout_of_eight_gpus_is_ranked_and_breaks_no_rule() -> None:
@@ -85,3 +93,28 @@ def test_changes_are_said_as_they_are_typed(changes: dict[str, object], flags: s
     config = given()
     changed = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
     assert flags_of(changes_between(config, changed)) == flags
+
+
+def test_degrees_left_to_the_command_are_those_of_the_fastest_layout_that_fits() -> None:
+    left = given(tensor_model_parallel_size=CHOSEN_LATER, pipeline_model_parallel_size=CHOSEN_LATER)
+    assert choose_degrees(where(), left) == given()
+    large = where("a100-80", model="Llama-3.1-70B")
+    chosen = choose_degrees(large, dataclasses.replace(left, global_batch_size=64))
+    assert (chosen.tensor_model_parallel_size, chosen.pipeline_model_parallel_size) == (8, 1)
+    assert large.plan_chosen(chosen).fits
+
+
+def test_numbers_that_were_given_stay_beside_a_degree_that_was_left() -> None:
+    chosen = choose_degrees(where(), given(tensor_model_parallel_size=2, context_parallel_size=CHOSEN_LATER))
+    assert (chosen.tensor_model_parallel_size, chosen.context_parallel_size) == (2, 1)
+
+
+def test_without_a_known_time_the_least_spread_layout_that_fits_is_taken() -> None:
+    left = given(tensor_model_parallel_size=CHOSEN_LATER)
+    assert choose_degrees(where(None, 80.0), left).tensor_model_parallel_size == 1
+
+
+def test_where_no_degree_will_do_the_problem_is_that_of_one() -> None:
+    impossible = given(pipeline_model_parallel_size=5)
+    left = dataclasses.replace(impossible, tensor_model_parallel_size=CHOSEN_LATER)
+    assert choose_degrees(where(), left) == impossible
