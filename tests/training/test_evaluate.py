@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from finetuning.config.strategy import PackPlan
 from finetuning.data.tokens.tokenized import open_split
 from finetuning.training import evaluate as module
-from finetuning.training.evaluate import Evaluation, evaluate, standard_error
+from finetuning.training.evaluate import Evaluation, evaluate, standard_error, together
 from tests.closeness import ROUNDING
 from tests.models import build
 from tests.processes import run_processes
@@ -72,3 +72,13 @@ def test_the_standard_error_is_what_means_of_other_draws_of_samples_differ_by() 
     errors = [standard_error(list(part), list(counts)) for part, counts in zip(sums, tokens, strict=True)]
     assert np.mean(errors) == pytest.approx(means.std(), rel=0.05)
     assert standard_error([8.0, 12.0], [10, 10]) == pytest.approx(0.2) and standard_error([8.0], [10]) is None
+
+
+@pytest.mark.unit
+def test_a_mixture_counts_each_source_by_what_a_sample_of_it_has_of_the_source() -> None:
+    found = [Evaluation(1.0, 4, 40, 0.3), Evaluation(2.0, 1, 10, None)]
+    whole = together(["a", "b"], found, [3 * 10, 1 * 10])
+    assert (whole.loss, whole.samples, whole.answer_tokens) == (1.25, 5, 50)
+    assert whole.error == pytest.approx(0.75 * 0.3), "that of a single sample is not known"
+    assert whole.as_json()["sources"]["b"]["loss"] == 2.0
+    assert together(["b"], found[1:], [1]).error is None
