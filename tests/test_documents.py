@@ -70,8 +70,9 @@ def test_every_path_in_a_document_for_contributors_is_there(name: str) -> None:
 def test_every_decision_is_in_the_index_and_says_what_was_turned_down() -> None:
     listed = re.findall(r"\]\((\d{4}-[\w-]+\.md)\)", read("docs/decisions/README.md"))
     assert listed == [file.name for file in DECISIONS if file.name != "README.md"]
-    for name in listed:
+    for number, name in enumerate(listed, start=1):
         text = read(f"docs/decisions/{name}")
+        assert name.startswith(f"{number:04d}-") and text.startswith(f"# {number}. "), name
         assert re.search(r"^\d{4}-\d\d-\d\d · .+\?$", text, re.MULTILINE), name
         assert all(f"**{heading}" in text for heading in ("Decided.", "Because", "Turned down")), name
 
