@@ -17,57 +17,28 @@ from finetuning.formats.gguf.weights import GgufModel, open_gguf
 from finetuning.formats.stored_model import open_model
 from finetuning.inference.likely_faults import header_faults, likely_models, stored_faults
 from finetuning.inference.prove import aligned, prompt_difference
-from finetuning.inference.samples import read_samples
 from finetuning.inference.served_files import llama_cpp
+from tests.cli.served_faults import (
+    changed,
+    no_begin,
+    one_end_less,
+    other_split,
+    other_words,
+    proved,
+    two_begins,
+    with_noise,
+    without_generation_prompt,
+    without_scaling,
+)
 from tests.inference.openai_server import Engine, serving
-from tests.learned import write_learned_model
-from tests.references import write_random_adapter
 
 pytestmark = pytest.mark.unit
-
-SAMPLES, LENGTH = 3, "20"
-
-
-@pytest.fixture(scope="module")
-def data(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("prompts") / "test.jsonl"
-    lines = [
-        {"input": "颱風 12345 km?", "output": "會。"},
-        {"input": "2+2=?", "output": "4, I'd say"},
-        {"input": "Hi", "output": "在！"},
-    ]
-    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    return file
-
-
-@pytest.fixture(scope="module")
-def learned(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_learned_model(tmp_path_factory.mktemp("learned") / "model", read_samples(data, None))
-
-
-@pytest.fixture(scope="module")
-def adapter(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters") / "adapter"
-    write_random_adapter(learned, folder, 2, 60.0, ("q_proj", "v_proj", "down_proj"))
-    return folder
 
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
-def proved(served: str | Path, model: Path, data: Path, *flags: str) -> int:
-    return prove.main([str(served), str(model), "--data", str(data), "--max_new_tokens", LENGTH, *flags])
-
-
-def changed(folder: Path, target: Path, name: str, change: Callable[[str], str]) -> Path:
-    shutil.copytree(folder, target)
-    text = (target / name).read_text(encoding="utf-8")
-    assert change(text) != text
-    (target / name).write_text(change(text), encoding="utf-8")
-    return target
 
 
 def test_the_trained_model_is_proved_by_every_token(
@@ -92,36 +63,6 @@ def test_a_server_that_tells_only_text_is_compared_by_its_text(
             proved(url, learned, data)
         assert proved(url + "/", learned, data, "--served_model", "trained") == EXIT_FINISHED
     assert "same tokens of prompts   the server does not tell" in capsys.readouterr().out
-
-
-def without_generation_prompt(text: str) -> str:
-    return text.replace("{%- if add_generation_prompt -%}", "{%- if false -%}")
-
-
-def other_split(text: str) -> str:
-    return text.replace(r"\\p{N}{1,3}", r"\\p{N}")
-
-
-def one_end_less(text: str) -> str:
-    return json.dumps({"eos_token_id": [json.loads(text)["eos_token_id"][0]]})
-
-
-def two_begins(text: str) -> str:
-    return text.replace("{{- bos_token -}}", "{{- bos_token ~ bos_token -}}")
-
-
-def no_begin(text: str) -> str:
-    return text.replace("{{- bos_token -}}", "")
-
-
-def other_words(text: str) -> str:
-    return text.replace("Cutting Knowledge", "Knowledge")
-
-
-def without_scaling(text: str) -> str:
-    found = json.loads(text)
-    found["rope_parameters"] = {"rope_type": "default", "rope_theta": 500000.0}
-    return json.dumps(found)
 
 
 FAULTS: dict[str, tuple[str, Callable[[str], str], str, str]] = {
@@ -221,17 +162,6 @@ def test_other_weights_are_named_as_far_as_answers_show(
         "it answers as the base model without the adapter",
         "it answers as the trained model without its RoPE scaling",
     ]
-
-
-def with_noise(folder: Path) -> Path:
-    """The folder with other numbers in every weight."""
-    from safetensors.torch import load_file, save_file
-
-    generator = torch.Generator().manual_seed(3)
-    weights = load_file(folder / "model.safetensors")
-    noisy = {name: w + 0.3 * w.std() * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
-    save_file(noisy, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def test_a_folder_is_proved_in_transformers(

@@ -9,6 +9,7 @@ from finetuning.errors import EXIT_FAILED, EXIT_FINISHED
 from finetuning.formats.stored_model import open_model
 from finetuning.inference.samples import read_samples
 from finetuning.inference.served_files import llama_cpp as serving
+from tests.cli.served_faults import FAULTS, changed, proved, words_by_merges
 from tests.formats.gguf.vocabularies import LLAMA_CPP, SPECIAL, nasty_texts
 from tests.learned import write_learned_model
 from tests.references import write_random_adapter
@@ -43,6 +44,24 @@ def test_a_file_of_each_type_is_proved_in_llama_cpp(
     assert "same tokens of prompts   4 of 4" in printed and "same tokens of texts     10 of 10" in printed
     if kind in ("f32", "f16"):
         assert "same greedy answers      4 of 4" in printed and "same: what is served is what was trained" in printed
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_broken_in_a_file_is_named_in_llama_cpp(
+    learned: tuple[Path, Path],
+    fault: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LLAMA_CPP", str(LLAMA_CPP))
+    folder, data = learned
+    name, change, sentence = FAULTS[fault]
+    broken = changed(folder, tmp_path / "broken", name, words_by_merges if fault == "split" else change)
+    assert export.main([str(broken), str(tmp_path / "out"), "--to", "gguf"]) == EXIT_FINISHED
+    assert proved(tmp_path / "out" / "model-f32.gguf", folder, data) == EXIT_FAILED
+    printed = capsys.readouterr().out
+    assert "DIFFERENT: what is served is not what was trained" in printed and sentence in printed
 
 
 def test_a_file_of_another_model_is_caught_in_llama_cpp(
