@@ -16,7 +16,8 @@ SECRET_NAME = re.compile(
     r"^(?!.*_(?:PATH|FILE|DIR)$).*(?:"
     r"PASSWORD|PASSWD|PASSPHRASE|SECRET|CREDENTIAL|AUTHORIZATION|CONNECTION_STRING|COOKIE"
     r"|(?:API|ACCESS|PRIVATE|AUTH|LICENSE)_?KEY"
-    r"|TOKEN\d*(?:_|$)|[A-Z0-9]_KEY\d*$|[A-Z0-9]_PWD$|(?:^|_)(?:PASS|SSHPASS|PAT|AUTH|JWT|BEARER|DSN)\d*$)",
+    r"|TOKEN\d*(?:_|$)|[A-Z0-9]_KEY\d*$|[A-Z0-9]_PWD$"
+    r"|(?:^|_)(?:PASS|PGPASS|SSHPASS|PW|PAT|AUTH|JWT|BEARER|DSN|CREDS?|SAS|SK|WEBHOOK(?:_URL)?)\d*$)",
     re.IGNORECASE,
 )
 SECRET_VALUE = re.compile(
@@ -28,7 +29,8 @@ SECRET_VALUE = re.compile(
     r"|\bwandb\s+login\b[^\n]*\b[0-9a-f]{40}\b"
 )
 # user:password@ of an address; what follows a colon is no password where it is a port.
-ADDRESS_PASSWORD = re.compile(r"://[^\s/@:\[]*:(?!\d{1,5}(?:[/?#\s]|$))(?!\$)[^\s@]+@")
+# A long user with digits and no password is a token.
+ADDRESS_PASSWORD = re.compile(r"://(?:[^\s/@:\[]*:(?!\d{1,5}(?:[/?#\s]|$))(?!\$)[^\s@]+|(?=[^\s/@:$]*\d)[^\s/@:$]{16,})@")
 LITERAL = r"""(?=["']?[^\s"'$;&|)])"""  # of a value that is one, not a way to it
 ASSIGNMENT = re.compile(rf"""(?<![\w/$-])(?:-{{1,2}})?([A-Za-z_][\w.-]*)["']?\s?=\s?{LITERAL}""")
 OPTION = re.compile(rf"(?<![\w-])--([A-Za-z][\w-]*)[ \t]+(?!-){LITERAL}")
@@ -37,6 +39,14 @@ HEADER = re.compile(
 )
 # The user and password of `curl -u`, not of `docker run -u 1000:1000` or `chown`.
 USER_OPTION = re.compile(r"""\b(?:curl|wget|http)\b[^\n;|&]*\s(?:-u|--user)[= ]?\s*["']?[^\s"':]+:(?!\$)[^\s"'$]+""")
+# Passwords that commands take without saying so.
+COMMAND = re.compile(
+    r"\b(?:sshpass|(?:docker|podman|nerdctl|helm|skopeo|crane|az|oc|apptainer|singularity)\b[^\n;|&]*\blogin)\b"
+    rf"[^\n;|&]*\s-p[= ]?\s*(?!-){LITERAL}"
+    r"|\b(?:mysql|mysqldump|mariadb)\b[^\n;|&]*\s-p(?![$\s])\S"
+    rf"|\baws\s+configure\s+set\s+\S*(?:secret|token)\S*\s+{LITERAL}"
+    r"|\b(?:echo|printf)\s[^\n|;&$]+\|[^\n;&]*--password-stdin"
+)
 PROSE = ("system_prompt", "prompt_template")  # text to learn from, where `password: …` is a word like others
 
 
@@ -56,7 +66,7 @@ def find_secret(text: str, *, prose: bool = False) -> str | None:
             name = match[1].replace("-", "_").replace(".", "_")
             if SECRET_NAME.search(name):
                 return t("a value of {name}", name=match[1])
-    if USER_OPTION.search(text):
+    if USER_OPTION.search(text) or COMMAND.search(text):
         return t("a user with a password")
     return t("a header with a key") if HEADER.search(text) else None
 

@@ -33,6 +33,12 @@ STANDS = "which would stand in run.yaml, in job scripts and in process lists"
         "SSHPASS",
         "APIKEY",
         "api_key_2",
+        "PGPASS",
+        "ROOT_PW",
+        "FOO_CREDS",
+        "AZURE_STORAGE_SAS",
+        "STRIPE_SK",
+        "SLACK_WEBHOOK_URL",
     ],
 )
 def test_a_variable_that_holds_a_secret_is_known_by_its_name(name: str) -> None:
@@ -54,6 +60,12 @@ def test_a_variable_that_holds_a_secret_is_known_by_its_name(name: str) -> None:
         "MAX_TOKENS",
         "BYPASS",
         "COMPASS",
+        "PWM",
+        "TASK",
+        "DISK",
+        "SASL_MECHANISM",
+        "NCCL_IB_PKEY",
+        "SSH_KEY_PATH",
     ],
 )
 def test_an_ordinary_variable_is_not_taken_for_a_secret(name: str) -> None:
@@ -81,6 +93,13 @@ def test_an_ordinary_variable_is_not_taken_for_a_secret(name: str) -> None:
         ("curl -s -u me:abc https://host", "a user with a password"),
         ("curl --user='me:abc' https://host", "a user with a password"),
         ("curl -u $USER:abc https://host", "a user with a password"),
+        ("docker login -u me -p abc host", "a user with a password"),
+        ("sshpass -pabc ssh host", "a user with a password"),
+        ("sshpass -p 'abc' ssh host", "a user with a password"),
+        ("mysql -pabc -u me", "a user with a password"),
+        ("aws configure set aws_secret_access_key abc", "a user with a password"),
+        ("echo abc | docker login -u me --password-stdin", "a user with a password"),
+        ("https://a1b2c3d4e5f6a7b8c9d0@mlflow.host", "an address with a password"),
     ],
 )
 def test_a_secret_in_a_text_is_found_and_not_shown(text: str, what: str) -> None:
@@ -111,6 +130,16 @@ def test_a_secret_in_a_text_is_found_and_not_shown(text: str, what: str) -> None
         "export PGPASSWORD=",
         "source ~/.secrets/wandb.sh",
         "sort --key=2 file",
+        "https://organization@dev.host/x",
+        "docker run -p 8080:80 image",
+        "docker login -u me -p $PASS host",
+        'echo "$PASS" | docker login -u me --password-stdin',
+        "cat ~/.pass | docker login -u me --password-stdin",
+        "sshpass -f ~/.pass ssh host",
+        "sshpass -p $PASS ssh host",
+        "mysql -p -u me",
+        "mkdir -p /scratch/login",
+        "aws configure set region eu-1",
     ],
 )
 def test_what_only_names_a_secret_or_looks_a_little_like_one_is_none(text: str) -> None:
