@@ -30,7 +30,7 @@ from finetuning.launch.run_data import find_dataset, samples_of_epoch, work_of
 from finetuning.launch.slurm.submit import plan_for
 from finetuning.plan.forecast import Forecast, forecast
 from finetuning.plan.known_models import known_model
-from finetuning.plan.layouts import Planned, Where, choose_degrees, faster_layout, rank, smallest_change
+from finetuning.plan.layouts import Planned, Where, choose_degrees, faster_layout, other_ways, rank, smallest_change
 from finetuning.plan.rates import GIGA, kind_of_name, kinds, rates_of
 from finetuning.plan.step_time import Place
 from finetuning.plan.workload import Workload
@@ -59,6 +59,7 @@ class Plan:
     chosen: Planned
     forecast: Forecast
     ranking: list[Planned]
+    others: list[tuple[dict[str, object], Planned]]  # the same layout otherwise
     faster: Planned | None
     changes: list[tuple[dict[str, object], Planned]]  # that would make it fit, where it does not
 
@@ -128,6 +129,7 @@ def make_plan(config: RunConfig, token: str | None, own: dict[str, Any]) -> Plan
             tokens_bytes=samples.tokens_bytes,
         ),
         ranking,
+        other_ways(where, local),
         faster_layout(where, chosen) if chosen.fits else None,
         [] if chosen.fits else smallest_change(where, local),
     )

@@ -201,14 +201,20 @@ def _show_ranking(console: Console, plan: "Plan") -> None:
         console.print("  " + ranking_words(planned, plan.where.memory_gib))
     if len(plan.ranking) > MAX_LAYOUTS:
         console.print(t("  and {count} more, see --json", count=len(plan.ranking) - MAX_LAYOUTS))
+    if plan.others:
+        console.print(t("The same layout otherwise:"))
+    for changes, planned in plan.others:
+        console.print("  " + ranking_words(planned, plan.where.memory_gib, flags_of(changes)))
 
 
-def ranking_words(planned: Planned, there_gib: float) -> str:
+def ranking_words(planned: Planned, there_gib: float, flags: str | None = None) -> str:
+    """`flags`: what leads to it, where that is not the layout."""
     cost = t("not known") if planned.time is None else f"{planned.tokens_per_gpu:,.0f} tok/s"
     verdict = (
         "" if planned.fits else " · " + t("does not fit by {gib:.1f} GiB", gib=planned.memory.total_gib - there_gib * USABLE)
     )
-    return f"{planned.strategy.degrees!s:<22}{planned.memory.total_gib:7.1f} GiB  {cost:>13}  {ways_of(planned)}{verdict}"
+    name = flags or str(planned.strategy.degrees)
+    return f"{name:<38}{planned.memory.total_gib:7.1f} GiB  {cost:>13}  {ways_of(planned)}{verdict}"
 
 
 def simulation_lines(plan: "Plan", found: "Simulation") -> list[tuple[str, str]]:
@@ -274,6 +280,7 @@ def as_json(plan: "Plan", simulation: "Simulation | None") -> dict[str, Any]:
             {"flags": flags_of(changes)} | _planned_json(plan.config, planned) for changes, planned in plan.changes
         ],
         "layouts": [_planned_json(plan.config, planned) for planned in plan.ranking],
+        "otherwise": [{"flags": flags_of(changes)} | _planned_json(plan.config, planned) for changes, planned in plan.others],
         "simulation": None if simulation is None else dataclasses.asdict(simulation),
     }
 

@@ -21,6 +21,7 @@ from finetuning.plan.workload import Workload
 
 DEGREES = (1, 2, 4, 8, 16)
 WORTH_SAYING = 1.1  # times as fast
+ROW_LENGTHS = (8192, 16384, 24576)
 SHORTER = (0.5, 0.25, 0.125)  # rows and samples, where nothing else makes a run fit
 MORE_GPUS = (2, 4, 8, 16, 32, 64)  # times as many
 AXES = {"tensor_model_parallel_size": "-T", "pipeline_model_parallel_size": "-P", "context_parallel_size": "-C"}
@@ -87,6 +88,22 @@ def rank(where: Where, config: RunConfig, configs: list[RunConfig] | None = None
     """The best way of each layout, those that fit first, the fastest of them before the others; unknown times last."""
     found = [_best(where, each) for each in configs or asked_for(config, where.model)]
     return sorted(found, key=_order)
+
+
+def other_ways(where: Where, config: RunConfig) -> list[tuple[dict[str, object], Planned]]:
+    """The same layout with another sharding, recomputation, precision, length of packs or number of copies, one at a time."""
+    choices: list[dict[str, object]] = [
+        *[dict[str, object](sharding=way) for way in ("full", "step", "replicated")],
+        *[dict[str, object](activation_checkpointing=mode) for mode in ("none", "selective", "full")],
+        *[dict[str, object](optimizer_states=states) for states in ("bf16", "8bit")],
+        {"fp8": not config.fp8},
+        {"least_memory": True, "sharding": "auto", "activation_checkpointing": "auto"},
+        *[dict[str, object](row_length=tokens) for tokens in ROW_LENGTHS if tokens >= config.seq_length],
+        {"data_parallel_replicate_size": config.num_nodes},
+    ]
+    asked = where.plan_chosen(config).strategy
+    ways = [(changes, way) for changes, way in _tried(where, config, choices, least=False) if way.strategy != asked]
+    return sorted(ways, key=lambda pair: _order(pair[1]))
 
 
 def choose_degrees(where: Where, config: RunConfig) -> RunConfig:
@@ -193,12 +210,15 @@ def _larger_changes(where: Where, config: RunConfig) -> Iterator[tuple[dict[str,
             yield fitting
 
 
-def _tried(where: Where, config: RunConfig, candidates: list[dict[str, object]]) -> Iterator[tuple[dict[str, object], Planned]]:
+def _tried(
+    where: Where, config: RunConfig, candidates: list[dict[str, object]], *, least: bool = True
+) -> Iterator[tuple[dict[str, object], Planned]]:
+    """Those that change something and break no rule; with `least`, what does not fit is planned with the least memory."""
     for candidate in candidates:
         changed = dataclasses.replace(config, **candidate)  # type: ignore[arg-type]
         changes = changes_between(config, changed)
         if changes and not _problems(changed, where.model):
-            yield changes, _best(where, changed)
+            yield changes, _best(where, changed) if least else where.plan_chosen(changed)
 
 
 def _problems(config: RunConfig, model: LlamaConfig) -> list[str]:

@@ -12,10 +12,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from finetuning.cli.train_screens import LABEL_WIDTH, show_end, show_start
+from finetuning.config.memory import MemoryPlan
 from finetuning.config.settings import RunConfig
 from finetuning.i18n import set_language
+from finetuning.launch.expected import Expected, Outlook
 from finetuning.launch.gpus import GpuMemory
 from finetuning.launch.prepare import Prepared, prepare
+from finetuning.plan.layouts import Planned
+from finetuning.plan.step_time import StepTime
+from finetuning.plan.workload import Packs
 from finetuning.runtime.status import FINISHED, write_status
 from finetuning.training.metrics import COLUMNS, MetricsFile
 
@@ -105,6 +110,30 @@ def test_expected_memory_is_shown_where_there_is_a_gpu(prepared: Prepare) -> Non
     assert re.fullmatch(r"about \d+ GiB of each GPU's 80 GiB", value_of("memory", start_screen(here)))
     nodes = dataclasses.replace(found, gpu_memory=GpuMemory(141, "--gpu_memory_gib"))
     assert value_of("memory", start_screen(nodes)).endswith(" GiB of each GPU's 141 GiB (--gpu_memory_gib)")
+
+
+def test_expected_speed_and_a_faster_layout_are_shown_where_they_are_known(prepared: Prepare) -> None:
+    found = prepared()
+    assert not [line for line in start_screen(found) if line.startswith(("speed", "faster"))], "on a CPU nothing is said"
+    chosen, faster = (
+        Planned(
+            dataclasses.replace(found.run.config, tensor_model_parallel_size=degree),
+            found.run.strategy,
+            MemoryPlan(2**30, 0, 0, 0, 0),
+            StepTime(seconds, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, Packs(1, 128, 1.0), 1000.0),
+            fits=True,
+        )
+        for degree, seconds in ((found.run.config.tensor_model_parallel_size, 4.0), (4, 2.0))
+    )
+    outlook = Outlook(Expected(1.0, 4.0, 250.0, measured_rates=True), chosen, faster)
+    lines = start_screen(dataclasses.replace(found, outlook=outlook))
+    assert value_of("speed", lines) == "about 125 tokens/s of each GPU, 4.00 s a step, all 5 steps in 20 s"
+    assert value_of("faster", lines) == "-T 4: 250 tokens/s of each GPU expected, 2.00 × as fast; 3 GiB"
+    published = dataclasses.replace(outlook, expected=Expected(1.0, 4.0, 250.0), faster=None)
+    lines = start_screen(dataclasses.replace(found, outlook=published))
+    assert value_of("speed", lines).endswith("in 20 s (rates from data sheets)")
+    unknown = dataclasses.replace(outlook, expected=Expected(1.0))
+    assert not [line for line in start_screen(dataclasses.replace(found, outlook=unknown)) if line.startswith("speed")]
 
 
 def test_without_checkpoints_and_validation_the_schedule_does_not_promise_them(

@@ -13,6 +13,7 @@ from finetuning.plan.layouts import (
     choose_degrees,
     faster_layout,
     flags_of,
+    other_ways,
     rank,
     smallest_change,
 )
@@ -118,3 +119,11 @@ def test_where_no_degree_will_do_the_problem_is_that_of_one() -> None:
     impossible = given(pipeline_model_parallel_size=5)
     left = dataclasses.replace(impossible, tensor_model_parallel_size=CHOSEN_LATER)
     assert choose_degrees(where(), left) == impossible
+
+
+def test_the_asked_layout_is_planned_in_other_ways_one_at_a_time() -> None:
+    found = {flags_of(changes): planned for changes, planned in other_ways(where(), given(num_gpus=1, peft="lora"))}
+    assert {"--fp8", "--least_memory", "--row_length 8192", "--activation_checkpointing full"} <= found.keys()
+    assert "--activation_checkpointing none" not in found, "that is what auto is already"
+    assert found["--fp8"].tokens_per_gpu > found["--row_length 8192"].tokens_per_gpu > found["--least_memory"].tokens_per_gpu
+    assert all(str(planned.strategy.degrees) == "DP 1" for planned in found.values())
