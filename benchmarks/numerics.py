@@ -45,7 +45,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
 from make_tiny_model import make_tiny_model  # noqa: E402
 
 from finetuning.cli.main import build_parser  # noqa: E402
-from finetuning.config.settings import config_from_dict  # noqa: E402
+from finetuning.config.read_settings import config_from_dict  # noqa: E402
 from finetuning.config.strategy import Strategy  # noqa: E402
 from finetuning.data.batches.global_batch import GlobalBatches, StepBatch  # noqa: E402
 from finetuning.errors import InputError  # noqa: E402

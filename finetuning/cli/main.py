@@ -18,8 +18,9 @@ from typing import Any, TextIO
 from finetuning import __version__
 from finetuning.cli.common_flags import FlagParser
 from finetuning.config.flag import MODEL_AND_DATA, Flag
+from finetuning.config.read_settings import config_from_dict, read_config_file
 from finetuning.config.secrets import refuse_secrets
-from finetuning.config.settings import CHOICES, FLAGS, RunConfig, config_from_dict, field_types, read_config_file
+from finetuning.config.settings import CHOICES, FLAGS, RunConfig, field_types
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, InputError, NoRoom, RunError
 from finetuning.files.atomic import NO_ROOM, no_room, temporary_folder
 from finetuning.i18n import language_of_environment, printable, set_language, t, translated

@@ -14,8 +14,9 @@ import yaml
 
 from finetuning.config.learning_rate import EARLIER
 from finetuning.config.llama import read_llama_config
+from finetuning.config.read_settings import config_from_dict
 from finetuning.config.resolve import strategy_of_earlier
-from finetuning.config.settings import RunConfig, config_from_dict
+from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
 from finetuning.errors import InputError
 from finetuning.files.atomic import PRIVATE, write_text

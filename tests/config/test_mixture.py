@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from finetuning.config.mixture import Entry, divide, read_mixture
-from finetuning.config.settings import config_from_dict
+from finetuning.config.read_settings import config_from_dict
 from finetuning.errors import InputError
 
 pytestmark = pytest.mark.unit

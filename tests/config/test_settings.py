@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from finetuning.config.read_settings import config_from_dict, read_config_file
 from finetuning.config.run import Run, read_run, write_run
-from finetuning.config.settings import CHOICES, LORA_TARGETS, RunConfig, config_from_dict, field_types, read_config_file
+from finetuning.config.settings import CHOICES, LORA_TARGETS, RunConfig, field_types
 from finetuning.config.strategy import LINEAR, Strategy
 from finetuning.errors import InputError
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from finetuning.config.llama import read_llama_config
-from finetuning.config.settings import config_from_dict, read_config_file
+from finetuning.config.read_settings import config_from_dict, read_config_file
 from finetuning.data.prompts.tokenizer import read_end_token_ids, read_table_size, read_tokenizer_settings
 from finetuning.data.sample_texts import read_samples
 from finetuning.data.tokens.tokenized import open_split, write_split
