@@ -17,6 +17,7 @@ from finetuning.cli.prove import prove_export
 from finetuning.errors import EXIT_FINISHED, InputError
 from finetuning.formats.gguf.ollama import MODELFILE, modelfile
 from finetuning.formats.gguf.write import QUANTIZATIONS, export_gguf
+from finetuning.formats.huggingface.fp8 import KIND as FP8
 from finetuning.formats.huggingface.write import DTYPES, export_hugging_face, stored_dtypes
 from finetuning.formats.peft import door as peft
 from finetuning.formats.peft.write import export_peft
@@ -51,7 +52,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
     parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
-    parser.add_argument("--quantize", choices=QUANTIZATIONS, help=t("of --to gguf: its type; default: the base model's dtype"))
+    parser.add_argument(
+        "--quantize",
+        choices=(*QUANTIZATIONS, FP8),
+        help=t("of --to gguf: its type; of --to hf: fp8; default: the base model's dtype"),
+    )
     parser.add_argument("--prove", action="store_true", help=t("serve the result and compare it, as finetune prove does"))
     given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
     model = open_given_model(given.model, given.base)
@@ -74,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
             model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder), name, console
         )
     else:
-        export_with_progress(model, target, given.dtype, console)
+        export_with_progress(model, target, given.dtype, console, fp8=given.quantize == FP8)
         console.print(t("model in Hugging Face format: {path}", path=target))
         say_how_to_serve(model, target, name, console)
     return prove_export(served, model) if given.prove else EXIT_FINISHED
@@ -100,10 +105,14 @@ def default_target(model: StoredModel, suffix: str) -> Path:
     return folder / f"{model.path.resolve().name.replace('=', '-')}-{suffix}"
 
 
-def export_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console) -> None:
+def export_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console, *, fp8: bool = False) -> None:
     with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console, transient=True) as progress:
         task = progress.add_task("", total=None)
-        export_hugging_face(model, target, dtype, lambda done, total: progress.update(task, completed=done, total=total))
+
+        def tell(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        export_hugging_face(model, target, dtype, tell, fp8=fp8)
 
 
 def export_nemo_with_progress(model: StoredModel, target: Path, dtype: str | None, console: Console) -> None:
@@ -165,15 +174,17 @@ def _show(commands: dict[str, list[str]], target: Path, console: Console) -> Non
 def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
     problems = []
     keeps_adapter = model.adapter is not None and not given.merge and given.to != "gguf"
-    if given.prove and (given.to == "nemo" or keeps_adapter):
+    if given.prove and (given.to == "nemo" or keeps_adapter or given.quantize == FP8):
         problems.append(
-            t("--prove serves GGUF files and whole models only; serve the result and give its address to finetune prove")
+            t("--prove serves GGUF files and plain whole models; serve the result and give its address to finetune prove")
         )
     elif given.prove and test_file_of(model.path)[0] is None:
         problems.append(t("--prove: the data that it was trained on are not known; use finetune prove with --data"))
     if given.merge and model.adapter is None:
         problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
     if given.to == "gguf":
+        if given.quantize == FP8:
+            problems.append(t("--quantize fp8: GGUF files have no such type; give --to hf, or --quantize q8_0"))
         if given.dtype is not None:
             problems.append(t("--dtype has no effect with --to gguf; give --quantize"))
         if target.suffix == ".gguf":
@@ -184,6 +195,11 @@ def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
                     path=target,
                     folder=folder,
                 )
+            )
+    elif given.quantize == FP8:
+        if given.to == "nemo" or keeps_adapter:
+            problems.append(
+                t("--quantize fp8 is for whole models in Hugging Face format; give --to hf, and --merge for an adapter")
             )
     elif given.quantize is not None:
         problems.append(t("--quantize {kind} has no effect without --to gguf", kind=given.quantize))

@@ -74,16 +74,18 @@ def check_companions(base: Path) -> None:
         )
 
 
-def copy_config(base: Path, target: Path, dtype: str | None = None) -> None:
-    """config.json as the base has it, but for another `dtype` where one is given, and for what names code."""
+def copy_config(base: Path, target: Path, dtype: str | None = None, quantization: dict[str, Any] | None = None) -> None:
+    """config.json as the base has it, but for a `dtype` or a `quantization_config` that is given, and for what names code."""
     config = read_json(base / CONFIG_FILE, dict[str, Any])
-    if dtype is None and not config.keys() & set(CODE_KEYS):
+    if dtype is None and quantization is None and not config.keys() & set(CODE_KEYS):
         shutil.copyfile(base / CONFIG_FILE, target / CONFIG_FILE)
         return
     config = {name: value for name, value in config.items() if name not in CODE_KEYS}
     if dtype is not None:
         for name in [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]:
             config[name] = dtype
+    if quantization is not None:
+        config["quantization_config"] = quantization
     (target / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 

@@ -20,7 +20,13 @@ from finetuning.formats.huggingface.files import INDEX_FILE, SINGLE_FILE, indexe
 from finetuning.i18n import t
 
 SHARD_BYTES = 4 * 2**30
-CODES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}  # narrow first
+CODES = {  # narrow first
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
 
 
 @dataclass(frozen=True)

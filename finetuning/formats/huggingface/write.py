@@ -20,6 +20,7 @@ from finetuning.files import atomic
 from finetuning.files.atomic import begin_folder, finish_folder, require_room, tells_no_room
 from finetuning.formats.huggingface.companions import check_companions, copy_companions, copy_config
 from finetuning.formats.huggingface.files import INDEX_FILE, weight_files
+from finetuning.formats.huggingface.fp8 import QUANTIZATION_CONFIG, SCALE, codes, fp8_layout, row_scales
 from finetuning.formats.huggingface.safetensors_writer import FilePlan, SafetensorsFile, Stored, converted, plan_files
 from finetuning.formats.stored_model import StoredModel
 from finetuning.formats.weight_source import HuggingFaceSource, WeightSource
@@ -69,27 +70,30 @@ def export_model(
     finish_shared_folder(temporary, target, finish)
 
 
-def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, progress: Progress) -> None:
+def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, progress: Progress, *, fp8: bool = False) -> None:
     """Writes all weights, an adapter merged into them, with config, tokenizer and templates.
 
     Args:
         dtype: of the weights, a key of DTYPES; None: that of the base model's files.
         progress: is told how far it is.
+        fp8: linear layers of blocks in float8 with scales (finetuning.formats.huggingface.fp8), rounded once.
 
     Raises:
         InputError: a file is damaged, `target` is in the way, the disk is too full, or a number does not fit the dtype.
     """
-    source = model.weights()
+    source = model.weights(rounds=not fp8)
     dtype_of = stored_dtypes(model)
     tensors = {
         name: Stored(shape, DTYPES[dtype] if dtype is not None else dtype_of(name)) for name, shape in source.shapes().items()
     }
+    if fp8:
+        tensors = fp8_layout(tensors)
     plan = plan_files(tensors, model.base_folder)
     total, done = sum(stored.size for stored in tensors.values()), 0
 
     def rows_of(name: str) -> Iterator[torch.Tensor]:
         nonlocal done
-        for rows in pieces(source, name):
+        for rows in _fp8_pieces(source, name, tensors) if fp8 else pieces(source, name):
             yield (rows := converted(name, rows, tensors[name].dtype))
             done += rows.numel() * rows.itemsize
             progress(done, total)
@@ -109,7 +113,7 @@ def export_hugging_face(model: StoredModel, target: Path, dtype: str | None, pro
             )
         write_weights(folder, plan, tensors, rows_of)
         changed = dtype if dtype is not None and dtype != source.config.dtype else None
-        write_description(folder, plan, model.base_folder, changed)
+        write_description(folder, plan, model.base_folder, changed, QUANTIZATION_CONFIG if fp8 else None)
         copy_companions(model.tokenizer_folder, folder, model.chat_template(), model.origin)
 
 
@@ -141,11 +145,13 @@ def _open(writer: SafetensorsFile, opened: ExitStack) -> None:
     opened.enter_context(writer)
 
 
-def write_description(folder: Path, plan: FilePlan, base: Path, dtype: str | None = None) -> None:
-    """The index of the weight files, and config.json as the base has it, but for another `dtype` where one is given."""
+def write_description(
+    folder: Path, plan: FilePlan, base: Path, dtype: str | None = None, quantization: dict[str, Any] | None = None
+) -> None:
+    """The index of the weight files, and config.json as the base has it, but for a `dtype` or quantization that is given."""
     if plan.index is not None:
         (folder / INDEX_FILE).write_text(plan.index, encoding="utf-8")
-    copy_config(base, folder, dtype)
+    copy_config(base, folder, dtype, quantization)
 
 
 def pieces(source: WeightSource, name: str, multiple: int = 1) -> Iterator[torch.Tensor]:
@@ -154,6 +160,17 @@ def pieces(source: WeightSource, name: str, multiple: int = 1) -> Iterator[torch
     step = multiple * max(1, PIECE_BYTES // (4 * multiple * (shape.numel() // shape[0])))
     for start in range(0, shape[0], step):
         yield source.read(name, start, min(start + step, shape[0]))
+
+
+def _fp8_pieces(source: WeightSource, name: str, tensors: dict[str, Stored]) -> Iterator[torch.Tensor]:
+    """The same of what `fp8_layout` says. Scales are computed again for the codes: in a file they stand far before these."""
+    weight = name.removesuffix(SCALE)
+    for rows in pieces(source, weight):
+        if weight + SCALE not in tensors:
+            yield rows
+            continue
+        scales = row_scales(rows, tensors[weight + SCALE].dtype)
+        yield scales if name.endswith(SCALE) else codes(rows, scales)
 
 
 def stored_dtypes(model: StoredModel) -> Callable[[str], torch.dtype]:
