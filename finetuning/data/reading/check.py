@@ -19,6 +19,7 @@ from finetuning.data.reading.chinese_script import only_simplified, only_traditi
 from finetuning.data.reading.columns import Columns
 from finetuning.data.reading.finding_words import Values
 from finetuning.data.reading.findings import ERROR, ERRORS, KEPT_PER_CODE, Finding, Findings, excerpt, findings_from_json
+from finetuning.data.reading.leakage import Digests, save_digests
 from finetuning.data.reading.near_duplicates import DIGEST_BYTES, NUM_MINIMA, equal_to_earlier, is_comparable, similar_pairs
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import Scanned, ScanSettings, add_unknown, make_pool, scan_file
@@ -64,6 +65,7 @@ class Report:
     # Not part of the JSON:
     counts: dict[str, np.ndarray] = field(default_factory=dict)  # split -> tokens of each sample
     selection: "Selection | None" = None  # every usable sample
+    digests: Digests | None = None  # of the same, to be compared with those of other sources
 
     @property
     def has_errors(self) -> bool:
@@ -168,6 +170,16 @@ def _scan(
             if len(samples):
                 signatures = np.memmap(signatures_file, np.uint16, "r", shape=(len(samples), NUM_MINIMA))
             _compare(samples, part * (not is_one_body), paths, signatures, report, settings.columns)
+            report.digests = Digests(
+                np.array([path.name for path in paths]),
+                samples.file,
+                samples.lines,
+                part == list(sources).index("training") if "training" in sources else np.ones(len(samples), np.bool_),
+                samples.digests,
+                samples.questions,
+            )
+            if folder is not None:
+                save_digests(folder, report.digests)
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)

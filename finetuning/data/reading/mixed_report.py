@@ -7,6 +7,7 @@ import numpy as np
 
 from finetuning.data.reading.check import Report, SplitReport, split_report
 from finetuning.data.reading.findings import Finding
+from finetuning.data.reading.leakage import leaks_between
 
 
 def mixed_report(reports: Mapping[str, Report], lengths: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Report:
@@ -25,6 +26,9 @@ def mixed_report(reports: Mapping[str, Report], lengths: Mapping[str, tuple[np.n
         mixed.splits |= {f"{name}: {split}": _of_source(name, found) for split, found in report.splits.items()}
         mixed.findings.kept += [of_source(name, finding) for finding in report.findings.kept]
         mixed.findings.counts.update({(f"{name}/{file}", code): n for (file, code), n in report.findings.counts.items()})
+    known = {name: report.digests for name, report in reports.items() if report.digests is not None}
+    if len(known) > 1:
+        mixed.findings.extend(leaks_between(known))
     return mixed
 
 

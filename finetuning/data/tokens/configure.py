@@ -24,6 +24,7 @@ from finetuning.data.prompts.sample_pieces import ALL_ANSWERS
 from finetuning.data.reading.check import Report, bad_lines, read_report, scan_sources, split_98_1_1
 from finetuning.data.reading.columns import Columns, parse_columns
 from finetuning.data.reading.findings import ERROR, ERRORS, FILE_ERRORS, Finding
+from finetuning.data.reading.leakage import read_digests
 from finetuning.data.reading.records import Sample
 from finetuning.data.reading.scan import REFUSE, ScanSettings
 from finetuning.data.reading.sources import (
@@ -44,7 +45,7 @@ from finetuning.files.sealed import damage_of, seal
 from finetuning.i18n import t
 
 LISTED_PROBLEMS = 20
-LAYOUT_VERSION = 5  # of the arrays and of what a check finds: a change makes old tokens unused
+LAYOUT_VERSION = 6  # of the arrays and of what a check finds: a change makes old tokens unused
 REPORT_FILE = "report.json"
 
 
@@ -148,6 +149,7 @@ def configure_dataset(
         os.utime(folder)  # when it was last used, for `finetune data prune`
     splits: dict[str, Split] = {name: open_split(folder / name) for name in sources}
     report = Report() if megatron else read_report(folder / REPORT_FILE)
+    report.digests = read_digests(folder)
     example = None if megatron else _first_sample(sources["training"], splits["training"], named)
     was_split = any(source.is_shared for source in sources.values())
     return Dataset(folder, sources, prompt_format, splits, was_split, identity, example, report, damage)

@@ -104,3 +104,20 @@ def test_check_and_preview_show_the_sources_with_their_shares(
         assert ("Be brief." in capsys.readouterr().out) == holds
     with pytest.raises(InputError, match="--source other: there is no such source; there are: mine, general"):
         main(["preview", mixture, "--source", "other", *model])
+
+
+def test_what_one_source_holds_out_and_another_trains_is_found(
+    mixture: str, model_path: Path, write_jsonl: WriteJsonl, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out, other = pairs(30)[6:8]
+    answered = {"q": other["input"], "a": "另一個答案。"}
+    rows = [{"q": each["input"], "a": each["output"]} for each in pairs(300)[100:]]
+    write_jsonl("general.jsonl", {"q": held_out["input"], "a": held_out["output"]}, answered, *rows)
+    report = configure(mixture, model_path).report
+    leaks = [(f.place, f.values["kind"], f.values["other"]) for f in report.findings.sorted() if f.code == "leakage"]
+    assert leaks == [
+        ("mine/validation.jsonl:1", "same", "general/general.jsonl:1"),
+        ("mine/validation.jsonl:2", "question", "general/general.jsonl:2"),
+    ]
+    main(["check", mixture])
+    assert "mine/validation.jsonl:1" in capsys.readouterr().out
