@@ -22,6 +22,7 @@ from finetuning.files.documents import parse_json, read_json
 from finetuning.i18n import t
 
 INDEX_FILE = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 2**22  # that of 405 billion parameters has a fortieth of it
 SINGLE_FILE = "model.safetensors"
 EMBEDDED_ADAPTER_FILE = "adapter_config.json"  # of PEFT
 MAX_HEADER_BYTES = 2**24  # of one file; Llama 3.1-405B's have 30 KiB
@@ -112,13 +113,14 @@ def read_index(index: Path) -> dict[str, str]:
         InputError: it is broken, or names a file outside its folder, or one that no weights are in.
     """
     try:
-        found = read_json(index, _Index).weight_map
+        found = read_json(index, _Index, max_bytes=MAX_INDEX_BYTES).weight_map
     except InputError as error:
         raise InputError([t("{problem}; download it again", problem=problem) for problem in error.problems]) from None
-    outside = next((name for name in found.values() if Path(name).name != name), None)
+    files = sorted(set(found.values()))
+    outside = next((name for name in files if Path(name).name != name), None)
     if outside is not None:
         raise InputError(t("{folder}: names a file outside itself ({file})", folder=index, file=outside))
-    strange = next((name for name in found.values() if not name.endswith(".safetensors")), None)
+    strange = next((name for name in files if not name.endswith(".safetensors")), None)
     if strange is not None:
         raise InputError(t("{file}: names {name}, which is no safetensors file", file=index, name=strange))
     return found
@@ -126,7 +128,7 @@ def read_index(index: Path) -> dict[str, str]:
 
 def indexed_bytes(index: Path) -> int | None:
     """How many bytes the index says that all weights have."""
-    total = (read_json(index, _Index).metadata or {}).get("total_size")
+    total = (read_json(index, _Index, max_bytes=MAX_INDEX_BYTES).metadata or {}).get("total_size")
     return total if isinstance(total, int) else None
 
 

@@ -15,7 +15,16 @@ from torch import Tensor
 from finetuning.cli import inspect as inspect_command
 from finetuning.config.settings import RunConfig
 from finetuning.errors import InputError
-from finetuning.formats.huggingface.files import HEAD, INDEX_FILE, SINGLE_FILE, TABLE, fingerprint, weight_files
+from finetuning.formats.huggingface.files import (
+    HEAD,
+    INDEX_FILE,
+    SINGLE_FILE,
+    TABLE,
+    fingerprint,
+    indexed_bytes,
+    read_index,
+    weight_files,
+)
 from finetuning.formats.stored_model import open_model
 from finetuning.formats.weight_source import HuggingFaceSource
 from finetuning.launch.prepare import prepare
@@ -95,6 +104,15 @@ def add_older_shards(folder: Path) -> None:
 def add_finder_file(folder: Path) -> None:
     (folder / "._model.safetensors").write_bytes(b"\0\5\x16\7")
     (folder / "empty.safetensors").touch()
+
+
+@pytest.mark.unit
+def test_an_index_larger_than_that_of_any_model_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    names = {f"model.layers.{number}.mlp.up_proj.weight": SINGLE_FILE for number in range(2**16)}
+    (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+    for read in (read_index, indexed_bytes):
+        with pytest.raises(InputError, match="larger than 4 MiB"):
+            read(tmp_path / INDEX_FILE)
 
 
 def add_index_of_the_single_file(folder: Path) -> None:
