@@ -35,6 +35,16 @@ assert main(["preview", {str(tiny_dataset)!r}, "--hf_model_id", {str(tiny_model)
     assert heavy_modules_after(tmp_path, code) == [[]]
 
 
+def test_a_plan_is_made_without_torch_and_within_three_seconds(tmp_path: Path) -> None:
+    code = """
+import time
+from finetuning.cli.plan import main
+assert main(["--hf_model_id", "meta-llama/Llama-3.1-8B-Instruct", "--gpu", "h200", "-T", "2", "--max_steps", "100"]) == 0
+assert time.process_time() < 3
+"""
+    assert heavy_modules_after(tmp_path, code) == [[]]
+
+
 @pytest.mark.skipif(AMD_DEVICE.exists(), reason="torch is asked about AMD's GPUs")
 def test_a_run_is_prepared_without_torch_or_transformers(tiny_model: Path, tiny_dataset: Path, tmp_path: Path) -> None:
     code = f"""

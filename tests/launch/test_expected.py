@@ -7,7 +7,7 @@ import pytest
 
 from finetuning.cli.plan_screens import beside_words
 from finetuning.config.resolve import resolve
-from finetuning.config.settings import RunConfig
+from finetuning.config.settings import CHOSEN_LATER, RunConfig
 from finetuning.launch.expected import (
     EXPECTED_FILE,
     Expected,
@@ -16,6 +16,7 @@ from finetuning.launch.expected import (
     as_dict,
     expected_and_used,
     look_ahead,
+    with_degrees,
     write_expected,
 )
 from finetuning.launch.gpus import GpuMemory
@@ -97,3 +98,16 @@ def test_the_plan_is_kept_in_the_experiment(tmp_path: Path) -> None:
     metrics(tmp_path, 6)
     both = expected_and_used(tmp_path)
     assert both is not None and both[0] == found.expected
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(None, 1), (H200, 1), (GpuMemory(20.0, name="NVIDIA H200"), 8)], ids=str)
+def test_a_degree_that_was_left_is_chosen_for_the_gpus_that_there_are(gpu: GpuMemory | None, expected: int) -> None:
+    config = RunConfig(
+        hf_model_id="m",
+        dataset_path="d",
+        num_gpus=8,
+        global_batch_size=256,
+        tensor_model_parallel_size=CHOSEN_LATER,
+        activation_checkpointing="none",
+    )
+    assert with_degrees(config, LLAMA_8B, gpu, WORK).tensor_model_parallel_size == expected

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from finetuning.errors import InputError
+from finetuning.launch.slurm.gpu_memory import MODELS
 from finetuning.plan.rates import RATES_FILE, kind_of_name, kinds, rates_of, tables
 
 pytestmark = pytest.mark.unit
@@ -102,3 +103,10 @@ def test_the_driver_s_name_of_a_gpu_tells_its_kind(name: str, kind: str | None) 
 
 def test_the_file_of_rates_lies_in_the_package() -> None:
     assert RATES_FILE.is_file()
+
+
+def test_the_memory_of_a_kind_is_that_of_its_name_in_slurm() -> None:
+    both = [kind for kind in kinds() if kind in MODELS]
+    assert len(both) >= 6
+    for kind in both:
+        assert int(rates_of(kind).memory_gib) == MODELS[kind], kind
