@@ -36,13 +36,14 @@ from finetuning.checkpoint.files import Checkpoint, find_checkpoints, find_weigh
 from finetuning.checkpoint.sound import newest_checkpoint
 from finetuning.checkpoint.store import best_of, load_weights
 from finetuning.config.llama import read_llama_config
+from finetuning.config.rules import check_capability
 from finetuning.config.run import Run, read_run
 from finetuning.data.batches.global_batch import GlobalBatches
 from finetuning.data.prompts.prompt_format import load_prompt_format
 from finetuning.data.prompts.source_formats import formats_of_sources
 from finetuning.data.sample_texts import answered_split, first_samples, read_samples
 from finetuning.data.tokens.tokenized import open_split
-from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, StopRequested
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError, StopRequested
 from finetuning.files.atomic import write_text
 from finetuning.formats.huggingface.write import export_model
 from finetuning.formats.load_sharded import load_base_weights, load_source
@@ -275,8 +276,11 @@ class Worker:
         """Builds the model of this process and fills it: from the base model, then from where the run starts."""
         config, run = self.config, self.run
         lora = config.peft == "lora"
-        if run.device == "cuda" and (reason := why_flash_4_is_unused()):
-            self._say(reason)
+        if run.device == "cuda":
+            if problems := check_capability(config, torch.cuda.get_device_capability()):
+                raise InputError(problems)  # nodes of a cluster have GPUs that the launching machine does not know
+            if reason := why_flash_4_is_unused():
+                self._say(reason)
         model = build_model(self.llama_config, self.layout, self._device(), run.strategy)
         start = Path(run.initial_weights) if run.initial_weights and not self.checkpoint else None
         trained_come_later = self.checkpoint is not None or start is not None

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from finetuning.cli.common_flags import verb_parser
-from finetuning.config.rules import check_devices, check_layout, check_settings
+from finetuning.config.rules import check_capability, check_devices, check_layout, check_settings
 from finetuning.config.settings import CHOICES, RunConfig
 from finetuning.config.strategy import obstacles_to_fused
 from finetuning.errors import InputError
 from finetuning.i18n import t
-from finetuning.launch.gpus import count_gpus
+from finetuning.launch.gpus import count_gpus, find_gpu_capability
 from finetuning.launch.torchrun import run_to_the_end, torchrun_options, worker_environment
 
 DEGREES = (
@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
     config, compared = _parse(arguments)
     visible_gpus = count_gpus()
     problems = check_settings(config) + check_layout(config, None) + check_devices(config, visible_gpus)
+    problems += check_capability(config, find_gpu_capability())
     blocks = compared.pop("blocks")
     fused = _fused_ways(config, compared["peft"]) if blocks == "fused" or (blocks == "auto" and visible_gpus) else []
     if blocks == "fused" and not fused:

@@ -30,6 +30,7 @@ SIZES = (
     "data_parallel_replicate_size",
 )
 CPU_PROCESSES_PER_CORE = 4
+FP8_CAPABILITY = (8, 9)  # of CUDA, from which on there are products in fp8
 LINES = ("setup", "environment")  # may be several lines
 MAX_NAME_BYTES = 200  # of 255 that file systems take; names of files are made from it
 EXPERIMENT_NAME = re.compile(r"\w[\w.\-]*")  # nothing hidden, nothing that leaves the experiments folder
@@ -315,6 +316,18 @@ def check_layout(config: RunConfig, model: LlamaConfig | None) -> list[str]:
             )
         )
     return problems
+
+
+def check_capability(config: RunConfig, capability: tuple[int, int] | None) -> list[str]:
+    """The settings against CUDA's compute capability of the GPUs; None: not known."""
+    if not config.fp8 or capability is None or capability >= FP8_CAPABILITY:
+        return []
+    return [
+        t(
+            "--fp8 needs a GPU of compute capability 8.9 or newer (Ada, Hopper), and this one has {found}; leave it out",
+            found=".".join(map(str, capability)),
+        )
+    ]
 
 
 def check_devices(config: RunConfig, visible_gpus: int) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 AMD_DEVICE = Path("/dev/kfd")  # torch for AMD calls its GPUs CUDA as well
 NAME_BYTES = 256
+CAPABILITY = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR of cuda.h
 CUDA_DRIVER = "libcuda.so.1"  # what torch itself looks for
 
 
@@ -50,6 +51,18 @@ def find_gpu_memory() -> GpuMemory | None:
 
     properties = torch.cuda.get_device_properties(0)
     return GpuMemory(properties.total_memory / 2**30, name=properties.name)
+
+
+def find_gpu_capability() -> tuple[int, int] | None:
+    """CUDA's compute capability of the first GPU of this machine, e.g. (9, 0) of a Hopper; None without one of NVIDIA."""
+    driver, device = _cuda_driver(), ctypes.c_int()
+    if driver is None or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    numbers = ctypes.c_int(), ctypes.c_int()
+    for number, attribute in zip(numbers, CAPABILITY, strict=True):
+        if driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) != 0:
+            return None
+    return numbers[0].value, numbers[1].value
 
 
 def _cuda_driver() -> ctypes.CDLL | None:

@@ -12,7 +12,7 @@ from finetuning.config.learning_rate import LearningRate, choose_learning_rate
 from finetuning.config.llama import LlamaConfig, read_llama_config
 from finetuning.config.memory import low_memory_on_host_gib
 from finetuning.config.resolve import resolve
-from finetuning.config.rules import above_the_peak, check_devices, check_layout, check_settings
+from finetuning.config.rules import above_the_peak, check_capability, check_devices, check_layout, check_settings
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
 from finetuning.config.strategy import Strategy
@@ -27,7 +27,7 @@ from finetuning.formats.nemo.find import check_archive
 from finetuning.i18n import t
 from finetuning.launch.disk import DiskPlan, disk_problem, plan_disk, size_of
 from finetuning.launch.expected import Outlook, look_ahead, with_degrees
-from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_memory
+from finetuning.launch.gpus import GpuMemory, count_gpus, find_gpu_capability, find_gpu_memory
 from finetuning.launch.hub import find_model
 from finetuning.launch.resume import Start, decide_start
 from finetuning.launch.run_data import (
@@ -93,7 +93,7 @@ def prepare(
         problems += [job.unknown_memory] if job.unknown_memory is not None else []
     else:
         visible_gpus = count_gpus()
-        problems += check_devices(config, visible_gpus)
+        problems += check_devices(config, visible_gpus) + check_capability(config, find_gpu_capability())
     nemo: NemoCheckpoint | None = None
     if config.nemo_model:
         model_path, model, nemo = _find_nemo_model(config, token, tokens_dir / NEMO_FOLDER, problems)

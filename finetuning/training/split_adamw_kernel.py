@@ -25,12 +25,13 @@ def update(
     grouped = "exp_avg_factor" in state
     group = weight.shape[-1] // state["exp_avg_factor"].shape[-1] if grouped else 1
     unused = state["rest"]
+    first = state["exp_avg"]
     assert all(tensor.is_contiguous() for tensor in (weight, gradient, *state.values()))
     _update[(triton.cdiv(weight.numel(), BLOCK),)](
         weight.view(torch.int16),
         state["rest"],
         gradient,
-        state["exp_avg"],
+        first.view(torch.uint8) if grouped else first,  # GPUs before Ada know no fp8; its bits are written out below
         state["exp_avg_sq"],
         state["exp_avg_factor"] if grouped else unused,
         state["exp_avg_sq_factor"] if grouped else unused,
@@ -50,7 +51,7 @@ def update(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def _update(
     weight,
     rest,
@@ -76,8 +77,9 @@ def _update(
     places = start + tl.arange(0, BLOCK)
     inside = places < count
     g = tl.load(gradient + places, mask=inside, other=0.0).to(tl.float32) * gradient_factor
-    m = tl.load(first + places, mask=inside, other=0.0).to(tl.float32)
-    v = tl.load(second + places, mask=inside, other=0.0).to(tl.float32)
+    m = tl.load(first + places, mask=inside, other=0)
+    m = _from_e4m3(m) if GROUPED else m.to(tl.float32)
+    v = tl.load(second + places, mask=inside, other=0).to(tl.float32)
     if GROUPED:
         groups = start // GROUP + tl.arange(0, BLOCK // GROUP)
         here = groups < count // GROUP
@@ -109,7 +111,7 @@ def _update(
         step = tl.exp2(tl.maximum(exponent, -6).to(tl.float32) - 3.0)
         rounded = tl.floor(scaled / step + chance1.to(tl.float32) / 65536.0) * step
         rounded = tl.minimum(tl.maximum(rounded, -448.0), 448.0)
-        tl.store(first + places, rounded.to(first.dtype.element_ty), mask=inside)
+        tl.store(first + places, _to_e4m3(rounded), mask=inside)
         root = tl.sqrt(v)
         factor = tl.maximum(tl.max(tl.reshape(root, (BLOCK // GROUP, GROUP)), 1), 1e-30)
         tl.store(second_factor + groups, factor, mask=here)
@@ -127,6 +129,25 @@ def _update(
 @triton.jit
 def _per_weight(factor, GROUP: tl.constexpr, BLOCK: tl.constexpr):
     return tl.reshape(tl.broadcast_to(factor[:, None], (BLOCK // GROUP, GROUP)), (BLOCK,))
+
+
+@triton.jit
+def _from_e4m3(code):
+    """float32 of float8_e4m3fn: a sign, 4 bits of exponent biased by 7, 3 of fraction; exponent 0: multiples of 2^-9."""
+    bits = code.to(tl.int32)
+    normal = (((bits & 0x7F) << 20) + ((127 - 7) << 23)).to(tl.float32, bitcast=True)
+    magnitude = tl.where((bits & 0x78) == 0, (bits & 7).to(tl.float32) * 0.001953125, normal)
+    return tl.where(bits >= 0x80, -magnitude, magnitude)
+
+
+@triton.jit
+def _to_e4m3(value):
+    """The code of a float32 that float8_e4m3fn has."""
+    bits = value.to(tl.int32, bitcast=True)
+    magnitude = tl.abs(value)
+    normal = ((bits >> 20) & 0x7FF) - ((127 - 7) << 3)
+    code = tl.where(magnitude < 0.015625, (magnitude * 512.0).to(tl.int32), normal)
+    return (code | ((bits >> 24) & 0x80)).to(tl.uint8)
 
 
 @triton.jit

@@ -19,6 +19,7 @@ LowRank = tuple[Tensor, Tensor]  # `finetuning.model.kernels.ops.Update`
 
 MIN_RANK = 16
 LARGE_RANK = 128  # padded; from it on, several tiles in flight are more than the shared memory of most cards
+NARROW = 32  # columns of a tile with larger ones, where shared memory is scarce
 MIN_DEPTH = 16  # of a product of tiles
 UPDATE_ROWS, UPDATE_COLUMNS = 32, 128
 ROTATE_TILING = (32, 2, 3)  # rows, warps, tiles in flight
@@ -270,6 +271,7 @@ def apply_rotary_to_heads(
     out = torch.empty((num_rows, size), dtype=qkv_TC.dtype, device=qkv_TC.device)
     together, head_dim = _heads_together(heads), size // (num_heads + 2 * num_key_value_heads)
     rows, warps, stages = ROTATE_TILING
+    stages = _in_flight(stages, rank)
     grid = (triton.cdiv(num_rows, rows), (num_heads + 2 * num_key_value_heads) // together)
     _apply_rotary_to_heads[grid](
         qkv_TC,
@@ -496,6 +498,7 @@ def gate(gate_TF: Tensor, up_TF: Tensor, updates: tuple[LowRank, LowRank] | None
     (t_gate, b_gate, rank), (t_up, b_up, _) = (_unpacked(u, gate_TF) for u in updates or (None, None))
     out = torch.empty((num_rows, size), dtype=gate_TF.dtype, device=gate_TF.device)
     rows, columns, tiles, warps, stages = GATE_TILING
+    columns, stages = _narrow(columns, rank), _in_flight(stages, rank)
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     _gate[grid](
         gate_TF,
@@ -610,7 +613,7 @@ def gate_backward_with_adapters(
     ((t_gate, b_gate), (t_up, b_up)), (dt, a) = updates, through
     rank = b_gate.shape[1]
     rows, columns, tiles, warps, stages = GATE_SUMS_TILING
-    stages = _in_flight(stages, rank)
+    rows, columns, stages = _narrow(rows, rank, MIN_DEPTH), _narrow(columns, rank), _in_flight(stages, rank)
     grid = (triton.cdiv(size, columns), triton.cdiv(num_rows, rows * tiles))
     parts = _db_parts(grid[1], 3, size, rank, grad_TF.device)
     _gate_backward[grid](
@@ -728,9 +731,18 @@ def _unpacked(update: LowRank | None, other: Tensor) -> tuple[Tensor, Tensor, in
 
 
 def _in_flight(stages: int, rank: int) -> int:
-    """One tile with a large rank, but on Hopper and on Blackwell for data centres, which have the shared memory for more."""
-    plenty = _padded(rank) < LARGE_RANK or torch.cuda.get_device_capability()[0] in (9, 10)
-    return stages if plenty else 1
+    """One tile with a large rank on a GPU with little shared memory."""
+    return stages if _padded(rank) < LARGE_RANK or _has_much_shared_memory() else 1
+
+
+def _narrow(size: int, rank: int, narrow: int = NARROW) -> int:
+    """The side of a tile, `narrow` with the largest ranks on a GPU with little shared memory."""
+    return size if _padded(rank) <= LARGE_RANK or _has_much_shared_memory() else narrow
+
+
+def _has_much_shared_memory() -> bool:
+    """227 KiB, as Hopper and Blackwell for data centres; others have 163 or 99 (`tools/compile_kernels.py`)."""
+    return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
 def _padded(rank: int) -> int:
