@@ -108,7 +108,7 @@ def add_finder_file(folder: Path) -> None:
 
 @pytest.mark.unit
 def test_an_index_larger_than_that_of_any_model_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    names = {f"model.layers.{number}.mlp.up_proj.weight": SINGLE_FILE for number in range(2**16)}
+    names = {f"model.layers.{number}.mlp.up_proj.weight": SINGLE_FILE for number in range(2**17)}
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": names}), encoding="utf-8")
     for read in (read_index, indexed_bytes):
         with pytest.raises(InputError, match="larger than 4 MiB"):
