@@ -56,9 +56,9 @@ def test_file_of(path: Path) -> tuple[Path | None, str | None]:
     for folder in list(path.resolve().parents)[:2]:
         if (folder / "run.yaml").is_file():
             run = read_run(folder / "run.yaml")
-            sources = run.sources
-            found = [Path(sources[name]) for name in ("test", "validation") if name in sources]
-            return next((file for file in found if file.is_file() and file.suffix != ".bin"), None), run.config.columns
+            found = [each for name in ("test", "validation") for each in run.files_of(name).values()]
+            readable = [(Path(file), columns) for file, columns in found if Path(file).is_file() and not file.endswith(".bin")]
+            return next(iter(readable), (None, run.config.columns))
     return None, None
 
 

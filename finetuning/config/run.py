@@ -73,6 +73,17 @@ class Run:
         return {path: origin for path, origin in given.items() if origin is not None}
 
     @property
+    def has_text(self) -> bool:
+        """Whether any of the data are texts; Megatron's are tokens already."""
+        return any(not file.endswith(".bin") for file in self.all_files)
+
+    def files_of(self, split: str) -> dict[str, tuple[str, str | None]]:
+        """Source of a mixture ("": there is one source) -> its file of a split, and its --columns."""
+        if not self.mixture:
+            return {"": (self.sources[split], self.config.columns)} if split in self.sources else {}
+        return {each.name: (each.sources[split], each.columns) for each in self.mixture if split in each.sources}
+
+    @property
     def all_files(self) -> list[str]:
         """Every file that samples are read from."""
         files = [file for source in self.mixture for file in source.sources.values()] or list(self.sources.values())

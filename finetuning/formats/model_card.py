@@ -51,8 +51,9 @@ def gather_card(repository: str, kind: str, model: StoredModel, metrics: list[di
         max((len(update.a) for update in model.adapter.updates.values()), default=None) if model.adapter is not None else None,
         origin.get("base_fingerprint"),
         {
-            split: (Path(file).name, _hash(Path(file)))
-            for split, file in (run.sources if run else {}).items()
+            f"{split} {source}".strip(): (Path(file).name, _hash(Path(file)))
+            for split in (run.sources if run else {})
+            for source, (file, _) in (run.files_of(split) if run else {}).items()
             if Path(file).is_file()
         },
         {name: value for name in SHOWN_SETTINGS if run is not None and (value := getattr(run.config, name)) is not None},

@@ -25,7 +25,7 @@ from finetuning.i18n import t
 def make_origin(run: Run, prompt_format: PromptFormat) -> dict[str, Any]:
     """Plain JSON values; without a prompt where the data were tokens already."""
     config = run.config
-    has_text = not run.sources["training"].endswith(".bin") and prompt_format.has_template
+    has_text = run.has_text and prompt_format.has_template
     return {
         "base_model": config.hf_model_id or str(config.nemo_model),
         "base_path": run.nemo_model if run.nemo_model and config.peft == "lora" else run.model_path,

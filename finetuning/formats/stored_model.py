@@ -112,7 +112,6 @@ def _origin_of_run(path: Path, folder: Path) -> dict[str, Any] | None:
     run = run_of(path)
     if run is None:
         return None
-    has_text = not run.sources["training"].endswith(".bin")
     texts = run.config.prompt_template, run.config.system_prompt
-    prompt = load_prompt_format(folder, *texts, needs_template=has_text, day=run.prompt_date)
+    prompt = load_prompt_format(folder, *texts, needs_template=run.has_text, day=run.prompt_date)
     return make_origin(run, prompt)

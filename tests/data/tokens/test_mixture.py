@@ -8,12 +8,16 @@ import numpy as np
 import pytest
 
 from finetuning.cli.data import main
+from finetuning.cli.model_argument import test_file_of as file_to_answer
 from finetuning.config.mixture import read_mixture
+from finetuning.config.run import write_run
+from finetuning.config.settings import RunConfig
 from finetuning.data.tokens.configure import Dataset
 from finetuning.data.tokens.mixture import configure_mixture
 from finetuning.data.tokens.prune import find_unused
 from finetuning.data.tokens.tokenized import MixedSplit, TokenizedSplit
 from finetuning.errors import InputError
+from finetuning.launch.prepare import prepare
 from tests.data.conftest import WriteJsonl
 from tests.data.samples import pairs
 
@@ -121,3 +125,15 @@ def test_what_one_source_holds_out_and_another_trains_is_found(
     ]
     main(["check", mixture])
     assert "mine/validation.jsonl:1" in capsys.readouterr().out
+
+
+def test_a_run_knows_the_file_and_the_columns_of_each_source(mixture: str, model_path: Path) -> None:
+    config = RunConfig(hf_model_id=str(model_path), dataset_path=mixture, global_batch_size=4, num_gpus=1, seq_length=512)
+    run = prepare(config, None, Path("experiments/one"), Path("tokens"), with_weights=True).run
+    own = Path("general.jsonl").resolve()
+    assert run.files_of("test") == {"general": (str(own), "input=q,output=a")}
+    assert list(run.files_of("validation")) == ["mine", "general"] and run.has_text
+    assert run.identity["mixture"] == "mine 3, general 1"
+    Path("experiments/one").mkdir(parents=True)
+    write_run(run, Path("experiments/one/run.yaml"))
+    assert file_to_answer(Path("experiments/one/export")) == (own, "input=q,output=a")
