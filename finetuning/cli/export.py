@@ -15,6 +15,8 @@ from finetuning.cli.course_lines import checkpoint_lines
 from finetuning.cli.model_argument import open_given_model, test_file_of
 from finetuning.cli.prove import prove_export
 from finetuning.errors import EXIT_FINISHED, InputError
+from finetuning.formats.gguf.lora import DTYPES as ADAPTER_DTYPES
+from finetuning.formats.gguf.lora import export_gguf_adapter
 from finetuning.formats.gguf.ollama import MODELFILE, modelfile
 from finetuning.formats.gguf.write import QUANTIZATIONS, export_gguf
 from finetuning.formats.huggingface.fp8 import KIND as FP8
@@ -22,9 +24,11 @@ from finetuning.formats.huggingface.write import DTYPES, export_hugging_face, st
 from finetuning.formats.peft import door as peft
 from finetuning.formats.peft.write import export_peft
 from finetuning.formats.serving import (
+    LLAMA_CPP_URL,
     SERVE_FILE,
     VLLM_URL,
     adapter_commands,
+    gguf_adapter_commands,
     gguf_commands,
     whole_model_commands,
     write_serving,
@@ -38,27 +42,7 @@ FORMATS = ("hf", "nemo", "gguf")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = verb_parser("export", t("Writes a model in the format of other tools."))
-    parser.add_argument("model", help=t("a checkpoint, an experiment, an adapter, a model folder or a GGUF file"))
-    parser.add_argument("out", nargs="?", type=Path, help=t("folder to write; default: beside it, with the format in its name"))
-    parser.add_argument(
-        "--to",
-        choices=FORMATS,
-        default="hf",
-        help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2; gguf: llama.cpp, Ollama, LM Studio"),
-    )
-    parser.add_argument(
-        "--merge", action="store_true", help=t("merge the adapter into its base; to check it as well: finetune merge")
-    )
-    parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
-    parser.add_argument(
-        "--quantize",
-        choices=(*QUANTIZATIONS, FP8),
-        help=t("of --to gguf: its type; of --to hf: fp8; default: the base model's dtype"),
-    )
-    parser.add_argument("--prove", action="store_true", help=t("serve the result and compare it, as finetune prove does"))
-    given = parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
+    given = _parsed(argv)
     model = open_given_model(given.model, given.base)
     target = given.out or default_target(model, given.to)
     console = open_console()
@@ -72,17 +56,49 @@ def main(argv: Sequence[str]) -> int:
     if given.to == "nemo":
         export_nemo_with_progress(model, target, given.dtype, console)
         console.print(t("model in NeMo 2's format: {path}", path=target))
+    elif given.to == "gguf" and given.adapter:
+        _export_gguf_adapter(model, target, given.quantize or "f32", _base_name(model, given), name, console)
     elif given.to == "gguf":
         served = _export_gguf(model, target, given.quantize, name, console)
     elif keeps_adapter:
-        _export_adapter(
-            model, target, given.base or model.found.kind.named_base(model.path) or str(model.base_folder), name, console
-        )
+        _export_adapter(model, target, _base_name(model, given), name, console)
     else:
         export_with_progress(model, target, given.dtype, console, fp8=given.quantize == FP8)
         console.print(t("model in Hugging Face format: {path}", path=target))
         say_how_to_serve(model, target, name, console)
     return prove_export(served, model) if given.prove else EXIT_FINISHED
+
+
+def _parsed(argv: Sequence[str]) -> Namespace:
+    parser = verb_parser("export", t("Writes a model in the format of other tools."))
+    parser.add_argument("model", help=t("a checkpoint, an experiment, an adapter, a model folder or a GGUF file"))
+    parser.add_argument("out", nargs="?", type=Path, help=t("folder to write; default: beside it, with the format in its name"))
+    parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        default="hf",
+        help=t("hf: Hugging Face, adapters in PEFT format; nemo: NeMo 2; gguf: llama.cpp, Ollama, LM Studio"),
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help=t("merge the adapter into its base; to check it as well: finetune merge")
+    )
+    parser.add_argument(
+        "--adapter", action="store_true", help=t("of --to gguf: the adapter alone, for llama-server --lora; default: merged")
+    )
+    parser.add_argument("--base", help=t("the model that it was trained from; default: the one it names"))
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help=t("of the weights; default: the base model's"))
+    parser.add_argument(
+        "--quantize",
+        choices=(*QUANTIZATIONS, FP8),
+        help=t("of --to gguf: its type; of --to hf: fp8; default: the base model's dtype"),
+    )
+    parser.add_argument("--prove", action="store_true", help=t("serve the result and compare it, as finetune prove does"))
+    return parser.parse_intermixed_args(argv)  # flags may stand between the positional arguments
+
+
+def _base_name(model: StoredModel, given: Namespace) -> str:
+    """The base of an adapter as others are to be told it: a folder or a hub name."""
+    return given.base or model.found.kind.named_base(model.path) or str(model.base_folder)
 
 
 def say_how_to_serve(model: StoredModel, target: Path, name: str, console: Console) -> None:
@@ -153,6 +169,14 @@ def _export_gguf(model: StoredModel, target: Path, quantization: str | None, nam
     return written.file
 
 
+def _export_gguf_adapter(model: StoredModel, target: Path, kind: str, base: str, name: str, console: Console) -> None:
+    file = export_gguf_adapter(model, target, kind)
+    console.print(t("adapter as a GGUF file: {path}", path=file))
+    commands = gguf_adapter_commands(file.resolve(), base, name)
+    write_serving(target, model, commands, LLAMA_CPP_URL)
+    _show(commands, target, console)
+
+
 def _export_adapter(model: StoredModel, target: Path, base: str, name: str, console: Console) -> None:
     assert model.adapter is not None
     export_peft(model, target, base)
@@ -174,7 +198,7 @@ def _show(commands: dict[str, list[str]], target: Path, console: Console) -> Non
 def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
     problems = []
     keeps_adapter = model.adapter is not None and not given.merge and given.to != "gguf"
-    if given.prove and (given.to == "nemo" or keeps_adapter or given.quantize == FP8):
+    if given.prove and (given.to == "nemo" or keeps_adapter or given.adapter or given.quantize == FP8):
         problems.append(
             t("--prove serves GGUF files and plain whole models; serve the result and give its address to finetune prove")
         )
@@ -182,20 +206,10 @@ def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
         problems.append(t("--prove: the data that it was trained on are not known; use finetune prove with --data"))
     if given.merge and model.adapter is None:
         problems.append(t("--merge has no effect: {path} has no adapter", path=model.path))
+    if given.adapter:
+        problems += _adapter_problems(model, given)
     if given.to == "gguf":
-        if given.quantize == FP8:
-            problems.append(t("--quantize fp8: GGUF files have no such type; give --to hf, or --quantize q8_0"))
-        if given.dtype is not None:
-            problems.append(t("--dtype has no effect with --to gguf; give --quantize"))
-        if target.suffix == ".gguf":
-            folder = target.with_suffix("")
-            problems.append(
-                t(
-                    "{path}: is a name for a file, and a folder is written; give for example {folder}",
-                    path=target,
-                    folder=folder,
-                )
-            )
+        problems += _gguf_problems(given, target)
     elif given.quantize == FP8:
         if given.to == "nemo" or keeps_adapter:
             problems.append(
@@ -210,4 +224,37 @@ def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
             problems.append(t("{path}: is in PEFT format already; give --merge for a whole model", path=model.path))
         if given.dtype is not None:
             problems.append(t("--dtype has no effect on an adapter, which stays in float32; give --merge for a whole model"))
+    return problems
+
+
+def _adapter_problems(model: StoredModel, given: Namespace) -> list[str]:
+    """Of --adapter."""
+    problems = []
+    if given.to != "gguf":
+        problems.append(t("--adapter is for --to gguf; --to hf leaves an adapter as it is, without --merge"))
+    if given.merge:
+        problems.append(t("--adapter and --merge: give one of them"))
+    if model.adapter is None:
+        problems.append(t("--adapter: {path} has no adapter", path=model.path))
+    if given.quantize not in (None, FP8, *ADAPTER_DTYPES):
+        problems.append(t("--quantize {kind} is for whole models; an adapter is f32 or f16", kind=given.quantize))
+    return problems
+
+
+def _gguf_problems(given: Namespace, target: Path) -> list[str]:
+    """Of --to gguf."""
+    problems = []
+    if given.quantize == FP8:
+        problems.append(t("--quantize fp8: GGUF files have no such type; give --to hf, or --quantize q8_0"))
+    if given.dtype is not None:
+        problems.append(t("--dtype has no effect with --to gguf; give --quantize"))
+    if target.suffix == ".gguf":
+        folder = target.with_suffix("")
+        problems.append(
+            t(
+                "{path}: is a name for a file, and a folder is written; give for example {folder}",
+                path=target,
+                folder=folder,
+            )
+        )
     return problems

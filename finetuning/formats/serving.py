@@ -51,6 +51,12 @@ def gguf_commands(file: Path, name: str, *, has_modelfile: bool) -> dict[str, li
     return commands
 
 
+def gguf_adapter_commands(file: Path, base: str, name: str) -> dict[str, list[str]]:
+    """The same for an adapter as a GGUF file, with a file of its base, which is written first."""
+    served = ("llama-server", "--model", "base/model-f16.gguf", "--lora", str(file), "--alias", name, "--jinja")
+    return {"llama.cpp": [_line("finetune", "export", base, "base", "--to", "gguf", "--quantize", "f16"), _line(*served)]}
+
+
 def write_serving(folder: Path, model: StoredModel, commands: dict[str, list[str]], proof: str) -> None:
     """
     Args:

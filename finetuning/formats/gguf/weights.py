@@ -32,6 +32,7 @@ from finetuning.i18n import t
 PLAIN = {0: torch.float32, 1: torch.float16, 30: torch.bfloat16}  # types that hold numbers as they are
 QUANTISED_DTYPE = "bfloat16"  # that a model of quantized weights says it has: Llama's own
 ROPE_DIVISORS = "rope_freqs.weight"
+ADAPTER = "adapter"  # what general.type is of one
 OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -139,6 +140,10 @@ class GgufModel:
             InputError: it is no Llama, or a part of a split file.
         """
         settings, tensors = self.header.settings, self.header.tensors
+        if settings.get("general.type") == ADAPTER:
+            raise InputError(
+                t("{file}: is an adapter of llama.cpp, no whole model; give the adapter that it was made from", file=self.path)
+            )
         architecture = settings.get("general.architecture")
         if architecture != "llama":
             raise InputError(

@@ -9,6 +9,7 @@ from finetuning.errors import EXIT_FAILED, EXIT_FINISHED
 from finetuning.formats.stored_model import open_model
 from finetuning.inference.samples import read_samples
 from finetuning.inference.served_files import llama_cpp as serving
+from finetuning.inference.served_files import started
 from tests.cli.served_faults import FAULTS, changed, proved, words_by_merges
 from tests.formats.gguf.vocabularies import LLAMA_CPP, SPECIAL, nasty_texts
 from tests.learned import write_learned_model
@@ -84,6 +85,21 @@ def test_a_file_of_another_model_is_caught_in_llama_cpp(
     ]
     assert prove.main([*arguments, "--max_new_tokens", "24"]) == EXIT_FAILED
     assert "weights: those of the base model, without the adapter" in capsys.readouterr().out
+
+
+def test_an_adapter_on_a_file_of_its_base_is_proved_in_llama_cpp(
+    learned: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = learned
+    write_random_adapter(folder, tmp_path / "adapter", 2, 20.0, ("q_proj", "k_proj", "down_proj"))
+    assert export.main([str(folder), str(tmp_path / "base"), "--to", "gguf"]) == EXIT_FINISHED
+    assert export.main([str(tmp_path / "adapter"), str(tmp_path / "out"), "--to", "gguf", "--adapter"]) == EXIT_FINISHED
+    program = str(LLAMA_CPP / "bin" / "llama-server")
+    files = ["--model", str(tmp_path / "base" / "model-f32.gguf"), "--lora", str(tmp_path / "out" / "adapter-f32.gguf")]
+    with started([program, *files, "--ctx-size", "1024", "--parallel", "1", "--jinja"], program) as url:
+        assert proved(url, tmp_path / "adapter", data) == EXIT_FINISHED
+        assert "same: what is served is what was trained" in capsys.readouterr().out
+        assert proved(url, folder, data) == EXIT_FAILED  # as the base alone does not answer
 
 
 def test_llama_cpp_s_tokenizer_gives_our_tokens_of_300_nasty_texts(
