@@ -8,8 +8,9 @@ from rich.text import Text
 
 from finetuning.config.memory import MemoryPlan, trainable_parameters
 from finetuning.config.resolve import USABLE
+from finetuning.config.run import Run
 from finetuning.i18n import t
-from finetuning.launch.expected import Expected, Used
+from finetuning.launch.expected import Expected, Outlook, Used
 from finetuning.plan.layouts import Planned, changes_between, flags_of
 
 if TYPE_CHECKING:
@@ -238,6 +239,23 @@ def simulation_lines(plan: "Plan", found: "Simulation") -> list[tuple[str, str]]
             size=collective.num_bytes / 1e9,
         )
         lines.append(("", words))
+    return lines
+
+
+def outlook_lines(outlook: Outlook | None, run: Run) -> list[tuple[str, str]]:
+    """How fast a run is expected to be, where that is known, and which layout would be faster; of its first screen."""
+    if outlook is None or outlook.expected.step_s is None:
+        return []
+    text = t(
+        "about {tokens:,.0f} token{tokens:s}/s of each GPU, {seconds:.2f} s a step, all {steps:,} step{steps:s} in {duration}",
+        tokens=outlook.chosen.tokens_per_gpu,
+        seconds=outlook.expected.step_s,
+        steps=run.max_steps,
+        duration=duration(run.max_steps * outlook.expected.step_s),
+    )
+    lines = [(t("speed"), text if outlook.expected.measured_rates else text + t(" (rates from data sheets)"))]
+    if outlook.faster is not None:
+        lines.append((t("faster"), faster_words(run.config, outlook.chosen, outlook.faster)))
     return lines
 
 

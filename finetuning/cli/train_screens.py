@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from finetuning.cli.course_lines import course_lines
-from finetuning.cli.plan_screens import beside_words, duration, faster_words
+from finetuning.cli.plan_screens import beside_words, outlook_lines
 from finetuning.config.memory import plan_memory, trainable_parameters
 from finetuning.config.run import Run
 from finetuning.config.settings import RunConfig
@@ -88,31 +88,14 @@ def show_start(console: Console, prepared: Prepared) -> None:
         needed = plan_memory(run.strategy, model).total_gib
         text = t("about {needed:.0f} GiB of each GPU's {there:.0f} GiB", needed=needed, there=gpu.gib)
         _line(console, t("memory"), text if gpu.source is None else f"{text} ({gpu.source})")
-    _show_outlook(console, prepared)
+    for label, value in outlook_lines(prepared.outlook, run):
+        _line(console, label, value)
     _line(console, t("disk"), describe(prepared.disk, _disk_speed(prepared)))
     _line(console, t("folder"), run.experiment_dir)
     for message in prepared.start.messages:
         _line(console, t("start"), message)
     for note in prepared.notes:
         _line(console, t("note"), note)
-
-
-def _show_outlook(console: Console, prepared: Prepared) -> None:
-    """How fast it is expected to be, where that is known, and which layout would be faster."""
-    outlook, run = prepared.outlook, prepared.run
-    if outlook is None or outlook.expected.step_s is None:
-        return
-    expected = outlook.expected
-    text = t(
-        "about {tokens:,.0f} token{tokens:s}/s of each GPU, {seconds:.2f} s a step, all {steps:,} step{steps:s} in {duration}",
-        tokens=outlook.chosen.tokens_per_gpu,
-        seconds=expected.step_s,
-        steps=run.max_steps,
-        duration=duration(run.max_steps * outlook.expected.step_s),
-    )
-    _line(console, t("speed"), text if expected.measured_rates else text + t(" (rates from data sheets)"))
-    if outlook.faster is not None:
-        _line(console, t("faster"), faster_words(run.config, outlook.chosen, outlook.faster))
 
 
 def show_end(console: Console, run: Run) -> None:

@@ -42,6 +42,7 @@ class Gpu(msgspec.Struct, forbid_unknown_fields=True):
     heads_gb_s: Number | None = None
     flash2: Flash | None = None
     flash4: Flash | None = None
+    runs_flash4: bool = False  # where it was not measured: Hopper and newer, of data centers
     bf16_peak_tflops: Number | None = None
     fp8_peak_tflops: Number | None = None
     memory_peak_gb_s: Number | None = None
@@ -112,12 +113,10 @@ def rates_of(kind: str) -> Rates:
             t("--gpu {kind!r}: not known; choose from {known}, or give --gpu_memory_gib", kind=kind, known=", ".join(gpus))
         )
     gpu = gpus[kind]
-    measured_flash = [_attention(gpu.flash2), _attention(gpu.flash4)]
-    has_flash_4 = gpu.fp8_peak_tflops is not None and kind in ("h100", "b200")  # Hopper and newer, of data centers
-    flash2, flash4 = measured_flash
+    flash2, flash4 = _attention(gpu.flash2), _attention(gpu.flash4)
     if gpu.bf16_peak_tflops is not None:
         flash2 = flash2 or _scaled_attention(gpu.bf16_peak_tflops, "flash2")
-        flash4 = flash4 or (_scaled_attention(gpu.bf16_peak_tflops, "flash4") if has_flash_4 else None)
+        flash4 = flash4 or (_scaled_attention(gpu.bf16_peak_tflops, "flash4") if gpu.runs_flash4 else None)
     return Rates(
         kind=kind,
         name=gpu.name,

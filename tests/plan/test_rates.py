@@ -26,7 +26,7 @@ def _flat(values: dict[str, object]) -> list[tuple[str, object]]:
     for name, value in values.items():
         if isinstance(value, dict):
             result += [(f"{name}.{inner}", number) for inner, number in _flat(value)]
-        elif not isinstance(value, str) and value is not None:
+        elif isinstance(value, list | tuple):
             result.append((name, value))
     return result
 
