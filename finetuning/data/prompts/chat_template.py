@@ -83,6 +83,8 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise TemplateFault(str(error)) from None
+        except MemoryError:
+            raise TemplateFault(t("it takes too much memory")) from None
         except Exception as error:  # a template is a program: it may divide by zero
             raise TemplateFault(f"{type(error).__name__}: {error}") from None
         given = sum(map(_characters, messages)) + (len(json.dumps(tools)) if tools else 0)
@@ -97,12 +99,15 @@ class ChatTemplate:
             conversations: of the kinds that matter, with whether an answer is asked for; those that it refuses do not count.
 
         Raises:
-            TemplateFault: it asks for the date in a way that is not understood.
+            TemplateFault: it asks for the date in a way that is not understood, or chance decides what it writes.
         """
         ours = self._rendered_all(conversations)
         elsewhere = ChatTemplate(self.text, self.tokens, OTHER_MOMENT, tells_date=False)
         if elsewhere._rendered_all(conversations) == ours:
             return None
+        again = ChatTemplate(self.text, self.tokens, self.moment, tells_date=bool(self.date_string))
+        if again._rendered_all(conversations) != ours:
+            raise TemplateFault(t("it writes another text each time"))
         dates = {form: _escaped(self.moment.strftime(form)) for form in sorted(self.asked | elsewhere.asked)}
         cases = "".join(f"{{% if format == {_quoted(form)} %}}{text}{{% endif %}}" for form, text in dates.items())
         set_date = f"{{% set date_string = {_quoted(self.moment.strftime(DATE_FORMAT))} %}}"

@@ -45,6 +45,22 @@ def test_a_template_without_end_or_measure_is_refused(model_path: Path, tmp_path
     assert time.process_time() - began < 2.0, "of this process"
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{{ 'a' * 10 ** 10 }}", "it takes too much memory"),
+        ("{{ strftime_now }}", "it writes another text each time"),
+        ("{{ range(99999) | random }}", "it writes another text each time"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_the_true_reason_is_told_of_a_template(model_path: Path, tmp_path: Path, text: str, reason: str) -> None:
+    folder = variant(model_path, tmp_path / "m", template=WITH_HEADER_WHERE_ASKED.replace("PRE", text))
+    with pytest.raises(InputError) as refused:
+        load_prompt_format(folder, None, None)
+    assert str(refused.value) == f"{folder}: the chat template cannot be used ({reason}); fix it, or give --prompt_template"
+
+
 def test_a_template_that_is_evil_for_one_text_only_is_ended_as_well(model_path: Path, tmp_path: Path) -> None:
     evil = "{% if messages[0].content == 'evil' %}{{ 3 ** (10 ** 9 * (messages | length)) }}{% endif %}"
     prompt_format = load_prompt_format(

@@ -133,7 +133,7 @@ def test_an_export_renders_as_trained_however_the_clock_is_asked(model_path: Pat
 
 
 def test_a_date_that_no_export_can_keep_is_refused(model_path: Path, tmp_path: Path) -> None:
-    template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{{ strftime_now }}")
+    template = WITH_HEADER_WHERE_ASKED.replace("PRE", "{{ strftime_now('%d') }}{{ (strftime_now | string)[:3] }}")
     with pytest.raises(InputError, match="asks for the date in a way that cannot be fixed for an export"):
         load_prompt_format(variant(model_path, tmp_path / "m", template=template), None, None)
 
