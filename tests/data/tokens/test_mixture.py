@@ -137,3 +137,15 @@ def test_a_run_knows_the_file_and_the_columns_of_each_source(mixture: str, model
     Path("experiments/one").mkdir(parents=True)
     write_run(run, Path("experiments/one/run.yaml"))
     assert file_to_answer(Path("experiments/one/export")) == (own, "input=q,output=a")
+
+
+def test_data_that_were_fetched_for_an_experiment_stay_with_it(tmp_path: Path) -> None:
+    for name in ("data-one", "data-two", "data-three"):
+        folder = tmp_path / ".tokens" / name
+        folder.mkdir(parents=True)
+        os.utime(folder, (0, 0))
+    (tmp_path / "run").mkdir()
+    files = [f"{{training: {tmp_path}/.tokens/{name}/training.jsonl}}" for name in ("data-one", "data-two")]
+    text = f"tokens_dir: x\nsources: {files[0]}\nmixture: [{{sources: {files[0]}}}, {{sources: {files[1]}}}]\n"
+    (tmp_path / "run" / "run.yaml").write_text(text)
+    assert [unused.folder.name for unused in find_unused(tmp_path, keep=0)] == ["data-three"]
