@@ -28,7 +28,7 @@ from triton.runtime.jit import JITFunction
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from finetuning.model.kernels import triton_decode, triton_fp8, triton_rows, triton_tiles  # noqa: E402
+from finetuning.model.kernels import triton_decode, triton_fp8, triton_gate, triton_low_rank, triton_rotary, triton_rows  # noqa: E402
 from finetuning.training import split_adamw_kernel  # noqa: E402
 
 # Shared memory that a program may take, bytes: CUDA programming guide, technical specifications per compute capability.
@@ -80,8 +80,8 @@ def row_calls() -> Iterator[tuple[str, Call]]:
     yield "cross entropy", lambda: triton_rows.cross_entropy(logits, labels)
     yield "gather rows", lambda: triton_rows.gather_rows(x, labels)
     gate, up = halves(2 * INTERMEDIATE)
-    yield "gate", lambda: triton_tiles.gate(gate, up, None)
-    yield "gate backward", lambda: triton_tiles.gate_backward(matrix(ROWS, INTERMEDIATE), gate, up, gate, up)
+    yield "gate", lambda: triton_gate.gate(gate, up, None)
+    yield "gate backward", lambda: triton_gate.gate_backward(matrix(ROWS, INTERMEDIATE), gate, up, gate, up)
 
 
 def rank_calls(rank: int) -> Iterator[tuple[str, Call]]:
@@ -90,20 +90,20 @@ def rank_calls(rank: int) -> Iterator[tuple[str, Call]]:
     heads = HEADS, KEY_VALUE_HEADS
     dq, dk = (torch.empty(ROWS, count, HEAD_DIM, dtype=torch.bfloat16) for count in heads)
     low = update(HIDDEN, rank)
-    yield "add update", lambda: triton_tiles.add_low_rank_delta(x, x, low)
-    yield "update backward", lambda: triton_tiles.low_rank_delta_backward(x, low, matrix(ROWS, rank), matrix(HIDDEN, rank))
+    yield "add update", lambda: triton_low_rank.add_low_rank_delta(x, x, low)
+    yield "update backward", lambda: triton_low_rank.low_rank_delta_backward(x, low, matrix(ROWS, rank), matrix(HIDDEN, rank))
     of_heads = update(size, rank, 3)
-    yield "rotate", lambda: triton_tiles.apply_rotary_to_heads(matrix(ROWS, size), cos, cos, heads, of_heads)
+    yield "rotate", lambda: triton_rotary.apply_rotary_to_heads(matrix(ROWS, size), cos, cos, heads, of_heads)
     gradients = matrix(ROWS, 3 * rank), matrix(size, rank)
-    backward = triton_tiles.apply_rotary_to_heads_backward
+    backward = triton_rotary.apply_rotary_to_heads_backward
     yield "rotate backward", lambda: backward(dq, dk, dk, cos, cos, matrix(ROWS, size), of_heads, gradients)
     gate, up = halves(2 * INTERMEDIATE)
     t_gate, t_up = halves(2 * rank)
     b, a = matrix(INTERMEDIATE, rank), matrix(rank, INTERMEDIATE)
     updates = (t_gate, b), (t_up, b)
-    yield "gate with update", lambda: triton_tiles.gate(gate, up, updates)
+    yield "gate with update", lambda: triton_gate.gate(gate, up, updates)
     through = matrix(ROWS, rank), a
-    with_adapters = triton_tiles.gate_backward_with_adapters
+    with_adapters = triton_gate.gate_backward_with_adapters
     yield (
         "gate backward with update",
         lambda: with_adapters(matrix(ROWS, INTERMEDIATE), gate, up, gate, up, updates, through, (b, b, a), 2.0),

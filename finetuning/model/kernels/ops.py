@@ -74,14 +74,14 @@ def norm_weight_gradient(grad_TD: Tensor, x_TD: Tensor, inverse_T: Tensor) -> Te
 def add_low_rank_delta(x_TD: Tensor, y_TD: Tensor, update: LowRankDelta) -> Tensor:
     """x + y + update, [T, D]."""
     if x_TD.is_cuda:
-        return _triton().add_low_rank_delta(x_TD, y_TD, update)
+        return _triton_low_rank().add_low_rank_delta(x_TD, y_TD, update)
     return (x_TD.float() + y_TD.float() + _low_rank(update)).to(x_TD.dtype)
 
 
 def low_rank_delta_backward(grad_TO: Tensor, update: LowRankDelta, dt_TR: Tensor, db_OR: Tensor) -> None:
     """Writes the gradients of t and b, grad b and grad^T t, for the gradient of the output that the update was added to."""
     if grad_TO.is_cuda:
-        _triton().low_rank_delta_backward(grad_TO, update, dt_TR, db_OR)
+        _triton_low_rank().low_rank_delta_backward(grad_TO, update, dt_TR, db_OR)
         return
     grad = grad_TO.float()
     dt_TR.copy_(grad @ update.b_OR.float())
@@ -99,7 +99,7 @@ def apply_rotary_to_heads(
         update: t of q, k and v side by side [T, 3R], B of q, k and v one below the other [C, R].
     """
     if qkv_TC.is_cuda:
-        return _triton().apply_rotary_to_heads(qkv_TC, cos_TH, sin_TH, heads, update)
+        return _triton_rotary().apply_rotary_to_heads(qkv_TC, cos_TH, sin_TH, heads, update)
     num_heads, num_key_value_heads = heads
     wide = qkv_TC.float()
     if update is not None:
@@ -126,7 +126,9 @@ def apply_rotary_to_heads_backward(
         gradients: where to write those of the update's t [T, 3R] and b [C, R].
     """
     if out_TC.is_cuda:
-        _triton().apply_rotary_to_heads_backward(grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, update, gradients)
+        _triton_rotary().apply_rotary_to_heads_backward(
+            grad_q_TNH, grad_k_TKH, grad_v_TKH, cos_TH, sin_TH, out_TC, update, gradients
+        )
         return
     rotated = _rotate(torch.cat((grad_q_TNH, grad_k_TKH), 1).float(), cos_TH, -sin_TH)
     out_TC.copy_(torch.cat((rotated, grad_v_TKH.float()), 1).flatten(1))
@@ -146,7 +148,7 @@ def apply_rotary_to_heads_backward(
 def gate(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, [T, F]."""
     if gate_TF.is_cuda:
-        return _triton().gate(gate_TF, up_TF, None)
+        return _triton_gate().gate(gate_TF, up_TF, None)
     return (F.silu(gate_TF.float()) * up_TF.float()).to(gate_TF.dtype)
 
 
@@ -155,7 +157,7 @@ def gate_with_adapters(
 ) -> tuple[Tensor, Tensor]:
     """silu(gate) * up, each with its update, [T, F], and that times A^T, [T, R], for the adapter of the next layer."""
     if gate_TF.is_cuda:
-        inner_TF = _triton().gate(gate_TF, up_TF, updates)
+        inner_TF = _triton_gate().gate(gate_TF, up_TF, updates)
     else:
         wide_gate, wide_up = _updated(gate_TF, up_TF, updates)
         inner_TF = (F.silu(wide_gate) * wide_up).to(gate_TF.dtype)
@@ -165,7 +167,7 @@ def gate_with_adapters(
 def gate_backward(grad_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, grad_gate_TF: Tensor, grad_up_TF: Tensor) -> Tensor:
     """Backward of `gate`; writes the two gradients in place and returns the gate's output [T, F] once more."""
     if grad_TF.is_cuda:
-        return _triton().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF)
+        return _triton_gate().gate_backward(grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF)
     return _gate_backward(grad_TF.float(), gate_TF.float(), up_TF.float(), grad_gate_TF, grad_up_TF).to(gate_TF.dtype)
 
 
@@ -189,7 +191,7 @@ def gate_backward_with_adapters(
             and scale * dt^T inner, all without a pass of their own.
     """
     if grad_TF.is_cuda:
-        _triton().gate_backward_with_adapters(
+        _triton_gate().gate_backward_with_adapters(
             grad_TF, gate_TF, up_TF, grad_gate_TF, grad_up_TF, updates, through, gradients, scale
         )
         return
@@ -317,11 +319,23 @@ def scaled_product(x: tuple[Tensor, Tensor], y: tuple[Tensor, Tensor], dtype: to
     )
 
 
-def _triton() -> ModuleType:
-    """Imported where it is needed: Triton comes with PyTorch for CUDA only."""
-    from finetuning.model.kernels import triton_tiles
+def _triton_low_rank() -> ModuleType:
+    """Imported where it is needed, as the others: Triton comes with PyTorch for CUDA only."""
+    from finetuning.model.kernels import triton_low_rank
 
-    return triton_tiles
+    return triton_low_rank
+
+
+def _triton_rotary() -> ModuleType:
+    from finetuning.model.kernels import triton_rotary
+
+    return triton_rotary
+
+
+def _triton_gate() -> ModuleType:
+    from finetuning.model.kernels import triton_gate
+
+    return triton_gate
 
 
 def _triton_rows() -> ModuleType:

@@ -1,6 +1,6 @@
 """Triton kernels that bring matrices into fp8, behind `finetuning.model.kernels.ops`, which says what each computes.
 
-Like those of `finetuning.model.kernels.triton_tiles`: row strides are arguments, so that a matrix may be part of a wider one.
+Like those of `triton_low_rank`: row strides are arguments, so that a matrix may be part of a wider one.
 """
 
 import torch
