@@ -258,12 +258,12 @@ def in_flight(stages: int, rank: int) -> int:
 
 
 def narrow(size: int, rank: int, narrow: int = NARROW) -> int:
-    """The side of a tile, `narrow` with the largest ranks on a GPU with little shared memory."""
-    return size if padded(rank) <= LARGE_RANK or _has_much_shared_memory() else narrow
+    """The side of a tile, `narrow` with the largest ranks; on Hopper they just fit (`tools/compile_kernels.py`)."""
+    return size if padded(rank) <= LARGE_RANK or torch.cuda.get_device_capability()[0] == 9 else narrow
 
 
 def _has_much_shared_memory() -> bool:
-    """227 KiB, as Hopper and Blackwell for data centres; others have 163 or 99 (`tools/compile_kernels.py`)."""
+    """227 KiB, as Hopper and Blackwell for data centres; others have 163 or 99."""
     return torch.cuda.get_device_capability()[0] in (9, 10)
 
 
