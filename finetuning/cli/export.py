@@ -198,9 +198,9 @@ def _show(commands: dict[str, list[str]], target: Path, console: Console) -> Non
 def _problems(model: StoredModel, given: Namespace, target: Path) -> list[str]:
     problems = []
     keeps_adapter = model.adapter is not None and not given.merge and given.to != "gguf"
-    if given.prove and (given.to == "nemo" or keeps_adapter or given.adapter or given.quantize == FP8):
+    if given.prove and (given.to == "nemo" or keeps_adapter or given.adapter):
         problems.append(
-            t("--prove serves GGUF files and plain whole models; serve the result and give its address to finetune prove")
+            t("--prove serves GGUF files and whole models only; serve the result and give its address to finetune prove")
         )
     elif given.prove and test_file_of(model.path)[0] is None:
         problems.append(t("--prove: the data that it was trained on are not known; use finetune prove with --data"))

@@ -28,6 +28,8 @@ from finetuning.formats.gguf.k_quants import K_QUANTS
 from finetuning.formats.gguf.weights import open_gguf
 from finetuning.formats.gguf.write import FILE_TYPES
 from finetuning.formats.huggingface import door as huggingface
+from finetuning.formats.huggingface.fp8 import KIND as FP8
+from finetuning.formats.huggingface.fp8 import is_fp8
 from finetuning.formats.huggingface.write import DTYPES
 from finetuning.formats.recognize import format_at
 from finetuning.formats.stored_model import StoredModel
@@ -39,6 +41,7 @@ from finetuning.inference.prove import LONG_PROMPT, TEXTS, Proof, long_sample, p
 from finetuning.inference.samples import check_prompts, check_tokens
 from finetuning.inference.served import OpenAIServer, Served
 from finetuning.inference.served_files import ScoredServer, TransformersFolder, llama_cpp
+from finetuning.on_demand import needed_for
 from finetuning.terminal import open_console
 
 ADDRESS = ("http://", "https://")
@@ -132,6 +135,10 @@ def _opened(
         with llama_cpp(path, context) as server:
             net = load_net(source, device, dtype) if quantization is not None else None
             yield (server if net is None else ScoredServer(server, net)), quantization, faults
+    elif kind is huggingface and is_fp8(path):
+        with needed_for(t("a folder with weights in fp8")):
+            import compressed_tensors  # noqa: F401 - by which transformers reads it
+        yield TransformersFolder(path, device, dtype), FP8, []
     elif kind is huggingface:
         weights = HuggingFaceSource(path)
         faults = stored_faults(weights, stored, lambda name: str(weights.dtype(name)).removeprefix("torch."))

@@ -16,7 +16,7 @@ from finetuning.data.reading.records import Sample
 from finetuning.errors import RunError
 from finetuning.i18n import t
 from finetuning.inference.compare import observe
-from finetuning.inference.evaluate import mean_loss, sample_losses
+from finetuning.inference.evaluate import SampleLoss, mean_loss, sample_losses
 from finetuning.inference.generate import REPLACEMENT
 from finetuning.inference.loading import LoadedModel
 from finetuning.inference.served import Served, ServedAnswer
@@ -25,8 +25,10 @@ from finetuning.model.llama import Llama
 # Nats by which 16-bit weights, activations and keys may move a token's log-probability. llama.cpp moved those of a small model
 # by 4e-6 (f16) to 4e-4 (q4_k_m; benchmarks/serving.md); servers that also compute in bfloat16 round 250 times more coarsely.
 TOLERANCE = 0.15
-# By which share the perplexity may grow; some three times what llama.cpp publishes for an 8B (tools/quantize/README.md).
-PERPLEXITY_SHARES = {"q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.04, "q4_k_m": 0.10}
+# By which share the perplexity may grow; some three times what llama.cpp publishes for an 8B (tools/quantize/README.md). Few
+# tokens make that uncertain: some standard errors more are allowed, and at most as much again.
+PERPLEXITY_SHARES = {"fp8": 0.03, "q8_0": 0.01, "q6_k": 0.02, "q5_k_m": 0.04, "q4_k_m": 0.10}
+ERRORS = 2
 LONG_PROMPT, LONG_ANSWER = 4096, 8  # tokens; Llama 3.1's scaling changes what turns once in 2048 or more
 EXACT, GROWTH = 1e-3, 20  # of a difference on a long prompt, where short ones agree better
 NEARER = 4  # times, that another model must be to be named
@@ -231,26 +233,44 @@ def _compare_perplexity(
     scored = [sample for sample in samples if sample.output]
     if not scored:
         return
-    encoded = model.prompt_format.encode_all(scored)
-    sums, count = 0.0, 0
-    for tokens, is_target in encoded:
+    encoded, theirs = model.prompt_format.encode_all(scored), []
+    for sample, (tokens, is_target) in zip(scored, encoded, strict=True):
         found = served.logprobs(tokens.tolist())
         if found is None:
             return
-        sums -= math.fsum(value for value, wanted in zip(found, is_target[1:], strict=True) if wanted)
-        count += int(is_target[1:].sum())
-    proof.perplexity = math.exp(mean_loss(sample_losses(model.net, model.prompt_format, scored, model.device)))
-    proof.served_perplexity = math.exp(sums / count)
-    share = PERPLEXITY_SHARES.get(quantization or "", 0.01)
-    if abs(proof.served_perplexity / proof.perplexity - 1) > share:
+        weights = model.prompt_format.weights(sample, is_target)
+        told = zip(found, weights[1:], is_target[1:], strict=True)
+        theirs.append(-math.fsum(value * float(weight) for value, weight, wanted in told if wanted))
+    ours = sample_losses(model.net, model.prompt_format, scored, model.device)
+    growth, error = growth_of(ours, theirs)
+    proof.perplexity = math.exp(mean_loss(ours))
+    proof.served_perplexity = proof.perplexity * math.exp(growth)
+    rounding = math.log1p(PERPLEXITY_SHARES.get(quantization or "", 0.01))
+    allowed = rounding + min(ERRORS * error, rounding)
+    if abs(growth) > allowed:
         proof.faults.append(
             t(
-                "weights: the perplexity is {served:.4g} as served and {ours:.4g} as trained; at most {share:.0%} is rounding",
+                "weights: the perplexity is {served:.4g} as served and {ours:.4g} as trained; at most {share:.1%} is rounding",
                 served=proof.served_perplexity,
                 ours=proof.perplexity,
-                share=share,
+                share=math.expm1(allowed),
             )
         )
+
+
+def growth_of(ours: Sequence[SampleLoss], theirs: Sequence[float]) -> tuple[float, float]:
+    """How much higher the mean loss of a served model is (its samples' sums are `theirs`), and the standard error of that.
+
+    Tokens of a sample err together, so that the error is one of samples: of losses 4 and 4 over 4 tokens each, which are 4.4
+    and 4.0 as served, 0.05 and 0.05.
+    """
+    weight = math.fsum(item.weight for item in ours)
+    growths = [served - item.loss_sum for served, item in zip(theirs, ours, strict=True)]
+    growth = math.fsum(growths) / weight
+    if len(ours) < 2:
+        return growth, 0.0
+    apart = math.fsum((found - growth * item.weight) ** 2 for found, item in zip(growths, ours, strict=True))
+    return growth, math.sqrt(apart * len(ours) / (len(ours) - 1)) / weight
 
 
 def _compare_long(proof: Proof, model: LoadedModel, served: Served, sample: Sample) -> None:

@@ -5,7 +5,9 @@ and weights are the file's. tests/formats/gguf/test_llama_cpp_serves.py has llam
 """
 
 import dataclasses
+import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,9 @@ import pytest
 from finetuning.cli import export
 from finetuning.config.run import write_run
 from finetuning.config.settings import RunConfig
-from finetuning.errors import EXIT_FAILED, EXIT_FINISHED
+from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
+from finetuning.inference.evaluate import SampleLoss
+from finetuning.inference.prove import growth_of
 from finetuning.inference.served import OpenAIServer
 from finetuning.launch.prepare import prepare
 from tests.cli.served_faults import FAULTS, changed, proved, with_noise, words_by_merges
@@ -97,3 +101,32 @@ def test_an_export_is_proved_by_the_same_command(
         monkeypatch.setattr(export, "say_how_to_serve", lambda model, target, *_: with_noise(target))
     assert export.main([str(experiment), str(tmp_path / "broken"), *flags]) == EXIT_FAILED
     assert "it was made from another base model" in capsys.readouterr().out
+
+
+def test_a_folder_in_fp8_is_judged_by_its_perplexity(
+    learned: Path,
+    tiny_model: Path,
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    served = exported(learned, tmp_path / "out", "hf", "--quantize", "fp8")
+    monkeypatch.setitem(sys.modules, "compressed_tensors", None)
+    with pytest.raises(InputError, match="a folder with weights in fp8: the package compressed_tensors is needed"):
+        proved(served, learned, data)
+    monkeypatch.undo()
+    pytest.importorskip("compressed_tensors", reason="reads fp8 folders; pip install compressed-tensors")
+    assert proved(served, learned, data) == EXIT_FINISHED
+    assert "same tokens of prompts   3 of 3" in capsys.readouterr().out
+    wrong = exported(tiny_model, tmp_path / "wrong", "hf", "--quantize", "fp8")
+    assert proved(wrong, learned, data) == EXIT_FAILED
+    sentence = r"weights: the perplexity is .* as served and .* as trained; at most \d\.\d% is rounding"
+    assert re.search(sentence, capsys.readouterr().out)
+
+
+def test_few_samples_make_a_perplexity_uncertain() -> None:
+    ours = [SampleLoss(line, 4, 4.0, 4.0) for line in (1, 2)]
+    assert growth_of(ours, [4.4, 4.0]) == pytest.approx((0.05, 0.05))
+    assert growth_of(ours, [4.2, 4.2]) == pytest.approx((0.05, 0.0))
+    assert growth_of(ours[:1], [4.2]) == pytest.approx((0.05, 0.0))

@@ -5,11 +5,14 @@ scale. Embeddings, head and norms stay as they are. Activations are quantized by
 compressed-tensors 0.20.1. Our own readers refuse such folders, as all whose weights are no plain numbers.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetuning.files.documents import read_json
+from finetuning.formats.huggingface.companions import CONFIG_FILE
 from finetuning.formats.huggingface.safetensors_writer import Stored
 from finetuning.model.kernels.ops import FP8_MAX, MIN_SCALE
 
@@ -31,6 +34,11 @@ QUANTIZATION_CONFIG: dict[str, Any] = {
     "ignore": ["lm_head"],
     "kv_cache_scheme": None,
 }
+
+
+def is_fp8(folder: Path) -> bool:
+    """Whether its weights are kept so."""
+    return read_json(folder / CONFIG_FILE, dict[str, Any]).get("quantization_config") == QUANTIZATION_CONFIG
 
 
 def fp8_layout(plain: dict[str, Stored]) -> dict[str, Stored]:

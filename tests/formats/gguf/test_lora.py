@@ -76,7 +76,7 @@ def test_what_an_adapter_cannot_be_is_said(tiny_model: Path, tmp_path: Path) -> 
         ("adapter", "--to", "hf"): "--adapter is for --to gguf; --to hf leaves an adapter as it is",
         ("adapter", "--to", "gguf", "--merge"): "--adapter and --merge: give one of them",
         ("adapter", "--to", "gguf", "--quantize", "q8_0"): "--quantize q8_0 is for whole models; an adapter is f32 or f16",
-        ("adapter", "--to", "gguf", "--prove"): "--prove serves GGUF files and plain whole models; serve the result",
+        ("adapter", "--to", "gguf", "--prove"): "--prove serves GGUF files and whole models only; serve the result",
         ("dora", "--to", "gguf"): r"dora: DoRA gives rows another length, which llama\.cpp's adapters cannot",
     }
     for (name, *flags), message in cases.items():

@@ -99,7 +99,6 @@ def test_it_is_no_model_to_train_from(tiny_model: Path, settings: Callable[..., 
     [
         (("--to", "gguf"), "--quantize fp8: GGUF files have no such type; give --to hf, or --quantize q8_0"),
         (("--to", "nemo"), "--quantize fp8 is for whole models in Hugging Face format; give --to hf, and --merge"),
-        (("--prove",), "--prove serves GGUF files and plain whole models; serve the result and give its address"),
     ],
 )
 def test_where_fp8_has_no_place_is_said(tiny_model: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
