@@ -34,6 +34,7 @@ from finetuning.data.report.preview import preview_line, preview_text
 from finetuning.data.report.terminal import SHOWN_PER_CODE, reading_progress, show_findings
 from finetuning.data.tokens.prune import find_unused, remove_unused
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
+from finetuning.files.atomic import temporary_folder
 from finetuning.i18n import set_language, t
 from finetuning.launch.fetch_data import locate_data
 from finetuning.launch.hub import find_model
@@ -196,7 +197,7 @@ def _add_train_on(parser: argparse.ArgumentParser) -> None:
 
 
 def _preview(given: argparse.Namespace, console: Console) -> int:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch:
         return _preview_of(_entry_to_preview(given, Path(scratch)), given, console)
 
 
@@ -233,7 +234,7 @@ def _prepare(given: argparse.Namespace, console: Console) -> int:
     model_path = None
     if given.to == MEGATRON:
         model_path = find_model(given.hf_model_id, None, with_weights=False)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch:
         paths = _readable_files(given.source, Path(scratch))
         prompt_format = prompt_format_of(flags_as_entry(given), model_path, paths[0]) if model_path else None
         sources = {str(index): Source(path) for index, path in enumerate(paths)}

@@ -29,6 +29,7 @@ from finetuning.data.report.terminal import reading_progress, show_report
 from finetuning.data.tokens.configure import find_megatron
 from finetuning.data.tokens.mixture import with_defaults
 from finetuning.errors import EXIT_BAD_INPUT, EXIT_FINISHED, InputError
+from finetuning.files.atomic import temporary_folder
 from finetuning.i18n import t
 from finetuning.launch.fetch_data import locate_data
 from finetuning.launch.hub import find_model
@@ -47,7 +48,7 @@ class Checked:
 
 
 def check_data(given: argparse.Namespace, console: Console) -> int:
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch:
         return _check_data(given, console, Path(scratch))
 
 

@@ -21,6 +21,7 @@ from finetuning.config.settings import RunConfig
 from finetuning.data.batches.order import steps_per_epoch
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FAILED, EXIT_FINISHED, InputError
+from finetuning.files.atomic import temporary_folder
 from finetuning.i18n import t
 from finetuning.launch.disk import checkpoint_bytes, export_bytes, size_of
 from finetuning.launch.expected import has_flash_4
@@ -228,7 +229,7 @@ def _find_samples(config: RunConfig, model_path: Path | None, model: LlamaConfig
         raise InputError(t("to count tokens, the tokenizer is needed: give the model's folder or its name as --hf_model_id"))
     with ExitStack() as stack:
         kept = Path(config.experiments_dir) / TOKENS_FOLDER
-        tokens_dir = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        tokens_dir = kept if kept.is_dir() else Path(stack.enter_context(tempfile.TemporaryDirectory(dir=temporary_folder())))
         problems: list[str] = []
         experiment_dir = Path(config.experiments_dir) / config.experiment
         data = find_dataset(config, None, model_path, model, tokens_dir, experiment_dir, problems)

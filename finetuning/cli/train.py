@@ -18,7 +18,7 @@ from finetuning.config.settings import RunConfig
 from finetuning.data.sample_texts import first_samples, write_samples
 from finetuning.data.tokens.prune import TOKENS_FOLDER
 from finetuning.errors import EXIT_FINISHED, EXIT_INTERRUPTED, InputError
-from finetuning.files.atomic import remove_incomplete
+from finetuning.files.atomic import remove_incomplete, temporary_folder
 from finetuning.files.reserve import reserve_room
 from finetuning.i18n import t
 from finetuning.launch.data_report import write_data_report
@@ -169,7 +169,7 @@ def _report(run: Run, outcome: Outcome, console: Console) -> int:
 
 def _show_only(config: RunConfig, token: str | None, experiment_dir: Path, console: Console, job: JobPlan | None) -> int:
     """The resolved run and the command that would start it; nothing is started and no folder is made."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=temporary_folder()) as scratch:
         with_weights = Path(config.hf_model_id).is_dir() or config.nemo_model is not None
         prepared = prepare(config, token, experiment_dir, Path(scratch), with_weights=with_weights, job=job)
         show_start(console, prepared)
