@@ -23,7 +23,7 @@ from finetuning.inference.served import Served, ServedAnswer
 from finetuning.model.llama import Llama
 
 # Nats by which 16-bit weights, activations and keys may move a token's log-probability. llama.cpp moved those of a small model
-# by 4e-6 (f16) to 4e-4 (q4_k_m; benchmarks/serving.md); servers that also compute in bfloat16 round 250 times more coarsely.
+# by 4e-6 (f16) to 4e-4 (q4_k_m), and by 0.12 (f16) of one that had not learned its answers (benchmarks/serving.md).
 TOLERANCE = 0.15
 # By which share the perplexity may grow; some three times what llama.cpp publishes for an 8B (tools/quantize/README.md). Few
 # tokens make that uncertain: some standard errors more are allowed, and at most as much again.
