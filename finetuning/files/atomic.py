@@ -6,7 +6,6 @@ process has left under such a name is removed by the next one that writes there,
 
 import errno
 import os
-import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -201,17 +200,12 @@ def require_room(folder: Path, needed: int) -> None:
 def no_room(folder: Path, error: OSError) -> NoRoom:
     """What the system means by each of `NO_ROOM`, and what helps."""
     if error.errno == errno.EFBIG:
-        most = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        limit = t("a file may have {most:.1f} MiB here, see `ulimit -f`", most=most / 2**20)
-        if most == resource.RLIM_INFINITY:
-            limit = t("its file system takes no larger one")
         return NoRoom(
             t(
-                "{folder}: no room left ({reason}: {limit}). "
+                "{folder}: no room left ({reason}: see `ulimit -f`, and what its file system takes). "
                 "Raise that limit or take another folder, then run the same command again; nothing that was complete is lost",
                 folder=folder,
                 reason=error.strerror,
-                limit=limit,
             )
         )
     if error.errno == errno.EDQUOT:
