@@ -60,4 +60,4 @@ def test_no_folder_for_temporary_files_is_said_by_whatever_needs_one(
     with pytest.raises(FileNotFoundError) as raised:
         tempfile.gettempdir()
     assert main._say_why_it_ended(raised.value) == EXIT_FAILED
-    assert re.match(reason, capsys.readouterr().err)
+    assert re.search(reason, capsys.readouterr().err)
