@@ -1,7 +1,6 @@
 """Traditional Chinese messages: complete, with the same values put in, and nothing left over."""
 
 import ast
-import functools
 import importlib
 import string
 from itertools import pairwise
@@ -18,16 +17,14 @@ pytestmark = pytest.mark.unit
 
 MESSAGES = {message.id: message.string for message in catalogue.read_catalogue() if message.id}
 
-calls, texts = functools.cache(calls_of_t), functools.cache(translated_texts)  # the whole package is parsed
-
 
 def test_every_message_is_a_literal_template() -> None:
-    not_literal = [place for place, template in calls() if template is None]
+    not_literal = [place for place, template in calls_of_t() if template is None]
     assert not not_literal, f"t(…) without a literal template cannot be translated: {not_literal}"
 
 
 def test_every_message_has_a_translation() -> None:
-    missing = {text: place for place, text in texts() if not MESSAGES.get(text)}
+    missing = {text: place for place, text in translated_texts() if not MESSAGES.get(text)}
     listed = "\n".join(f"{place}: {text!r}" for text, place in missing.items())
     assert not missing, f"not translated in {catalogue.CATALOGUE} (`python tools/catalogue.py` adds what is new):\n{listed}"
 
@@ -45,14 +42,14 @@ def in_chinese(text: str) -> str:
 
 
 def test_no_translation_is_left_without_a_message() -> None:
-    stale = MESSAGES.keys() - {text for _, text in texts()}
+    stale = MESSAGES.keys() - {text for _, text in translated_texts()}
     assert not stale, (
         f"{catalogue.CATALOGUE} translates what no source says (`python tools/catalogue.py` removes it): {sorted(stale)}"
     )
 
 
 def test_a_translation_puts_in_the_same_values() -> None:
-    templates = {template for _, template in calls() if template is not None}
+    templates = {template for _, template in calls_of_t() if template is not None}
     different = {
         template: MESSAGES[template]
         for template in templates & MESSAGES.keys()

@@ -8,6 +8,7 @@ reads it as it stands. `tests/test_messages.py` fails while a text is not transl
 import ast
 import io
 import sys
+from functools import cache
 from pathlib import Path
 
 from babel.messages.catalog import Catalog
@@ -44,6 +45,7 @@ def translated_texts() -> list[tuple[str, str]]:
     return sorted(((place, text) for text, place in texts.items()), key=lambda entry: entry[0])
 
 
+@cache
 def calls_of_t() -> list[tuple[str, str | None]]:
     """(file, template) of every call t(…) in the package and the demo; None where the template is not a literal."""
     calls: list[tuple[str, str | None]] = []
