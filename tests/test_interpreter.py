@@ -42,6 +42,7 @@ def whole(entry: list[str]) -> list[str]:
     return [str(ROOT / part) if part.endswith(".py") else part for part in entry]
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.parametrize("entry", ENTRIES, ids=" ".join)
 def test_missing_packages_are_named_with_two_ways_to_get_them(entry: list[str], tmp_path: Path) -> None:
     done = run_without({"pyyaml", "msgspec"}, tmp_path, *whole(entry), "--num_gpus", "1")
@@ -50,6 +51,7 @@ def test_missing_packages_are_named_with_two_ways_to_get_them(entry: list[str], 
     assert "lacks PyYAML, msgspec: run `make venv`" in line and "-m pip install .`" in line
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.parametrize("entry", ENTRIES[:3], ids=" ".join)
 def test_a_torch_that_is_too_old_is_named_with_two_ways_to_a_newer_one(entry: list[str], tmp_path: Path) -> None:
     described = tmp_path / "old" / "torch-2.10.1+cpu.dist-info"
@@ -90,6 +92,7 @@ def test_nothing_is_imported_that_python_3_8_lacks(file: str) -> None:
     assert imported <= IN_PYTHON_3_8
 
 
+@pytest.mark.dist  # starts processes
 def test_old_pythons_say_so_themselves() -> None:
     found = [python for python in map(shutil.which, ("python3.8", "python3.9", "python3.10")) if python and runs(python)]
     if not found:

@@ -10,7 +10,7 @@ from finetuning.errors import EXIT_BAD_INPUT, InputError
 from finetuning.on_demand import needed_for
 from tests.environments import run_without
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # each starts a process
 
 
 def test_what_is_missing_is_named_with_the_line_that_installs_it() -> None:
@@ -41,7 +41,6 @@ def test_only_data_of_its_kind_need_a_package(tmp_path: Path) -> None:
         file.unlink()
 
 
-@pytest.mark.dist  # starts torch twice
 def test_scores_are_missed_before_any_answer_is_computed(tmp_path: Path, tiny_model: Path, tiny_dataset: Path) -> None:
     evaluate = ("-m", "finetuning", "evaluate", str(tiny_model), str(tiny_dataset), "--out", str(tmp_path / "out"))
     done = run_without({"sacrebleu"}, tmp_path, *evaluate)

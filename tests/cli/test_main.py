@@ -185,6 +185,7 @@ def test_a_missing_config_file_is_refused(tmp_path: Path, capsys: pytest.Capture
     assert f"--config {tmp_path}/none.yaml: there is no such file" in capsys.readouterr().err
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("verb", [False, True], ids=["finetune.py", "finetune train"])
 def test_the_token_leaves_the_process_list_and_arrives_in_the_environment(tmp_path: Path, verb: bool) -> None:
@@ -248,6 +249,7 @@ def test_help_names_every_flag_its_short_form_and_its_default() -> None:
     assert all(flag.group in text for flag in FLAGS.values())
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.parametrize("script", ["finetune.py", "finetuning/finetuning.py"])
 def test_help_loads_neither_torch_nor_transformers_nor_lightning(script: str) -> None:
     result = run_script("--help", script=script, interpreter=["-X", "importtime"])
@@ -292,6 +294,7 @@ def test_the_installed_command_trains_with_the_same_flags() -> None:
     assert "--hf_model_id is required" in result.stderr
 
 
+@pytest.mark.dist  # starts processes
 def test_a_verb_speaks_the_language_that_is_asked_for() -> None:
     assert "所有實驗，最新的在前" in run_console("list", "--help", "--lang", "zh-TW").stdout
     assert "the latest first" in run_console("list", "--lang", "en", "--help").stdout

@@ -32,7 +32,7 @@ from tests.cli.served_faults import (
 )
 from tests.inference.openai_server import Engine, serving
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # a server each
 
 
 @pytest.fixture(autouse=True)

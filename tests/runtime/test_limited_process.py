@@ -13,7 +13,7 @@ from finetuning.runtime import limited_process
 from finetuning.runtime.limited_process import LimitedProcess, NoAnswer
 from tests.runtime.limited_answers import IDLE_S
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # each starts a process
 
 
 @pytest.fixture

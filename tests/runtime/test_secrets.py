@@ -36,6 +36,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.skipif(sys.platform != "linux" or len(os.sched_getaffinity(0)) < 2, reason="needs /proc and a pool")
 def test_processes_that_tokenize_are_started_without_tokens_and_keys(tmp_path: Path) -> None:
     script = tmp_path / "pool.py"

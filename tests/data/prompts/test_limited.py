@@ -13,7 +13,7 @@ from finetuning.data.reading.records import Sample
 from finetuning.errors import InputError
 from tests.data.prompts.folders import WITH_HEADER_WHERE_ASKED, change, variant
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.dist  # each ends a process
 
 EVIL_TEMPLATES = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",

@@ -123,6 +123,7 @@ def test_a_report_survives_its_json(tmp_path: Path, prompt_format: PromptFormat)
     assert list(map(str, again.findings.sorted())) == list(map(str, report.findings.sorted()))
 
 
+@pytest.mark.dist  # starts processes
 def test_several_processes_find_and_tokenize_the_same(
     tmp_path: Path, write_jsonl: WriteJsonl, prompt_format: PromptFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +146,7 @@ def test_several_processes_find_and_tokenize_the_same(
     assert np.array_equal(one.lines, several.lines) and np.array_equal(one.starts, several.starts)
 
 
+@pytest.mark.dist  # starts processes
 def test_a_check_uses_the_same_memory_for_a_small_and_a_large_file(tmp_path: Path) -> None:
     # One line of 2 kB, all different: 4 MB, then 24 MB. What grows is some hundred bytes a sample.
     script = """

@@ -131,6 +131,7 @@ def test_a_line_that_no_model_could_read_says_what_would_work(tmp_path: Path) ->
     assert report.selection is not None and len(report.selection.lines) == 1
 
 
+@pytest.mark.dist  # starts processes
 def test_hostile_files_are_judged_in_five_seconds_and_half_a_gibibyte(tmp_path: Path, model_path: Path) -> None:
     dense, one_letter, almost_special, blank = "\u4e00\u9fa5", "a", "<|", " "
     wide = b'{"input": "a", "output": "b", "id": [' + b'{"a":1},' * (NEARLY // 8) + b"1]}\n"

@@ -106,6 +106,7 @@ def page_of_defects(tmp_path_factory: pytest.TempPathFactory, prompt_format: Pro
     return report_page(report, facts, previews_of(sources, report, prompt_format), "data/<seeded>")
 
 
+@pytest.mark.dist  # starts processes
 @pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 500)])
 def test_the_page_fits_and_can_be_read_in_light_and_dark(page_of_defects: str, tmp_path: Path, dark: bool, width: int) -> None:
     seen = look_at(page_of_defects, tmp_path, dark=dark, width=width)
