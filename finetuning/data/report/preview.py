@@ -20,8 +20,12 @@ MAX_TOKENS = 131_072  # of a sample that is shown
 class PreviewToken:
     id: int
     text: str  # of the token alone; tokens of one character split over several are put together in the first, the rest is ""
-    is_trained: bool
+    weight: float  # in the loss; 0: not trained
     is_special: bool
+
+    @property
+    def is_trained(self) -> bool:
+        return self.weight > 0
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,12 @@ class Preview:
 
 def make_preview(file: str, sample: Sample, prompt_format: PromptFormat) -> Preview:
     tokens, trained = prompt_format.encode(sample)
+    weights = prompt_format.weights(sample, trained)
     special = set(prompt_format.facts.special_ids)
     texts = _texts(tokens.tolist(), prompt_format)
     shown = [
-        PreviewToken(token, text, bool(is_trained), token in special)
-        for token, text, is_trained in zip(tokens.tolist(), texts, trained, strict=True)
+        PreviewToken(token, text, float(weight), token in special)
+        for token, text, weight in zip(tokens.tolist(), texts, weights, strict=True)
     ]
     return Preview(file, sample.line, shown, promises(sample, tokens, trained, prompt_format))
 
@@ -72,7 +77,7 @@ def preview_line(
 
 
 def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
-    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; brackets where there is no color.
+    """For a terminal: trained tokens bold on green, others dim, control tokens cyan; in brackets, with a weight other than 1.
 
     `with_ids` adds a line for each token: its number, its id, whether it is trained, and its text.
     """
@@ -88,15 +93,14 @@ def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
         + "\n",
         style="bold",
     )
-    was_trained = False
+    weight = 0.0
     for token in preview.tokens:
-        if token.is_trained != was_trained:
-            text.append("[" if token.is_trained else "]", style="bold green")
-            was_trained = token.is_trained
+        if token.weight != weight:
+            text.append(_closed(weight) + "[" * token.is_trained, style="bold green")
+            weight = token.weight
         style = "bold green" if token.is_trained else "cyan" if token.is_special else "dim"
         text.append(token.text, style=style)
-    if was_trained:
-        text.append("]", style="bold green")
+    text.append(_closed(weight), style="bold green")
     if with_ids:
         for number, token in enumerate(preview.tokens):
             mark = t("trained") if token.is_trained else ""
@@ -105,6 +109,11 @@ def preview_text(preview: Preview, *, with_ids: bool = False) -> Text:
         text.append("\n" + ("✓ " if holds else "✗ "), style="green" if holds else "bold red")
         text.append(promise)
     return text
+
+
+def _closed(weight: float) -> str:
+    """What ends a stretch of this weight."""
+    return "" if weight == 0 else "]" if weight == 1 else f"]×{weight:g}"
 
 
 def _texts(tokens: list[int], prompt_format: PromptFormat) -> list[str]:

@@ -223,6 +223,15 @@ def test_packing_is_that_of_the_rows_asked_for(model_path: Path, tmp_path: Path)
     assert fills[0] != fills[1]
 
 
+def test_a_preview_shows_the_weight_of_an_answer(model_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = [{"role": "assistant", "content": "well", "weight": 0.25}, {"role": "assistant", "content": "so"}]
+    turns = [turn for answer in answers for turn in ({"role": "user", "content": "how?"}, answer)]
+    (tmp_path / "training.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    assert main(["preview", str(tmp_path), "--hf_model_id", str(model_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "[well<|eot_id|>]×0.25<|start_header_id|>" in shown and shown.count("]×") == 1 and "[so<|eot_id|>]\n" in shown
+
+
 def test_a_preview_shows_what_is_trained_and_keeps_its_promises(model_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preview", str(EXAMPLE), "--hf_model_id", str(model_path), "--split", "test", "--line", "3"]) == 0
     screen = capsys.readouterr().out
