@@ -29,7 +29,7 @@ LOOK_INTERVAL_S = 1.0
 GRACE_AFTER_FAILURE_S = 15.0  # for ranks that wait for one that has failed
 GRACE_TO_LEAVE_S = 5.0  # for workers that were asked to stop and have nothing to save
 STACKS_S = 10.0  # for workers to write where they are, on a busy machine
-OTHER_NODES_S = 4.0  # for the launchers of other nodes, which look once a second too, to have asked theirs
+OTHER_NODES_S = 10.0  # for the launchers of other nodes to have asked theirs; they look once a second, on busy machines
 TORCHRUN_ENDS_S = 30.0  # once its workers are killed
 STOP_MARK = "stop-asked"  # in the folder of logs: when the file was made, the run was asked to stop
 # Of torchrun's report about the workers that failed.
