@@ -170,7 +170,7 @@ def _previews(previews: list[Preview]) -> str:
         place = f"{preview.file}:{preview.line}"
         parts.append(f'<h3>{escape(place)} <span class="dim">{escape(facts)}</span></h3>')
         spans = "".join(
-            f'<span class="{_classes(token)}" title="{token.id}">{escape(token.text)}</span>' for token in preview.tokens
+            f'<span class="{_classes(token)}" title="{_title(token)}">{escape(token.text)}</span>' for token in preview.tokens
         )
         parts.append(f'<div class="tokens">{spans}</div>')
         promises = "".join(
@@ -183,6 +183,10 @@ def _previews(previews: list[Preview]) -> str:
 
 def _classes(token: PreviewToken) -> str:
     return " ".join(["trained"] * token.is_trained + ["special"] * token.is_special)
+
+
+def _title(token: PreviewToken) -> str:
+    return str(token.id) if token.weight in (0, 1) else f"{token.id} ×{token.weight:g}"
 
 
 def _head(*columns: tuple[str, str]) -> str:

@@ -227,7 +227,9 @@ def test_a_preview_shows_the_weight_of_an_answer(model_path: Path, tmp_path: Pat
     answers = [{"role": "assistant", "content": "well", "weight": 0.25}, {"role": "assistant", "content": "so"}]
     turns = [turn for answer in answers for turn in ({"role": "user", "content": "how?"}, answer)]
     (tmp_path / "training.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    assert main(["preview", str(tmp_path), "--hf_model_id", str(model_path)]) == 0
+    page = tmp_path / "page.html"
+    assert main(["preview", str(tmp_path), "--hf_model_id", str(model_path), "--html", str(page)]) == 0
+    assert page.read_text(encoding="utf-8").count(' ×0.25">') > 1
     shown = capsys.readouterr().out
     assert "[well<|eot_id|>]×0.25<|start_header_id|>" in shown and shown.count("]×") == 1 and "[so<|eot_id|>]\n" in shown
 
