@@ -56,7 +56,9 @@ class Workers:
         stall_timeout_s: float | None,
         *,
         first_rank: int = 0,
+        num_nodes: int = 1,
     ):
+        self.num_nodes = num_nodes
         self.logs, self.log_name, self.stop, self.first_rank = logs, log_name, stop, first_rank
         self.experiment_dir = logs.parent
         self.board = ProgressBoard(num_processes)
@@ -178,7 +180,8 @@ class Workers:
         while any(_size(log) == size for log, size in zip(logs, before, strict=True)) and time.monotonic() < deadline:
             time.sleep(POLL_INTERVAL_S)
         _send(stopped, signal.SIGSTOP)
-        time.sleep(OTHER_NODES_S)  # before these are gone
+        if self.num_nodes > 1:
+            time.sleep(OTHER_NODES_S)  # before these are gone
 
     def _tell_signals(self) -> None:
         """Says what becomes of the signals that have arrived since the last call."""

@@ -87,7 +87,15 @@ class Node:
         config = self.run.config
         with StopRequests(STOP_SIGNALS, can_kill=False) as stop:
             first_rank = self.node * config.num_gpus
-            workers = Workers(config.num_gpus, self.logs, self.log_name, stop, config.stall_timeout_s, first_rank=first_rank)
+            workers = Workers(
+                config.num_gpus,
+                self.logs,
+                self.log_name,
+                stop,
+                config.stall_timeout_s,
+                first_rank=first_rank,
+                num_nodes=config.num_nodes,
+            )
             ended = workers.run(self._command(), environment)
             if self.node > 0:
                 return EXIT_FINISHED if ended.code == 0 or stop.received else EXIT_FAILED
